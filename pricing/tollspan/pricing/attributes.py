@@ -1,0 +1,114 @@
+"""Attribute names on the wire: the one table where instrumentation and processor meet.
+
+The instrumentation writes these names, the processor's normalizer reads them, and neither imports the other. GenAI names
+are those of the OpenTelemetry GenAI semantic conventions (all of them still "Development"); what has no convention
+stands under ``tollspan.``. A name that upstream renames is renamed here and kept as an older spelling in the
+processor's dialect tables.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# -- who it was for: tags, also the W3C baggage keys ------------------------------------------------------------------
+TENANT: Final = "tollspan.tenant"
+TEAM: Final = "tollspan.team"
+FEATURE: Final = "tollspan.feature"
+WORKFLOW: Final = "tollspan.workflow"
+VARIANT: Final = "tollspan.variant"
+
+TAGS: Final[dict[str, str]] = {
+    "tenant": TENANT,
+    "team": TEAM,
+    "feature": FEATURE,
+    "workflow": WORKFLOW,
+    "variant": VARIANT,
+}
+"""Tag name, as in ``tag(tenant=...)`` → span attribute and baggage key."""
+
+# -- GenAI conventions ------------------------------------------------------------------------------------------------
+OPERATION_NAME: Final = "gen_ai.operation.name"
+PROVIDER_NAME: Final = "gen_ai.provider.name"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+REQUEST_STREAM: Final = "gen_ai.request.stream"
+REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
+REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
+REQUEST_TOP_P: Final = "gen_ai.request.top_p"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+RESPONSE_ID: Final = "gen_ai.response.id"
+RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+RESPONSE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
+"""Seconds (double) from the start of the call to the first chunk of its stream."""
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+
+USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+"""All input tokens, cached ones included (the convention's meaning, whatever the provider's)."""
+USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+"""All output tokens, reasoning included."""
+USAGE_CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+USAGE_CACHE_WRITE_TOKENS: Final = "gen_ai.usage.cache_write.input_tokens"
+USAGE_REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+USAGE_AUDIO_INPUT_TOKENS: Final = "gen_ai.usage.audio.input_tokens"
+USAGE_AUDIO_OUTPUT_TOKENS: Final = "gen_ai.usage.audio.output_tokens"
+USAGE_IMAGE_INPUT_TOKENS: Final = "gen_ai.usage.image.input_tokens"
+USAGE_AUDIO_CACHE_READ_TOKENS: Final = "gen_ai.usage.audio.cache_read.input_tokens"
+
+OPENAI_REQUEST_SERVICE_TIER: Final = "openai.request.service_tier"
+OPENAI_RESPONSE_SERVICE_TIER: Final = "openai.response.service_tier"
+OPENAI_API_TYPE: Final = "openai.api.type"
+
+ERROR_TYPE: Final = "error.type"
+HTTP_STATUS: Final = "http.response.status_code"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+
+# -- resource attributes that pricing selects by -----------------------------------------------------------------------
+SERVICE_NAME: Final = "service.name"
+ENVIRONMENT: Final = "deployment.environment.name"
+CLOUD_PROVIDER: Final = "cloud.provider"
+CLOUD_REGION: Final = "cloud.region"
+HOST_TYPE: Final = "host.type"
+
+# -- ours: execution on own hardware, feature stores --------------------------------------------------------------------
+OPERATION: Final = "tollspan.operation"
+"""For spans outside the GenAI conventions: one of `OPERATION_INFERENCE`, `OPERATION_MODEL_LOAD`, `OPERATION_FEATURE_READ`."""
+OPERATION_INFERENCE: Final = "inference"
+OPERATION_MODEL_LOAD: Final = "model_load"
+OPERATION_FEATURE_READ: Final = "feature_read"
+
+PROVIDER: Final = "tollspan.provider"
+"""Runtime that executed the call where no GenAI provider did: ``pytorch``, ``onnxruntime``, ``feast``."""
+MODEL: Final = "tollspan.model"
+"""Model identity: class name, ONNX graph or file name; for a feature store the feature service or project."""
+MODEL_VERSION: Final = "tollspan.model.version"
+DEVICE_TYPE: Final = "tollspan.device.type"
+"""``cpu``, ``cuda``, ``mps`` ...: where the model ran."""
+DEVICE_NAME: Final = "tollspan.device.name"
+"""Product name as the driver gives it; selects the price of GPU seconds."""
+BATCH_SIZE: Final = "tollspan.batch.size"
+COLD_START: Final = "tollspan.cold_start"
+"""True on the first call of a model in this process, absent otherwise."""
+RETRIES: Final = "tollspan.retries"
+"""HTTP attempts that the client made again inside this call; absent when the client does not tell."""
+GPU_TIME_SOURCE: Final = "tollspan.gpu.time.source"
+GPU_TIME_STATUS: Final = "tollspan.gpu.time.status"
+CPU_TIME_SOURCE: Final = "tollspan.cpu.time.source"
+"""``process`` (all threads; only call in flight) or ``thread`` (the calling thread alone: a lower bound)."""
+FEATURE_ROWS: Final = "tollspan.feature.rows"
+FEATURE_COUNT: Final = "tollspan.feature.count"
+EXECUTION_PROVIDERS: Final = "tollspan.execution_providers"
+
+USAGE_PREFIX: Final = "tollspan.usage."
+"""``tollspan.usage.<meter>``: a quantity of any meter of `tollspan.pricing.meters`, in the meter's unit. Seconds are
+doubles that hold whole nanoseconds; everything else is an integer. Users may set these on their own spans."""
+
+
+def usage(meter: str) -> str:
+    """Span attribute that carries ``meter``, e.g. ``tollspan.usage.cpu.seconds``."""
+    return USAGE_PREFIX + meter
+
+
+# -- written by the processor on kept spans -----------------------------------------------------------------------------
+COST_AMOUNT: Final = "tollspan.cost.amount"
+COST_CURRENCY: Final = "tollspan.cost.currency"
+COST_STATUS: Final = "tollspan.cost.status"

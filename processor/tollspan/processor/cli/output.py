@@ -1,0 +1,96 @@
+"""Rows to a terminal or a pipe: one function for every command that prints a table.
+
+``table`` is for people, ``json`` for programs (Decimal as string, so that no reader turns money into a float), ``csv``
+and ``markdown`` for documents.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Format(StrEnum):
+    """Output formats every row-printing command takes as ``--format``."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    markdown = "markdown"
+
+
+def plain(value: object) -> object:
+    """A JSON-ready form of a cell: Decimal in fixed notation as string, instants in ISO 8601, bytes as hex."""
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def text(value: object) -> str:
+    """A cell for people: an em dash for an unknown, thousands separated for counts, money without trailing zeros."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Decimal):
+        shown = format(value, "f")
+        return shown.rstrip("0").rstrip(".") if "." in shown else shown
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return str(plain(value))
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, object]], fmt: Format, *, title: str | None = None, single: bool = False
+) -> None:
+    """Print rows that share their keys.
+
+    Args:
+        rows: the rows; their first defines the columns. An empty list prints an empty table, ``[]`` or nothing.
+        fmt: see `Format`.
+        title: heading of the table form.
+        single: the answer is one object: JSON prints it bare instead of in a list.
+    """
+    columns = list(rows[0]) if rows else []
+    if fmt is Format.json:
+        body: object = [{k: plain(v) for k, v in row.items()} for row in rows]
+        if single:
+            body = {k: plain(v) for k, v in rows[0].items()} if rows else {}
+        print(json.dumps(body, ensure_ascii=False, indent=2 if single else None))
+    elif fmt is Format.csv:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([["" if row[c] is None else plain(row[c]) for c in columns] for row in rows])
+        print(out.getvalue(), end="")
+    elif fmt is Format.markdown:
+        print("| " + " | ".join(columns) + " |")
+        print("|" + "|".join(" --- " for _ in columns) + "|")
+        for row in rows:
+            print("| " + " | ".join(text(row[c]).replace("|", "\\|") for c in columns) + " |")
+    else:
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            numeric = any(isinstance(row[column], int | float | Decimal) for row in rows)
+            table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(text(row[c]) for c in columns))
+        Console().print(table)

@@ -1,0 +1,33 @@
+"""Errors that a person reads: one sentence that says what is wrong and one that says what to do."""
+
+from __future__ import annotations
+
+
+class TollspanError(Exception):
+    """Base of all errors that the command line prints as one line.
+
+    Args:
+        message: what is wrong, with the value that was wrong.
+        hint: what the reader can do about it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(TollspanError):
+    """A setting, URL, path or port that cannot be used as given."""
+
+
+class StoreError(TollspanError):
+    """The store cannot do what was asked and trying again will not help."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or is busy; the same call may succeed later."""
+
+
+class MalformedPayload(TollspanError):
+    """Bytes that are not an OTLP ExportTraceServiceRequest."""
