@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make demo` and `make test`. Each makes the virtual environment when there is none.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# torch is for tests and examples only; the pinned version is a CPU build where the index offers one.
+TORCH  ?= torch==2.13.0
+
+.PHONY: demo test lint types unit wheel bench soak clean
+
+demo: $(VENV)/.demo
+	$(BIN)/tollspan demo
+
+test: lint types unit wheel
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m "not soak"
+
+# The wheel, in an empty environment, away from the source tree, runs the demo.
+wheel: $(VENV)/.test
+	$(BIN)/python tests/end_to_end/check_wheel.py
+
+bench: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/run.py
+
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m soak
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tollspan needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.test
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,200 @@
+"""Assemble: which token-bearing spans are roll-ups of others, so that no call is billed twice.
+
+An agent, chain or proxy span often repeats the token counts of the calls below it. A token-bearing span with a
+token-bearing descendant in its trace is such a roll-up: its tokens are billed on the descendants. Children end before
+their parents and mostly arrive first; for the ones that do not, the parent's ledger row, already written as billed,
+is written again with a higher revision.
+
+In: the canonical columns of one batch. Out: a mask of roll-ups in this batch and the keys of earlier rows to correct.
+State: for a bounded window of recent spans, key → parent key, and which of them are known to have a token-bearing
+descendant. Everything is sorted arrays; the one loop is over the depth of the tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tollspan.processor.identity import U64, Mask, find, member
+
+MAX_DEPTH: Final = 4096
+"""Levels that one batch propagates; a deeper chain (or a cycle of parents) ends there."""
+
+MAX_GENERATIONS: Final = 12
+
+BILLED: Final = 0
+ROLLUP: Final = 1
+"""Ledger revisions; the higher replaces the lower."""
+
+
+@dataclass(slots=True)
+class _Generation:
+    """Structure of the spans of some batches, sorted by key, until its time is over."""
+
+    born: float
+    keys: U64
+    parents: U64
+    is_root: Mask
+
+
+@dataclass(slots=True)
+class _Written:
+    """Ledger rows of token-bearing spans of one batch, in case a child comes late."""
+
+    born: float
+    keys: U64
+    order: Any
+    ledger: pa.Table
+
+
+@dataclass(slots=True)
+class Assembler:
+    """Finds roll-ups across batches within a window.
+
+    A roll-up's ledger row always has a revision above `BILLED`, so that resending the parent alone, without the child
+    that proved it a roll-up, cannot bill it again.
+
+    Args:
+        window_s: how long the structure of a span is remembered, in seconds.
+        max_spans: bound on remembered spans; the oldest are forgotten first.
+    """
+
+    window_s: float = 120.0
+    max_spans: int = 2_000_000
+    _generations: list[_Generation] = field(default_factory=list)
+    _written: list[_Written] = field(default_factory=list)
+    _ancestors: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
+    _ancestors_old: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
+    _rotated: float = 0.0
+
+    def mark(self, keys: U64, parents: U64, is_root: Mask, tokens: Mask, now: float) -> tuple[Mask, U64]:
+        """Take a batch's structure in.
+
+        Args:
+            keys, parents: span and parent keys, shape (n,); a root's parent key is not looked at.
+            is_root: spans without a parent.
+            tokens: spans that carry token usage.
+            now: monotonic seconds.
+
+        Returns:
+            (roll-up mask over the batch, keys newly known to have a token-bearing descendant).
+        """
+        self._expire(now)
+        order = np.argsort(keys, kind="stable")
+        sorted_keys = keys[order]
+        known = self._known()
+
+        carriers = tokens | member(keys, known) if len(known) else tokens
+        frontier = np.unique(parents[carriers & ~is_root])
+        fresh: list[U64] = []
+        seen = known
+        for _ in range(MAX_DEPTH):
+            if len(seen):
+                frontier = frontier[~member(frontier, seen)]
+            if not len(frontier):
+                break
+            fresh.append(frontier)
+            seen = np.union1d(seen, frontier)
+            frontier = self._step_up(frontier, sorted_keys, order, parents, is_root)
+        announced = np.unique(np.concatenate(fresh)) if fresh else np.zeros(0, np.uint64)
+
+        if len(announced):
+            self._ancestors = np.union1d(self._ancestors, announced)
+        rollups = tokens & member(keys, seen) if len(seen) else np.zeros(len(keys), np.bool_)
+        self._generations.append(_Generation(now, sorted_keys, parents[order], is_root[order]))
+        self._compact()
+        return rollups, announced
+
+    def remember(self, keys: U64, ledger: pa.Table, now: float) -> None:
+        """Keep the ledger rows of token-bearing spans that were billed, in case a child of theirs comes late."""
+        if len(keys):
+            order = np.argsort(keys, kind="stable")
+            self._written.append(_Written(now, keys[order], order, ledger))
+
+    def corrections(self, announced: U64, schema: pa.Schema) -> pa.Table | None:
+        """Ledger rows written earlier that are now known to be roll-ups, with a higher revision; None if there are none.
+
+        Late children are rare, so this one place works row by row.
+        """
+        found: list[dict[str, Any]] = []
+        if not len(announced):
+            return None
+        for written in self._written:
+            at = find(announced, written.keys)
+            at = at[at >= 0]
+            if len(at):
+                rows = written.ledger.take(pa.array(written.order[at])).to_pylist()
+                found.extend(correct(row) for row in rows)
+                keep = np.ones(len(written.keys), np.bool_)
+                keep[at] = False
+                written.keys, written.order = written.keys[keep], written.order[keep]
+        return pa.Table.from_pylist(found, schema=schema) if found else None
+
+    def _known(self) -> U64:
+        if not len(self._ancestors_old):
+            return self._ancestors
+        return np.union1d(self._ancestors, self._ancestors_old)
+
+    def _step_up(self, frontier: U64, sorted_keys: U64, order: Any, parents: U64, is_root: Mask) -> U64:
+        """Parents of the spans in ``frontier``, as far as those spans are in this batch or in the window."""
+        found = []
+        at = find(frontier, sorted_keys)
+        rows = order[at[at >= 0]]
+        found.append(parents[rows][~is_root[rows]])
+        rest = frontier[at < 0]
+        for generation in self._generations:
+            if not len(rest):
+                break
+            at = find(rest, generation.keys)
+            hit = at[at >= 0]
+            found.append(generation.parents[hit][~generation.is_root[hit]])
+            rest = rest[at < 0]
+        return np.unique(np.concatenate(found))
+
+    def _expire(self, now: float) -> None:
+        horizon = now - self.window_s
+        self._generations = [g for g in self._generations if g.born >= horizon]
+        while len(self._generations) > 1 and sum(len(g.keys) for g in self._generations) > self.max_spans:
+            self._generations.pop(0)
+        self._written = [w for w in self._written if w.born >= horizon and len(w.keys)]
+        while len(self._written) > 1 and sum(len(w.keys) for w in self._written) > self.max_spans:
+            self._written.pop(0)
+        if now - self._rotated > self.window_s or len(self._ancestors) > self.max_spans:
+            self._ancestors_old, self._ancestors = self._ancestors, np.zeros(0, np.uint64)
+            self._rotated = now
+
+    def _compact(self) -> None:
+        """Merge the younger half when there are too many generations: searches cost one step for each."""
+        if len(self._generations) <= MAX_GENERATIONS:
+            return
+        half = len(self._generations) // 2
+        younger = self._generations[half:]
+        keys = np.concatenate([g.keys for g in younger])
+        order = np.argsort(keys, kind="stable")
+        merged = _Generation(
+            younger[-1].born,
+            keys[order],
+            np.concatenate([g.parents for g in younger])[order],
+            np.concatenate([g.is_root for g in younger])[order],
+        )
+        self._generations[half:] = [merged]
+
+
+def correct(row: dict[str, Any]) -> dict[str, Any]:
+    """A billed ledger row as the roll-up it turned out to be: token charges gone, the rest and its cost kept."""
+    columns = [name for name in row if name.startswith("charges.")]
+    keep = [i for i, meter in enumerate(row["charges.meter"]) if not meter.startswith("tokens.")]
+    fixed = dict(row)
+    for name in columns:
+        fixed[name] = [row[name][i] for i in keep]
+    costs = [cost for cost in fixed["charges.cost"] if cost is not None]
+    fixed["cost"] = sum(costs, Decimal(0)) if costs else None
+    if not keep:
+        fixed["cost_status"] = "rollup"
+    fixed["cost_reasons"] = ",".join(filter(None, [row["cost_reasons"], "rollup"]))
+    fixed["revision"] = ROLLUP
+    return fixed

@@ -1,0 +1,145 @@
+"""Charge: canonical columns to ledger rows, one for each billable span.
+
+In: `Normalized` of a batch and the roll-up mask. Out: the ledger table, and which span each row is. Pricing itself is
+`tollspan.pricing`; this stage hands it columns and adds the two statuses that only the processor can know: ``rollup``
+(billed on a descendant) and ``not_billed`` (the provider refused the call before it used anything).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing import PriceEngine
+from tollspan.processor.assemble import BILLED, ROLLUP
+from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.normalize import Normalized
+
+SELECTORS: Final = (
+    "provider",
+    "model",
+    "request_model",
+    "service_tier",
+    "processing",
+    "region",
+    "cloud_provider",
+    "host_type",
+    "device",
+)
+
+_TEXT: Final = (
+    "service",
+    "environment",
+    "region",
+    "tenant",
+    "team",
+    "feature",
+    "workflow",
+    "variant",
+    "provider",
+    "model",
+    "request_model",
+    "operation",
+    "kind",
+    "service_tier",
+    "device",
+    "span_status",
+    "error_type",
+    "convention",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """Ledger rows of a batch.
+
+    Attributes:
+        ledger: m rows with the columns of the ``ledger`` table.
+        rows: for each of them the index of its span in the batch, int64, ascending.
+    """
+
+    ledger: pa.Table
+    rows: Rows
+
+
+def plain(column: Any) -> pa.Array:
+    """One contiguous Array of a column."""
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column
+
+
+def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charged:
+    """Price the billable spans of a batch.
+
+    Args:
+        normalized: canonical columns and quantities of n spans.
+        rollups: shape (n,), spans whose tokens are billed on their descendants.
+        engine: prices as of its book's version.
+    """
+    every = normalized.table
+    rows = np.flatnonzero(np.asarray(every["billable"]))
+    index = pa.array(rows)
+    table = every.take(index)
+    rolled = rollups[rows]
+
+    quantities = {}
+    for meter, values in normalized.quantities.items():
+        mine = plain(values).take(index)
+        if meter.startswith("tokens.") and rolled.any():
+            mine = pc.if_else(pa.array(rolled), pa.scalar(None, mine.type), mine)
+        quantities[meter] = mine
+    costs = engine.price_columns(
+        np.asarray(table["start_ns"]),
+        {name: plain(table[name]) for name in SELECTORS},
+        quantities,
+        invalid=plain(table["invalid"]),
+    )
+
+    empty = np.ones(len(rows), np.bool_)
+    for values in quantities.values():
+        empty &= ~np.asarray(pc.is_valid(values))
+    refused = (
+        empty
+        & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400)
+        & np.asarray(pc.equal(table["span_status"], "error"))
+    )
+    status, reasons = plain(costs["cost_status"]), plain(costs["cost_reasons"])
+    valid = np.asarray(pc.is_null(table["invalid"]))
+    for mask, state, reason in (
+        (empty & valid, "unpriced", "usage_missing"),
+        (refused & valid, "not_billed", "refused_by_provider"),
+        (rolled & empty, "rollup", "rollup"),
+        (rolled & ~empty, None, "rollup"),
+    ):
+        if mask.any():
+            chosen = pa.array(mask)
+            if state is not None:
+                status = pc.if_else(chosen, state, _text(status))
+            reasons = pc.if_else(chosen, reason, _text(reasons))
+
+    columns: dict[str, Any] = {
+        "start_time": pc.cast(plain(table["start_ns"]), pa.timestamp("ns", "UTC")),
+        "trace_id": plain(table["trace_id"]),
+        "span_id": plain(table["span_id"]),
+        "parent_span_id": plain(table["parent_span_id"]),
+        "duration_ns": plain(table["duration_ns"]),
+    }
+    columns.update({name: pc.fill_null(_text(plain(table[name])), "") for name in _TEXT})
+    columns["retries"] = plain(table["retries"])
+    columns["cold_start"] = plain(table["cold_start"])
+    columns["batch_size"] = plain(table["batch_size"])
+    columns["cost_status"] = status
+    columns["cost_reasons"] = reasons
+    columns.update({name: costs[name] for name in costs.column_names if name not in ("cost_status", "cost_reasons")})
+    columns["revision"] = pa.array(np.where(rolled, ROLLUP, BILLED).astype(np.uint32))
+    return Charged(pa.table(columns), rows)
+
+
+def _text(column: Any) -> Any:
+    """A string column, dictionaries decoded."""
+    return pc.cast(column, pa.string()) if pa.types.is_dictionary(column.type) else column

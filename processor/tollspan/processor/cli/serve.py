@@ -1,0 +1,66 @@
+"""``tollspan serve``: receive spans, price them, keep the ledger."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tollspan.processor.pipeline import Settings
+from tollspan.processor.runtime import RuntimeConfig, parse_keep
+from tollspan.processor.service import Service, ServiceConfig
+
+
+def serve(
+    store: Annotated[
+        str,
+        typer.Option(envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."),
+    ] = "chdb://",
+    listen: Annotated[str, typer.Option(help="OTLP/gRPC address.")] = "127.0.0.1:4317",
+    sql: Annotated[
+        str, typer.Option(help="Read-only SQL port of an embedded store, ClickHouse's HTTP interface; 'off' for none.")
+    ] = "127.0.0.1:8123",
+    prices: Annotated[
+        Path | None, typer.Option(envvar="TOLLSPAN_PRICES", help="Your price book (YAML), in front of the shipped one.")
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(envvar="TOLLSPAN_KEEP", help="Share of error-free traces whose bodies are kept, 0 to 1.")
+    ] = "0.1",
+    journal: Annotated[
+        Path | None, typer.Option(envvar="TOLLSPAN_JOURNAL", help="Journal directory; by default beside the store.")
+    ] = None,
+    decision_wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds between a root's end and its trace's sampling decision.")
+    ] = 1.0,
+    insecure_listen: Annotated[
+        bool, typer.Option("--insecure-listen", help="Listen beyond loopback although there is no TLS.")
+    ] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Receive spans over OTLP/gRPC, price them exactly and write them to ClickHouse.
+
+    Example: tollspan serve --prices prices.yaml --keep 0.1
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings(keep=parse_keep(keep), decision_wait_s=decision_wait)
+    config = ServiceConfig(
+        runtime=RuntimeConfig(store=store, prices=prices, journal=journal, settings=settings),
+        listen=listen,
+        sql=None if sql == "off" else sql,
+        insecure_listen=insecure_listen,
+    )
+    service = Service(config)
+    service.start()
+    console = Console(stderr=True, highlight=False)
+    console.print(f"tollspan: spans in at [bold]{service.grpc_address}[/] (OTLP/gRPC)")
+    if service.sql_address:
+        console.print(f"tollspan: SQL at [bold]http://{service.sql_address}/[/] (ClickHouse HTTP, read-only)")
+    console.print(f"tollspan: ledger in {service.runtime.store.url}, bodies of {keep} of traces and all errors kept")
+    stats = service.wait()
+    console.print(
+        f"tollspan: stopped; {stats.get('spans_acked', 0):,} spans accepted, {stats.get('ledger.rows', 0):,} billable, "
+        f"{stats.get('sampled.kept_spans', 0):,} bodies kept"
+    )

@@ -1,0 +1,256 @@
+"""The line: journal batches in, rows in ClickHouse out.
+
+    batch ─▶ decode ─▶ normalize ─▶ assemble ─▶ charge ─▶ write ledger
+                                                    └▶ sample ─▶ write spans and traces ─▶ release
+
+One thread runs it. A batch's ledger rows are written under the token that the journal froze; its place in the journal
+is released when none of its spans waits for a sampling decision any more, so a crash replays whatever bodies were
+still undecided, and the ledger rows that come again land on themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing import PriceEngine
+from tollspan.processor.assemble import Assembler
+from tollspan.processor.bodies import bodies
+from tollspan.processor.charge import Charged, charge, plain
+from tollspan.processor.counters import Counters
+from tollspan.processor.decode import Decoded, decode
+from tollspan.processor.errors import StoreError, StoreUnavailable
+from tollspan.processor.identity import span_keys, trace_keys, words
+from tollspan.processor.journal import Batch, Journal
+from tollspan.processor.normalize import Normalized, normalize
+from tollspan.processor.sample import DROPPED, REASONS, Decision, Pending, Round, TailSampler, adjusted_count
+from tollspan.processor.sample import encode_threshold as encode
+from tollspan.processor.summarize import Held, summarize
+from tollspan.processor.tracestate import randomness, stamp_column
+from tollspan.processor.write import Writer
+
+log = logging.getLogger(__name__)
+
+STORE_ATTEMPTS: Final = 3
+"""Times a batch is offered to a store that refuses it for good before it is set aside (it stays in the journal)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the line batches and samples.
+
+    Attributes:
+        keep: share of error-free traces whose bodies are kept.
+        batch_bytes: payload bytes in one batch at the most.
+        linger_s: how long a small batch waits for more.
+        decision_wait_s, decision_timeout_s: see `TailSampler`.
+        max_pending_bytes: bound on bodies that wait for a decision.
+    """
+
+    keep: float = 0.1
+    batch_bytes: int = 24 << 20
+    linger_s: float = 0.25
+    decision_wait_s: float = 1.0
+    decision_timeout_s: float = 30.0
+    max_pending_bytes: int = 512 << 20
+
+
+class Pipeline:
+    """Everything behind the journal.
+
+    Args:
+        journal: where batches come from and are released to.
+        writer: puts tables into the store, retrying while it is away.
+        engine: prices.
+        settings: see `Settings`.
+        counters: shared by all stages.
+    """
+
+    def __init__(
+        self, journal: Journal, writer: Writer, engine: PriceEngine, settings: Settings, counters: Counters
+    ) -> None:
+        self.journal, self.writer, self.engine = journal, writer, engine
+        self.settings, self.counters = settings, counters
+        self.assembler = Assembler()
+        self.sampler = TailSampler(
+            settings.keep,
+            wait_s=settings.decision_wait_s,
+            timeout_s=settings.decision_timeout_s,
+            max_bytes=settings.max_pending_bytes,
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set; then finish what the journal holds and decide every open trace."""
+        while not stop.is_set():
+            try:
+                self.step(self.settings.linger_s)
+            except Exception:
+                # A fault of ours: what it touched stays in the journal, and the line goes on.
+                log.exception("the pipeline met a fault of its own")
+                self.counters.add("pipeline.faults")
+                stop.wait(1.0)
+        while self.step(0.0):
+            pass
+        self._settle(self.sampler.tick(time.monotonic(), everything=True))
+
+    def step(self, timeout_s: float) -> bool:
+        """Take one batch, if one comes within ``timeout_s``, and decide what is due. True if there was a batch."""
+        batch = self.journal.next_batch(self.settings.batch_bytes, timeout_s, linger=min(timeout_s, self.settings.linger_s))
+        if batch is not None:
+            self._guarded(batch)
+        self._settle(self.sampler.tick(time.monotonic()))
+        return batch is not None
+
+    def _guarded(self, batch: Batch) -> None:
+        """Process a batch; one that cannot be processed stays in the journal and does not stop the others."""
+        try:
+            self._process(batch)
+        except StoreUnavailable:
+            # The writer gives up on an unreachable store only when it is told to stop: the journal has the batch.
+            log.warning("store still away at shutdown; batch %s stays in the journal", batch.token)
+            self.counters.add("pipeline.left_in_journal")
+        except Exception:
+            log.exception("batch %s cannot be processed; it stays in the journal for the next start", batch.token)
+            self.counters.add("pipeline.set_aside")
+
+    def _process(self, batch: Batch) -> None:
+        decoded = decode(batch.payloads)
+        self.counters.add("decoded.spans", len(decoded))
+        self.counters.add("decoded.malformed", len(decoded.malformed))
+        for reason, count in decoded.rejected.items():
+            self.counters.add(f"rejected.{reason}", count)
+        if not len(decoded):
+            self.journal.release(batch)
+            return
+        now = time.monotonic()
+        normalized = normalize(decoded, received_ns=time.time_ns())
+        table = normalized.table
+        trace = words(table["trace_id"], 2)
+        traces = trace_keys(trace)
+        spans = span_keys(traces, words(table["span_id"], 1)[:, 0])
+        parent = words(table["parent_span_id"], 1)[:, 0]
+        root = parent == 0
+        tokens = np.asarray(table["token_bearing"])
+        rollups, announced = self.assembler.mark(spans, span_keys(traces, parent), root, tokens, now)
+
+        charged = charge(normalized, rollups, self.engine)
+        ledger = charged.ledger
+        late = self.assembler.corrections(announced, ledger.schema)
+        billed = (tokens & ~rollups)[charged.rows]
+        self.assembler.remember(spans[charged.rows][billed], ledger.filter(pa.array(billed)), now)
+        self._count(charged, late)
+        self._write(batch.token, pa.concat_tables([ledger, late]) if late is not None else ledger, None, None)
+
+        held = self._hold(decoded, normalized, charged, root, batch)
+        states = decoded.spans["trace_state"]
+        chance, incoming = randomness(plain(states), trace)
+        self.sampler.offer(
+            Pending(
+                source=batch,
+                bodies=held,
+                rows=np.arange(len(decoded), dtype=np.int64),
+                trace=traces,
+                span=spans,
+                randomness=chance,
+                incoming=incoming,
+                root=root,
+                error=np.asarray(held.facts["error"]),
+                arrived=now,
+                nbytes=held.nbytes,
+            )
+        )
+
+    def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, batch: Batch) -> Held:
+        table = normalized.table
+        row_of = np.full(len(decoded), -1, np.int64)
+        row_of[charged.rows] = np.arange(len(charged.rows))
+        at = pa.array(row_of, mask=row_of < 0)
+        facts = pa.table(
+            {
+                "trace_id": plain(table["trace_id"]),
+                "start_ns": plain(table["start_ns"]),
+                "end_ns": plain(table["end_ns"]),
+                "root": pa.array(root),
+                "error": pc.fill_null(pc.equal(plain(table["span_status"]), "error"), False),
+                "name": plain(decoded.spans["name"]),
+                "service": plain(table["service"]),
+                "tenant": plain(table["tenant"]),
+                "cost": plain(charged.ledger["cost"]).take(at),
+                "cost_status": plain(charged.ledger["cost_status"]).take(at),
+            }
+        )
+        received = sum(len(payload) for payload in batch.payloads)
+        return Held(decoded, facts, received // max(len(decoded), 1))
+
+    def _settle(self, decided: Round) -> None:
+        """Write what a round decided, then release the batches that wait for nothing more."""
+        if decided.decisions:
+            kept = [t for d in decided.decisions if (t := self._kept(d)) is not None]
+            spans = pa.concat_tables(kept, promote_options="permissive") if kept else None
+            summaries = summarize(decided.decisions, decided.traces, self.engine)
+            self.counters.add("sampled.traces", decided.traces)
+            self.counters.add("sampled.kept_traces", int(pc.sum(summaries["kept"]).as_py() or 0))
+            self.counters.add("sampled.spans", sum(len(d.rows) for d in decided.decisions))
+            self.counters.add("sampled.kept_spans", spans.num_rows if spans is not None else 0)
+            try:
+                # These rows replace or merge with themselves when they come again, so the token is only for retries.
+                self._write(uuid.uuid4().hex, None, spans, summaries)
+            except StoreError:
+                log.exception("%d kept spans cannot be written; their batches stay in the journal", len(kept))
+                self.counters.add("pipeline.set_aside", len(decided.finished))
+                return
+        for batch in decided.finished:
+            self.journal.release(batch)
+
+    def _kept(self, decision: Decision) -> pa.Table | None:
+        """Bodies of the kept rows of one batch."""
+        keep = (decision.reason != DROPPED) & ~decision.duplicate
+        rows = decision.rows[keep]
+        if not len(rows):
+            return None
+        held: Held = decision.bodies
+        thresholds, codes = decision.threshold[keep], decision.reason[keep].astype(np.int64)
+        levels, level = np.unique(thresholds, return_inverse=True)
+        facts = held.facts.take(pa.array(rows))
+        table = bodies(
+            held.decoded,
+            rows,
+            {
+                "SamplingThreshold": pa.array([encode(int(v)) for v in levels]).take(pa.array(level)),
+                "AdjustedCount": pa.array([adjusted_count(int(v)) for v in levels]).take(pa.array(level)),
+                "KeepReason": pa.array(list(REASONS)).take(pa.array(codes)),
+                "Cost": plain(facts["cost"]),
+                "CostStatus": pc.fill_null(pc.cast(plain(facts["cost_status"]), pa.string()), ""),
+            },
+        )
+        at = table.column_names.index("TraceState")
+        return table.set_column(at, "TraceState", stamp_column(table["TraceState"], thresholds))
+
+    def _write(self, token: str, ledger: pa.Table | None, spans: pa.Table | None, traces: pa.Table | None) -> None:
+        for attempt in range(1, STORE_ATTEMPTS + 1):
+            try:
+                self.writer.write(token, ledger, spans, traces)
+                return
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                if attempt == STORE_ATTEMPTS:
+                    raise
+                log.warning("store refused %s (attempt %d): %s", token, attempt, error)
+                time.sleep(0.2 * attempt)
+
+    def _count(self, charged: Charged, late: pa.Table | None) -> None:
+        self.counters.add("ledger.rows", charged.ledger.num_rows)
+        if late is not None:
+            self.counters.add("ledger.corrections", late.num_rows)
+        counts = pc.value_counts(pc.cast(plain(charged.ledger["cost_status"]), pa.string()))
+        for entry in counts.to_pylist():
+            self.counters.add(f"priced.{entry['values']}", entry["counts"])

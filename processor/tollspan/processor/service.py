@@ -1,0 +1,100 @@
+"""The service behind ``tollspan serve``: runtime, OTLP receiver and, on an embedded store, the SQL front.
+
+Starts in the order in which a request needs things and stops in the reverse order: first no new requests, then the
+pipeline drains, then the store closes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+
+from tollspan.processor.decode import validate
+from tollspan.processor.receive import Receiver
+from tollspan.processor.runtime import Runtime, RuntimeConfig
+from tollspan.processor.sqlfront import SqlFront
+from tollspan.processor.store import remove_service_file, write_service_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """Settings of `tollspan serve`.
+
+    Attributes:
+        runtime: store, prices, journal, sampling.
+        listen: OTLP/gRPC address, ``host:port``; port 0 chooses one.
+        sql: address of the read-only SQL port; None for no SQL port. Only an embedded store has one.
+        insecure_listen: allow addresses other than loopback (there is no TLS yet).
+        grace_s: seconds that requests in flight get at shutdown.
+    """
+
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    listen: str = "127.0.0.1:4317"
+    sql: str | None = "127.0.0.1:8123"
+    insecure_listen: bool = False
+    grace_s: float = 5.0
+
+
+class Service:
+    """A running processor.
+
+    Raises (from `start`):
+        TollspanError, BookError: something cannot be opened; whatever was open is closed again.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.grpc_address = ""
+        self.sql_address = ""
+
+    def start(self) -> None:
+        """Open everything and begin to accept spans."""
+        config = self.config
+        self.runtime = runtime = Runtime(config.runtime)
+        self._front: SqlFront | None = None
+        self._receiver = Receiver(
+            runtime.journal,
+            address=config.listen,
+            validate=validate,
+            counters=runtime.counters,
+            insecure_listen=config.insecure_listen,
+        )
+        try:
+            if config.sql is not None and runtime.store.embedded:
+                front = SqlFront(runtime.store, address=config.sql, insecure_listen=config.insecure_listen)
+                self.sql_address = front.start()
+                self._front = front
+            self.grpc_address = self._receiver.start()
+            runtime.start()
+        except BaseException:
+            if self._front is not None:
+                self._front.stop()
+            runtime.stop()
+            raise
+        if runtime.store.embedded:
+            write_service_file(
+                runtime.store, {"pid": os.getpid(), "grpc": self.grpc_address, "sql": self.sql_address}
+            )
+
+    def stop(self) -> dict[str, int]:
+        """Refuse new spans, finish the accepted ones, close the store; returns the counters."""
+        self._receiver.drain(self.config.grace_s)
+        self._receiver.stop()
+        if self._front is not None:
+            self._front.stop()
+        if self.runtime.store.embedded:
+            remove_service_file(self.runtime.store)
+        return self.runtime.stop()
+
+    def wait(self) -> dict[str, int]:
+        """Serve until SIGTERM or SIGINT, then `stop`."""
+        done = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: done.set())
+        done.wait()
+        return self.stop()

@@ -1,0 +1,109 @@
+"""Summaries: one row of the ``traces`` table for each trace that a round decided.
+
+In: the decisions of a round over held spans. Out: idempotent states (min, max), never sums over deliveries, so that a
+resend or a replay cannot count a span twice (ARCHITECTURE.md, "traces").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing import PriceEngine
+from tollspan.processor.charge import plain
+from tollspan.processor.decode import Decoded
+from tollspan.processor.identity import Rows
+from tollspan.processor.sample import DROPPED, REASONS, Decision, encode_threshold
+
+
+@dataclass(slots=True)
+class Held:
+    """Span bodies that wait for a decision, with what a summary and a kept row need of them.
+
+    Attributes:
+        decoded: the spans as they came.
+        facts: one row a span: trace_id, start_ns, end_ns, root (bool), error (bool), name, service, tenant,
+            cost (decimal, null), cost_status.
+        span_bytes: telemetry bytes of one span: its share of the request's payload.
+    """
+
+    decoded: Decoded
+    facts: pa.Table
+    span_bytes: int
+
+    def select(self, rows: Rows) -> Held:
+        """A compact copy of some rows."""
+        return Held(self.decoded.select(rows), self.facts.take(pa.array(rows)).combine_chunks(), self.span_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory."""
+        return int(self.decoded.nbytes) + int(self.facts.nbytes)
+
+
+def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -> pa.Table:
+    """Rows for the ``traces`` table.
+
+    Args:
+        decisions: what the round decided; their ``group`` numbers the traces 0 … traces-1.
+        traces: number of decided traces.
+        engine: prices ``telemetry.bytes``; NULL cost when the book has no price for it.
+    """
+    facts = pa.concat_tables([d.bodies.facts.take(pa.array(d.rows)) for d in decisions]).combine_chunks()
+    group = np.concatenate([d.group for d in decisions])
+    reason = np.concatenate([d.reason for d in decisions])
+    thresholds = np.concatenate([d.threshold for d in decisions])
+    single = ~np.concatenate([d.duplicate for d in decisions])
+    size = np.concatenate([np.full(len(d.rows), d.bodies.span_bytes, np.int64) for d in decisions])
+    start, end = np.asarray(facts["start_ns"]), np.asarray(facts["end_ns"])
+    root, error = np.asarray(facts["root"]), np.asarray(facts["error"])
+
+    first = np.full(traces, np.iinfo(np.int64).max)
+    np.minimum.at(first, group, start)
+    last = np.zeros(traces, np.int64)
+    np.maximum.at(last, group, end)
+    failed = np.zeros(traces, np.uint8)
+    failed[group[error]] = 1
+    spans = np.bincount(group[single], minlength=traces)
+    received = np.bincount(group[single], weights=size[single], minlength=traces).astype(np.int64)
+    any_row = np.zeros(traces, np.int64)
+    any_row[group] = np.arange(len(group))
+    kept = reason[any_row] != DROPPED
+    root_row = np.full(traces, -1, np.int64)
+    root_row[group[root]] = np.flatnonzero(root)
+    at_root = pa.array(root_row, mask=root_row < 0)
+
+    def of_root(name: str) -> Any:
+        return pc.fill_null(_text(plain(facts[name])).take(at_root), "")
+
+    levels, level = np.unique(thresholds[any_row], return_inverse=True)
+    names = pa.array([encode_threshold(int(v)) for v in levels])
+    priced = engine.price_columns(first, {}, {"telemetry.bytes": pa.array(received)})
+    return pa.table(
+        {
+            "trace_id": plain(facts["trace_id"]).take(pa.array(any_row)),
+            "day": pc.cast(pc.cast(pa.array(first), pa.timestamp("ns", "UTC")), pa.date32()),
+            "start_time": pc.cast(pa.array(first), pa.timestamp("ns", "UTC")),
+            "end_time": pc.cast(pa.array(last), pa.timestamp("ns", "UTC")),
+            "root_name": of_root("name"),
+            "root_service": of_root("service"),
+            "tenant": of_root("tenant"),
+            "error": pa.array(failed),
+            "spans": pa.array(spans.astype(np.uint64)),
+            "telemetry_bytes": pa.array(received.astype(np.uint64)),
+            "telemetry_cost": plain(priced["cost"]),
+            "kept": pa.array(kept.astype(np.uint8)),
+            "kept_spans": pa.array(np.where(kept, spans, 0).astype(np.uint64)),
+            "keep_reason": pa.array(list(REASONS)).take(pa.array(reason[any_row].astype(np.int64))),
+            "threshold": pc.if_else(pa.array(kept), names.take(pa.array(level)), ""),
+        }
+    )
+
+
+def _text(column: Any) -> Any:
+    return pc.cast(column, pa.string()) if pa.types.is_dictionary(column.type) else column

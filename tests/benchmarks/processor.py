@@ -1,0 +1,142 @@
+"""Spans per CPU-second from OTLP/gRPC to rows written, beside Rotel with its ClickHouse exporter into the same sink.
+
+    python tests/benchmarks/processor.py [--spans 400000]
+
+The sink answers ClickHouse's HTTP handshake and throws inserts away, in a process of its own. CPU time is that of the
+processor's process alone, from ready to exit after a drain (getrusage of the child). Tollspan journals with fsync,
+prices, assembles and samples (keep 0.1); Rotel does none of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from load import requests  # noqa: E402  (a script's neighbour)
+
+METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args} ended with {process.returncode}")
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise SystemExit(f"nothing listens on port {port}")
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def send(port: int, payloads: list[bytes], lanes: int = 4) -> float:
+    """Wall seconds to have every payload acknowledged."""
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)])
+    export = channel.unary_unary(METHOD)
+
+    def one(payload: bytes) -> None:
+        while True:
+            try:
+                export(payload, timeout=60)
+                return
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                    raise
+                time.sleep(0.1)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(one, payloads))
+    channel.close()
+    return time.monotonic() - began
+
+
+def measure(command: list[str], port: int, payloads: list[bytes], settle: float) -> tuple[float, float]:
+    """(CPU seconds of the process for these payloads, wall seconds until acknowledged)."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, process)
+        send(port, payloads[:4])
+        time.sleep(2.0)
+        before = cpu_seconds(process.pid)
+        wall = send(port, payloads[4:])
+        time.sleep(settle)
+        process.send_signal(signal.SIGTERM)
+        _, _, usage = os.wait4(process.pid, 0)
+        return usage.ru_utime + usage.ru_stime - before, wall
+    finally:
+        process.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spans", type=int, default=400_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    payloads = requests(args.spans // 512 + 4)
+    spans = (len(payloads) - 4) * 512
+    print(f"{spans:,} spans in requests of 512, {sum(map(len, payloads)) / len(payloads) / 512:.0f} bytes a span")
+    folder = Path(tempfile.mkdtemp(prefix="tollspan-bench-"))
+    sink_port = free_port()
+    sink = subprocess.Popen([sys.executable, str(HERE / "sink.py"), str(sink_port)])
+    figures: dict[str, list[float]] = {"tollspan": [], "rotel": []}
+    try:
+        wait_for(sink_port, sink)
+        for number in range(args.rounds):
+            port = free_port()
+            journal = folder / f"journal{number}"
+            ours = [sys.executable, "-m", "tollspan.processor.main", "serve", "--keep", "0.1", "--log-level", "warning"]
+            ours += ["--store", f"clickhouse://127.0.0.1:{sink_port}/bench", "--journal", str(journal)]
+            ours += ["--listen", f"127.0.0.1:{port}"]
+            cpu, wall = measure(ours, port, payloads, settle=1.0)
+            stats = json.loads((journal / "stats.json").read_text())
+            assert stats["spans_acked"] == spans + 4 * 512, stats
+            assert stats["ledger.rows"] == (spans + 4 * 512) * 6 // 8, stats
+            figures["tollspan"].append(spans / cpu)
+            print(f"tollspan  {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)")
+
+            rotel = shutil.which("rotel", path=os.path.dirname(sys.executable))
+            if rotel is None:
+                print("rotel     not installed: pip install 'tollspan[bench]'")
+                continue
+            port, other = free_port(), free_port()
+            theirs = [rotel, "start", "--otlp-grpc-endpoint", f"127.0.0.1:{port}"]
+            theirs += ["--otlp-http-endpoint", f"127.0.0.1:{other}", "--exporter", "clickhouse"]
+            theirs += ["--clickhouse-exporter-endpoint", f"http://127.0.0.1:{sink_port}"]
+            cpu, wall = measure(theirs, port, payloads, settle=3.0)
+            figures["rotel"].append(spans / cpu)
+            print(f"rotel     {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)")
+    finally:
+        sink.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+    if figures["rotel"]:
+        print(f"ratio tollspan : rotel = {max(figures['tollspan']) / max(figures['rotel']):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Every benchmark in turn: ``make bench``. Each prints a ratio against something measured in the same run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BENCHMARKS = (
+    "processor.py",
+    "receive_journal.py",
+    "decode.py",
+    "openai_overhead.py",
+    "torch_overhead.py",
+    "ledger_bytes.py",
+)
+
+
+def main() -> None:
+    failed = []
+    for name in BENCHMARKS:
+        print(f"\n== {name}", flush=True)
+        if subprocess.run([sys.executable, str(HERE / name)], check=False).returncode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
