@@ -118,7 +118,9 @@ def main() -> None:
             assert stats["spans_acked"] == spans + 4 * 512, stats
             assert stats["ledger.rows"] == (spans + 4 * 512) * 6 // 8, stats
             figures["tollspan"].append(spans / cpu)
-            print(f"tollspan  {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)")
+            print(
+                f"tollspan  {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)"
+            )
 
             rotel = shutil.which("rotel", path=os.path.dirname(sys.executable))
             if rotel is None:
@@ -130,7 +132,9 @@ def main() -> None:
             theirs += ["--clickhouse-exporter-endpoint", f"http://127.0.0.1:{sink_port}"]
             cpu, wall = measure(theirs, port, payloads, settle=3.0)
             figures["rotel"].append(spans / cpu)
-            print(f"rotel     {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)")
+            print(
+                f"rotel     {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)"
+            )
     finally:
         sink.kill()
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -96,7 +97,7 @@ def trees_in_any_order(draw: st.DrawFn) -> list[list[Span]]:
     order = draw(st.permutations(spans))
     cuts = sorted(draw(st.lists(st.integers(0, count), max_size=4)))
     edges = [0, *cuts, count]
-    return [list(order[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [list(order[a:b]) for a, b in itertools.pairwise(edges) if b > a]
 
 
 @given(trees_in_any_order())

@@ -31,7 +31,10 @@ class Bodies:
         return Bodies(self.ids[rows], self.nbytes)
 
 
-def pending(spans: list[tuple[int, int, bool, bool]], arrived: float, source: object = None, nbytes: int = 100) -> Pending:
+Row = tuple[int, int, bool, bool]
+
+
+def pending(spans: list[Row], arrived: float, source: object = None, nbytes: int = 100) -> Pending:
     """Spans as (trace, span id, root, error); a trace's randomness is spread over the 56 bits by its number."""
     trace = np.array([s[0] for s in spans], np.uint64)
     return Pending(

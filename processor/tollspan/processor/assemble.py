@@ -116,7 +116,7 @@ class Assembler:
             self._written.append(_Written(now, keys[order], order, ledger))
 
     def corrections(self, announced: U64, schema: pa.Schema) -> pa.Table | None:
-        """Ledger rows written earlier that are now known to be roll-ups, with a higher revision; None if there are none.
+        """Ledger rows written earlier that are now known to be roll-ups, with a higher revision; None if none are.
 
         Late children are rare, so this one place works row by row.
         """

@@ -31,3 +31,11 @@ class StoreUnavailable(StoreError):
 
 class MalformedPayload(TollspanError):
     """Bytes that are not an OTLP ExportTraceServiceRequest."""
+
+
+class JournalError(TollspanError):
+    """The journal could not keep a payload; nothing of it was stored, and the same call may succeed later."""
+
+
+class JournalFull(JournalError):
+    """No room: the disk is full or the journal has reached its cap. Room returns when batches are released."""

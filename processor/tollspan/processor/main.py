@@ -11,7 +11,7 @@ def main() -> None:
         import typer  # noqa: F401  (the light base install has the instrumentation without the command line)
     except ModuleNotFoundError:
         sys.exit("error: the tollspan command needs its extra: pip install 'tollspan[processor,embedded]'")
-    from tollspan.processor.cli import run
+    from tollspan.processor.cli.app import run
 
     run()
 

@@ -103,7 +103,9 @@ class Pipeline:
 
     def step(self, timeout_s: float) -> bool:
         """Take one batch, if one comes within ``timeout_s``, and decide what is due. True if there was a batch."""
-        batch = self.journal.next_batch(self.settings.batch_bytes, timeout_s, linger=min(timeout_s, self.settings.linger_s))
+        batch = self.journal.next_batch(
+            self.settings.batch_bytes, timeout_s, linger=min(timeout_s, self.settings.linger_s)
+        )
         if batch is not None:
             self._guarded(batch)
         self._settle(self.sampler.tick(time.monotonic()))
@@ -184,7 +186,7 @@ class Pipeline:
                 "service": plain(table["service"]),
                 "tenant": plain(table["tenant"]),
                 "cost": plain(charged.ledger["cost"]).take(at),
-                "cost_status": plain(charged.ledger["cost_status"]).take(at),
+                "cost_status": pc.cast(plain(charged.ledger["cost_status"]), pa.string()).take(at),
             }
         )
         received = sum(len(payload) for payload in batch.payloads)
@@ -228,7 +230,7 @@ class Pipeline:
                 "AdjustedCount": pa.array([adjusted_count(int(v)) for v in levels]).take(pa.array(level)),
                 "KeepReason": pa.array(list(REASONS)).take(pa.array(codes)),
                 "Cost": plain(facts["cost"]),
-                "CostStatus": pc.fill_null(pc.cast(plain(facts["cost_status"]), pa.string()), ""),
+                "CostStatus": pc.fill_null(plain(facts["cost_status"]), ""),
             },
         )
         at = table.column_names.index("TraceState")

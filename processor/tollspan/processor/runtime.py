@@ -150,9 +150,9 @@ class Runtime:
 
     def _work(self) -> None:
         # Our own calls to the store must not become spans in the user's process.
-        from opentelemetry.context import attach
+        from opentelemetry.context import Context, attach
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-        attach({})
+        attach(Context())
         with suppress_instrumentation():
             self.pipeline.run(self._stop)

@@ -32,7 +32,7 @@ DROPPED, ERROR, PROBABILITY = range(3)
 
 def threshold(keep: float) -> int:
     """Rejection threshold for a share of traces to keep, 0 ≤ keep ≤ 1, on the scale of 2^56."""
-    return min(max(round((1.0 - keep) * 2**RANDOM_BITS), 0), 2**RANDOM_BITS)
+    return int(min(max(round((1.0 - keep) * 2**RANDOM_BITS), 0), 2**RANDOM_BITS))
 
 
 def encode_threshold(value: int) -> str:
@@ -42,7 +42,7 @@ def encode_threshold(value: int) -> str:
 
 def adjusted_count(value: int) -> float:
     """How many spans a kept one stands for: the inverse of its probability."""
-    return 2**RANDOM_BITS / (2**RANDOM_BITS - value)
+    return float(2**RANDOM_BITS / (2**RANDOM_BITS - value))
 
 
 @dataclass(slots=True)
@@ -251,7 +251,9 @@ class TailSampler:
                 continue
             of = group[mine][gone]
             out.decisions.append(
-                Decision(pending.bodies, pending.rows[gone], number[of], reason[of], effective[of], duplicate[mine][gone])
+                Decision(
+                    pending.bodies, pending.rows[gone], number[of], reason[of], effective[of], duplicate[mine][gone]
+                )
             )
             pending.remove(gone)
 

@@ -77,9 +77,7 @@ class Service:
             runtime.stop()
             raise
         if runtime.store.embedded:
-            write_service_file(
-                runtime.store, {"pid": os.getpid(), "grpc": self.grpc_address, "sql": self.sql_address}
-            )
+            write_service_file(runtime.store, {"pid": os.getpid(), "grpc": self.grpc_address, "sql": self.sql_address})
 
     def stop(self) -> dict[str, int]:
         """Refuse new spans, finish the accepted ones, close the store; returns the counters."""

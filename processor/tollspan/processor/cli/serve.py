@@ -9,15 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tollspan.processor.pipeline import Settings
-from tollspan.processor.runtime import RuntimeConfig, parse_keep
-from tollspan.processor.service import Service, ServiceConfig
-
 
 def serve(
     store: Annotated[
         str,
-        typer.Option(envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."),
+        typer.Option(
+            envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."
+        ),
     ] = "chdb://",
     listen: Annotated[str, typer.Option(help="OTLP/gRPC address.")] = "127.0.0.1:4317",
     sql: Annotated[
@@ -44,7 +42,15 @@ def serve(
 
     Example: tollspan serve --prices prices.yaml --keep 0.1
     """
+    # The service's libraries take a second to import; other commands should not wait for them.
+    from tollspan.processor.pipeline import Settings
+    from tollspan.processor.runtime import RuntimeConfig, parse_keep
+    from tollspan.processor.service import Service, ServiceConfig
+
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # They print a traceback for every refused connection; our own line says what is wrong and what to do.
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     settings = Settings(keep=parse_keep(keep), decision_wait_s=decision_wait)
     config = ServiceConfig(
         runtime=RuntimeConfig(store=store, prices=prices, journal=journal, settings=settings),

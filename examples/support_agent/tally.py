@@ -1,0 +1,152 @@
+"""What the run cost, computed a second time by other means: the figure that Tollspan's ledger has to equal.
+
+    python tally.py --served served.jsonl --spans spans.txt
+
+Nothing here comes from Tollspan. The tokens are those that the LLM server says it served (`llm_stub`'s own record), and
+the machine time, feature reads and bytes those of the spans that OpenTelemetry's stock console exporter printed. The
+rates are written down by hand, from the sources given beside them, and all arithmetic is `decimal`.
+
+Rounding: one charge is one kind of usage of one call. It is rounded half-even to 10^-12 USD, then charges are summed.
+Where a model has no rate here its tokens are counted and left out of the sum, never priced at zero.
+
+It prints one JSON object: ``cost`` and its parts ``llm``, ``compute`` and ``storage`` as decimal strings in USD;
+``inferences`` (LLM calls that were served, plus model executions on the own machine), ``unpriced_inferences`` and
+``incomplete`` (calls whose client went away: generated and billed by the provider, unknown to the client, and so not
+in ``cost``); ``spans`` and ``traces`` printed; ``by_model`` cost or null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from pathlib import Path
+from typing import Any
+
+MILLION = Decimal(1_000_000)
+STEP = Decimal("1E-12")
+
+# USD per million tokens: (uncached input, cached input, output). As served on 2026-11-20; a snapshot costs what its
+# alias costs. Standard and flex: https://developers.openai.com/api/docs/pricing; priority:
+# https://openai.com/api-priority-processing/
+LLM_RATES: dict[tuple[str, str], tuple[str, str, str]] = {
+    ("gpt-5", "default"): ("1.25", "0.125", "10"),
+    ("gpt-5", "flex"): ("0.625", "0.0625", "5"),
+    ("gpt-5", "priority"): ("2.50", "0.25", "20"),
+    ("gpt-5-mini", "default"): ("0.25", "0.025", "2"),
+    ("gpt-5-mini", "flex"): ("0.125", "0.0125", "1"),
+    ("gpt-5-mini", "priority"): ("0.45", "0.045", "3.60"),
+    ("gpt-5-nano", "default"): ("0.05", "0.005", "0.40"),
+    ("gpt-5-nano", "flex"): ("0.025", "0.0025", "0.20"),
+}
+SNAPSHOTS = {
+    "gpt-5-2025-08-07": "gpt-5",
+    "gpt-5-mini-2025-08-07": "gpt-5-mini",
+    "gpt-5-nano-2025-08-07": "gpt-5-nano",
+}
+
+# The rates of prices.yaml, written a second time.
+CPU_HOUR = Decimal("0.0425")
+"""USD for one hour of one vCPU of the machines that the assistant runs on."""
+FEATURE_READS_MILLION = Decimal("0.28")
+"""USD per million feature values read."""
+STORAGE_READ_GB = Decimal("0.0125")
+"""USD per 10^9 bytes read from the feature store or the model store."""
+
+
+def charge(quantity: Decimal, rate: Decimal, per: Decimal) -> Decimal:
+    """One charge, rounded once. The quotient is taken with digits to spare, so that it is rounded only here."""
+    with localcontext() as context:
+        context.prec = 60
+        return (quantity * rate / per).quantize(STEP, rounding=ROUND_HALF_EVEN)
+
+
+def served_calls(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def printed_spans(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects that the console exporter printed one after the other, numbers kept as exact decimals."""
+    decoder = json.JSONDecoder(parse_float=Decimal)
+    text = path.read_text(encoding="utf-8")
+    at = 0
+    while (start := text.find("{", at)) >= 0:
+        span, at = decoder.raw_decode(text, start)
+        yield span
+
+
+def tally(served: Path, spans: Path) -> dict[str, Any]:
+    """See the module's text."""
+    parts = {"llm": Decimal(0), "compute": Decimal(0), "storage": Decimal(0)}
+    by_model: dict[str, Decimal | None] = {}
+    counts = {"llm_calls": 0, "unpriced_inferences": 0, "refused": 0, "incomplete": 0}
+    for call in served_calls(served):
+        usage = call["usage"]
+        if usage is None:
+            counts["refused"] += 1
+            continue
+        if not call["complete"]:
+            counts["incomplete"] += 1
+            continue
+        counts["llm_calls"] += 1
+        model = SNAPSHOTS.get(call["model"], call["model"])
+        rates = LLM_RATES.get((model, call["service_tier"] or "default"))
+        if rates is None:
+            counts["unpriced_inferences"] += 1
+            by_model.setdefault(model, None)
+            continue
+        uncached_rate, cached_rate, output_rate = map(Decimal, rates)
+        cost = sum(
+            (
+                charge(Decimal(usage["input"] - usage["cached"]), uncached_rate, MILLION),
+                charge(Decimal(usage["cached"]), cached_rate, MILLION),
+                charge(Decimal(usage["output"] - usage["reasoning"]), output_rate, MILLION),
+                charge(Decimal(usage["reasoning"]), output_rate, MILLION),
+            ),
+            Decimal(0),
+        )
+        parts["llm"] += cost
+        by_model[model] = (by_model.get(model) or Decimal(0)) + cost
+
+    printed = 0
+    executions = 0
+    traces = set()
+    for span in printed_spans(spans):
+        printed += 1
+        traces.add(span["context"]["trace_id"])
+        attributes = span["attributes"] or {}
+        if attributes.get("tollspan.operation") == "inference":
+            executions += 1
+        if (seconds := attributes.get("tollspan.usage.cpu.seconds")) is not None:
+            parts["compute"] += charge(Decimal(seconds), CPU_HOUR, Decimal(3600))
+        if (reads := attributes.get("tollspan.usage.feature.reads")) is not None:
+            parts["storage"] += charge(Decimal(reads), FEATURE_READS_MILLION, MILLION)
+        if (size := attributes.get("tollspan.usage.storage.read.bytes")) is not None:
+            parts["storage"] += charge(Decimal(size), STORAGE_READ_GB, Decimal(10) ** 9)
+
+    return {
+        "cost": format(sum(parts.values(), Decimal(0)), "f"),
+        **{part: format(cost, "f") for part, cost in parts.items()},
+        "inferences": counts["llm_calls"] + executions,
+        **counts,
+        "spans": printed,
+        "traces": len(traces),
+        "by_model": {model: None if cost is None else format(cost, "f") for model, cost in sorted(by_model.items())},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compute the cost of a run without Tollspan.")
+    parser.add_argument("--served", type=Path, required=True, help="the LLM server's own record")
+    parser.add_argument("--spans", type=Path, required=True, help="what the console exporter printed")
+    args = parser.parse_args()
+    print(json.dumps(tally(args.served, args.spans), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""One engine for every wrapped call: it opens the span, makes it current, closes it, and changes nothing else.
+
+In: `WrapPoint` tables. A library's module says which functions to wrap and how to read a request, a response and an
+error; nothing in it opens or closes a span. Out: one span a call, on whatever tracer provider the user set. Synchronous
+and asynchronous calls differ in five lines; a result that outlives its call (a stream) takes the open `Call` along
+(`tollspan.instrumentation.streams`).
+
+What the engine holds to:
+
+- The user's call is never inside a guard. Its result and its exceptions pass as the very objects they are; only a
+  stream is replaced, by a proxy that is an instance of the same class.
+- A call inside a call of the same layer is part of it and gets no span, so one request carries its usage once.
+- What a table reads is guarded, block by block: a fault leaves the span with less to say and the program alone.
+- A span that is not recorded costs its start and its place in the context, and nothing is read for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from time import perf_counter
+from typing import Any, ClassVar, Final, NamedTuple
+
+from opentelemetry import trace
+
+# The keys under which suppression travels have no public name; the SDK's own exporters take them from here too.
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, get_current, set_value
+
+# The module switches type checking off for itself, so checkers find no names in it.
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+
+from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.tags import current_tags
+from tollspan.instrumentation.wrapping import Patches
+from tollspan.pricing.attributes import ERROR_TYPE, HTTP_STATUS, RETRIES
+
+_log: Final = logging.getLogger(__name__)
+
+_SUPPRESS_PLAIN: Final = "suppress_instrumentation"
+_LONGEST_DESCRIPTION: Final = 512
+"""Characters of an exception's message kept as the span's status description."""
+
+_NO_CONTEXT: Final = Context()
+
+_OPEN: Final = guard("calls.open")
+_RESPONSE: Final = guard("calls.response")
+_ERROR: Final = guard("calls.error")
+_FINISH: Final = guard("calls.finish")
+_ATTRIBUTES: Final = guard("calls.attributes")
+_END: Final = guard("calls.end")
+
+
+class Opening(NamedTuple):
+    """What a span begins with.
+
+    Attributes:
+        name: span name, ``{operation} {model}``.
+        attributes: attributes known before the call; a fresh dict, the engine adds to it.
+        state: anything that the point wants to find again on `Call.state`.
+    """
+
+    name: str
+    attributes: dict[str, Any]
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrapPoint:
+    """One function of a library, and how to read its calls. All functions given here may raise: they are guarded.
+
+    Attributes:
+        target: ``"package.module:Class.method"``; see `Patches.add`.
+        request: ``(args, kwargs) -> Opening``, before the call; ``args[0]`` is the instance of a method. None: this
+            call is not to be traced.
+        response: ``(call, result)``, after a call that returned; puts what it reads in ``call.attributes``.
+        finish: ``(call)``, last, however the call ended; for what is measured rather than read.
+        outlives: ``(call, result)``: for a result that goes on after the call (a stream). Returns what the user gets in
+            its place, which then has to see to it that ``call.end()`` is called; None for an ordinary result.
+        asynchronous: the function returns an awaitable. Said here because introspection is wrong about decorated
+            functions (``AsyncCompletions.create`` does not look like a coroutine function).
+        layer: calls of one layer that happen inside each other are one request; the outermost bears the usage.
+        kind: span kind.
+    """
+
+    target: str
+    request: Callable[[tuple[Any, ...], dict[str, Any]], Opening | None]
+    response: Callable[[Call, Any], None] | None = None
+    finish: Callable[[Call], None] | None = None
+    outlives: Callable[[Call, Any], Any] | None = None
+    asynchronous: bool = False
+    layer: str = "gen_ai"
+    kind: SpanKind = SpanKind.CLIENT
+
+
+class Call:
+    """A call whose span is open.
+
+    Attributes:
+        point: the table row that it came through.
+        span: its span.
+        attributes: attributes to set when it ends. Assign; counts that a provider repeats are not to be added.
+        state: what `Opening.state` was.
+        started: `time.perf_counter` at the start, seconds.
+        retries: HTTP attempts made again; None when the client does not tell.
+        recording: False when nobody will see the span; nothing is worth reading then.
+        ended: the span has ended.
+    """
+
+    __slots__ = (
+        "_before",
+        "_context",
+        "_key",
+        "_once",
+        "attributes",
+        "ended",
+        "point",
+        "recording",
+        "retries",
+        "span",
+        "started",
+        "state",
+    )
+
+    def __init__(self, point: WrapPoint, key: str, span: trace.Span, before: Context, state: Any) -> None:
+        self.point = point
+        self.span = span
+        self.attributes: dict[str, Any] = {}
+        self.state = state
+        self.retries: int | None = None
+        self.recording = span.is_recording()
+        self.ended = False
+        self._once = threading.Lock()
+        self._key = key
+        self._before = before
+        self._context = set_value(key, self, set_span_in_context(span, before))
+        self.started = perf_counter()
+
+    def enter(self) -> Context:
+        """Make this call's span current; returns the context to give to `leave`."""
+        before = get_current()
+        attach(self._context)
+        return before
+
+    def leave(self, before: Context) -> None:
+        """Put back the context that was current before `enter`.
+
+        Sets it rather than resetting a token: a coroutine that is thrown away is finished wherever the garbage
+        collector happens to run, where a token fails and where this call's context is not to be put anywhere.
+        """
+        current = get_current()
+        if current is self._context or current.get(self._key) is self:
+            attach(before)
+
+    def returned(self, result: Any) -> Any:
+        """The call returned: read the result, end the span, hand on what the user gets."""
+        self.leave(self._before)
+        if self.recording:
+            with _RESPONSE:
+                point = self.point
+                if point.outlives is not None:
+                    substitute = point.outlives(self, result)
+                    if substitute is not None:
+                        return substitute
+                if point.response is not None:
+                    point.response(self, result)
+        self.end()
+        return result
+
+    def raised(self, error: BaseException) -> None:
+        """The call raised: note the error, end the span. The exception is only looked at."""
+        self.leave(self._before)
+        self.note_error(error)
+        self.end()
+
+    def note_error(self, error: BaseException) -> None:
+        """Put an exception's type and HTTP status on the span and set its status to ERROR."""
+        if not self.recording:
+            return
+        with _ERROR:
+            kind = type(error)
+            name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            self.attributes[ERROR_TYPE] = name
+            status = getattr(error, "status_code", None)
+            if type(status) is int:
+                self.attributes[HTTP_STATUS] = status
+            self.note_failure(name, str(error))
+
+    def note_failure(self, kind: str, description: str | None = None) -> None:
+        """Set the span's status to ERROR with ``error.type`` = ``kind``, for a failure that no exception tells of."""
+        self.attributes[ERROR_TYPE] = kind
+        short = description[:_LONGEST_DESCRIPTION] if description else None
+        self.span.set_status(Status(StatusCode.ERROR, short))
+
+    def end(self) -> None:
+        """End the span with what is known. Only the first time counts, whichever thread it comes from."""
+        if not self._once.acquire(blocking=False):
+            return
+        self.ended = True
+        if self.recording:
+            finish = self.point.finish
+            if finish is not None:
+                with _FINISH:
+                    finish(self)
+            with _ATTRIBUTES:
+                if self.retries is not None:
+                    self.attributes[RETRIES] = self.retries
+                if self.attributes:
+                    self.span.set_attributes(self.attributes)
+        with _END:
+            self.span.end()
+        # The context holds this call: let go of it, so that nothing is left to the garbage collector.
+        self._context = self._before = _NO_CONTEXT
+
+
+def open_call(layer: str = "gen_ai") -> Call | None:
+    """The call of ``layer`` that the current context is inside of, if any."""
+    call = get_current().get(_key(layer))
+    return call if isinstance(call, Call) and not call.ended else None
+
+
+def wrap(point: WrapPoint, tracer: trace.Tracer, patches: Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that stands in for ``original`` while ``patches`` is active."""
+    begin = functools.partial(_begin, point, _key(point.layer), tracer)
+
+    if not point.asynchronous:
+
+        @functools.wraps(original)
+        def call_sync(*args: Any, **kwargs: Any) -> Any:
+            call = begin(args, kwargs) if patches.active else None
+            if call is None:
+                return original(*args, **kwargs)
+            try:
+                result = original(*args, **kwargs)
+            except BaseException as error:
+                call.raised(error)
+                raise
+            return call.returned(result)
+
+        return call_sync
+
+    async def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = begin(args, kwargs) if patches.active else None
+        if call is None:
+            return await original(*args, **kwargs)
+        try:
+            result = await original(*args, **kwargs)
+        except BaseException as error:
+            call.raised(error)
+            raise
+        return call.returned(result)
+
+    # The wrapper looks to introspection exactly as the original does, which need not be like a coroutine function.
+    if inspect.iscoroutinefunction(original):
+
+        @functools.wraps(original)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            return await run(args, kwargs)
+
+    else:
+
+        @functools.wraps(original)
+        def call_async(*args: Any, **kwargs: Any) -> Any:
+            return run(args, kwargs)
+
+    return call_async
+
+
+def _key(layer: str) -> str:
+    return "tollspan.call." + layer
+
+
+def _begin(
+    point: WrapPoint, key: str, tracer: trace.Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Call | None:
+    """Start the span of a call and make it current. None: the call is to be made as if we were not there."""
+    with _OPEN:
+        context = get_current()
+        if context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get(_SUPPRESS_PLAIN):
+            return None
+        outer = context.get(key)
+        # A context outlives its call where a task or thread was started inside; only an open call is an outer one.
+        if outer is not None and not outer.ended:  # type: ignore[attr-defined]
+            return None
+        opening = point.request(args, kwargs)
+        if opening is None:
+            return None
+        name, attributes, state = opening
+        attributes.update(current_tags(context))
+        span = tracer.start_span(name, context, point.kind, attributes)
+        call = Call(point, key, span, context, state)
+        attach(call._context)
+        return call
+    return None
+
+
+class CallInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Instrumentor of one library: a table of wrap points under a scope name.
+
+    ``instrument(tracer_provider=...)`` patches the library when the program imports it; the tracer provider is the
+    global one when none is given. ``uninstrument()`` puts the original objects back.
+
+    Attributes:
+        scope: instrumentation scope of the spans, the module's name.
+        requires: versions of the library that are instrumented, as requirement strings.
+        points: the wrap points.
+    """
+
+    scope: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]]
+    points: ClassVar[tuple[WrapPoint, ...]]
+
+    _patches: Patches | None = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return self.requires
+
+    def patch(self, patches: Patches) -> None:
+        """Add patches of other shapes than a call, where a library needs them."""
+
+    def _instrument(self, **kwargs: Any) -> None:
+        # The launcher skips this check, expecting it in the distribution's metadata, which one distribution for many
+        # libraries cannot give.
+        conflict = self._check_dependency_conflicts()
+        if conflict is not None and conflict.found is not None:
+            _log.warning("not instrumented: %s", conflict)
+            return
+        tracer = trace.get_tracer(self.scope, _version(), kwargs.get("tracer_provider"))
+        self._patches = patches = Patches()
+        for point in self.points:
+            patches.add(point.target, functools.partial(wrap, point, tracer, patches))
+        self.patch(patches)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        if self._patches is not None:
+            self._patches.remove()
+            self._patches = None
+
+
+@functools.cache
+def _version() -> str | None:
+    try:
+        return version("tollspan")
+    except PackageNotFoundError:
+        return None

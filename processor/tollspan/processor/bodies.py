@@ -1,0 +1,137 @@
+"""Bodies: kept spans in the shape of the OpenTelemetry Collector's ClickHouse exporter.
+
+In: `Decoded`, the rows that sampling keeps, and columns to put beside them. Out: a table for ``spans``, with the column
+names and value forms of the exporter's ``otel_traces``, so that dashboards written for it work. Between `sample` and
+`write`; kept spans are few, and only for them are events, links and text forms of attributes made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing.attributes import SERVICE_NAME
+from tollspan.processor.decode import Attributes, Decoded, read_messages
+from tollspan.processor.decode.arrow_bytes import cut, hexadecimal, replace, text
+
+INSTANT: Final = pa.timestamp("ns", "UTC")
+
+SPAN_KINDS: Final = pa.array(["Unspecified", "Internal", "Server", "Client", "Producer", "Consumer"], pa.string())
+STATUS_CODES: Final = pa.array(["Unset", "Ok", "Error"], pa.string())
+"""Names by OTLP number; a number that has none is written as the first."""
+
+MOST_RESOURCE_BYTES: Final = 256 << 20
+"""Bound on resource attributes in one table. OTLP says them once for many spans and ``otel_traces`` repeats them in
+every row, so a few megabytes on the wire could become gigabytes here."""
+LEFT_OUT: Final = "tollspan.left_out"
+"""Stands instead of resource attributes that would not fit that bound, and says how many bytes they have."""
+
+
+def bodies(decoded: Decoded, rows: npt.NDArray[np.int64], extra: Mapping[str, Any]) -> pa.Table:
+    """Full spans of some rows.
+
+    Args:
+        decoded: the batch.
+        rows: which spans, int64, k of them in any order.
+        extra: columns of length k that are appended.
+
+    Returns:
+        k rows with ``Timestamp`` timestamp[ns, UTC], ``TraceId``, ``SpanId``, ``ParentSpanId`` lowercase hex (``''``
+        for a root), ``TraceState``, ``SpanName``, ``SpanKind``, ``ServiceName`` (``''`` when the resource has none),
+        ``ResourceAttributes`` map, ``ScopeName``, ``ScopeVersion``, ``SpanAttributes`` map, ``Duration`` uint64 ns,
+        ``StatusCode``, ``StatusMessage``; the lists ``Events.Timestamp``, ``Events.Name``, ``Events.Attributes``,
+        ``Links.TraceId``, ``Links.SpanId``, ``Links.TraceState``, ``Links.Attributes``; and ``extra``. No nulls of its
+        own. An instant past 2262 is written as the epoch, the duration of a span that ends before it starts as 0.
+    """
+    chosen = decoded.select(rows)
+    spans = chosen.spans
+    resource, scope = spans["resource"], spans["scope"]
+    start, end = np.asarray(spans["start_ns"]), np.asarray(spans["end_ns"])
+    columns: dict[str, Any] = {
+        "Timestamp": _instants(start),
+        "TraceId": hexadecimal(spans["trace_id"]),
+        "SpanId": hexadecimal(spans["span_id"]),
+        "ParentSpanId": hexadecimal(spans["parent_span_id"], zero_is_empty=True),
+        "TraceState": spans["trace_state"],
+        "SpanName": spans["name"],
+        "SpanKind": _named(spans["kind"], SPAN_KINDS),
+        "ServiceName": _service_names(chosen.resources).take(resource),
+        "ResourceAttributes": _resource_maps(chosen.resources, resource),
+        "ScopeName": cut(chosen.scopes["name"]).take(scope),
+        "ScopeVersion": cut(chosen.scopes["version"]).take(scope),
+        "SpanAttributes": chosen.attributes.maps(),
+        "Duration": pa.array(np.where(end < start, 0, end - start).astype(np.uint64)),
+        "StatusCode": _named(spans["status_code"], STATUS_CODES),
+        "StatusMessage": spans["status_message"],
+        **_events(spans["events"]),
+        **_links(spans["links"]),
+    }
+    return pa.table({**columns, **extra})
+
+
+def _instants(nanoseconds: npt.NDArray[np.uint64]) -> Any:
+    fits = nanoseconds < np.uint64(2**63)
+    return pa.array(np.where(fits, nanoseconds, 0).astype(np.int64)).cast(INSTANT)
+
+
+def _named(numbers: Any, names: Any) -> Any:
+    values = np.asarray(numbers)
+    return names.take(pa.array(np.where((values < 0) | (values >= len(names)), 0, values)))
+
+
+def _service_names(resources: Attributes) -> Any:
+    """``service.name`` of each resource as text, ``''`` where it has none."""
+    return cut(pc.fill_null(pc.map_lookup(resources.maps(), SERVICE_NAME, "last"), ""))
+
+
+def _resource_maps(resources: Attributes, resource: Any) -> Any:
+    """Resource attributes of each span, as maps."""
+    maps = resources.maps()
+    lengths = np.asarray(pc.binary_length(maps.keys)).astype(np.int64) + np.asarray(pc.binary_length(maps.items))
+    ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))[resources.offsets]
+    sizes = np.diff(ends)
+    if len(resource) and int(sizes[np.asarray(resource)].sum()) > MOST_RESOURCE_BYTES:
+        large = np.flatnonzero(sizes > MOST_RESOURCE_BYTES // len(resource))
+        notes = pa.MapArray.from_arrays(
+            pa.array(np.arange(len(large) + 1, dtype=np.int32)),
+            pa.array([LEFT_OUT] * len(large), pa.string()),
+            pc.binary_join_element_wise(pc.cast(pa.array(sizes[large]), pa.string()), "bytes", " "),
+        )
+        maps = replace(maps, large, notes)
+    return maps.take(resource)
+
+
+def _messages(lists: Any, message: str) -> tuple[Any, Any, Attributes]:
+    """Offsets of a list column, and the messages in it as columns."""
+    offsets = np.asarray(lists.offsets)
+    values = lists.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+    batch, attributes = read_messages(message, values)
+    return pa.array(offsets - offsets[0]), batch, attributes
+
+
+def _events(lists: Any) -> dict[str, Any]:
+    offsets, batch, attributes = _messages(lists, "Event")
+    return {
+        "Events.Timestamp": _list(offsets, _instants(np.asarray(batch["time_unix_nano"]))),
+        "Events.Name": _list(offsets, text(batch["name"])),
+        "Events.Attributes": _list(offsets, attributes.maps()),
+    }
+
+
+def _links(lists: Any) -> dict[str, Any]:
+    offsets, batch, attributes = _messages(lists, "Link")
+    return {
+        "Links.TraceId": _list(offsets, hexadecimal(batch["trace_id"])),
+        "Links.SpanId": _list(offsets, hexadecimal(batch["span_id"])),
+        "Links.TraceState": _list(offsets, text(batch["trace_state"])),
+        "Links.Attributes": _list(offsets, attributes.maps()),
+    }
+
+
+def _list(offsets: Any, values: Any) -> Any:
+    return pa.ListArray.from_arrays(offsets, values)

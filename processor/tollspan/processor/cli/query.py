@@ -1,0 +1,52 @@
+"""``tollspan query``: named questions to the ledger."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tollspan.processor.cli.output import Format, print_rows
+from tollspan.processor.errors import ConfigError
+from tollspan.processor.queries import find, named_queries, run, window
+from tollspan.processor.store import connect_for_query
+
+
+def query(
+    name: Annotated[str | None, typer.Argument(help="Name of the query; --list shows them.")] = None,
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."
+        ),
+    ] = "chdb://",
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only what started from here on: 2026-11-01, an ISO instant, or an age (24h, 7d)."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only what started before this; written as --since.")] = None,
+    format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.table,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the queries.")] = False,
+) -> None:
+    """Ask the ledger a named question, also while `tollspan serve` runs on it.
+
+    Example: tollspan query by-tenant --since 7d --format markdown
+    """
+    if list_:
+        print_rows([{"query": q.name, "answers": q.title} for q in named_queries().values()], format)
+        return
+    try:
+        if name is None:
+            raise ConfigError("Which query?", f"One of: {', '.join(named_queries())}.")
+        asked = find(name)
+        start, end = window(since, until)
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    with connect_for_query(store) as reader:
+        rows = run(reader, name, start, end, limit)
+    if not rows and format is Format.table:
+        typer.echo("No rows.", err=True)
+        return
+    print_rows(rows, format, title=asked.title, single=asked.single)

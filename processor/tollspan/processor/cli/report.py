@@ -1,0 +1,43 @@
+"""``tollspan report``: one page that a person can read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tollspan.processor.cli.output import Format
+from tollspan.processor.errors import ConfigError
+from tollspan.processor.queries import window
+from tollspan.processor.report import build_report, print_report
+from tollspan.processor.store import connect_for_query
+
+
+def report(
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."
+        ),
+    ] = "chdb://",
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only what started from here on: 2026-11-01, an ISO instant, or an age (24h, 7d)."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only what started before this; written as --since.")] = None,
+    format: Annotated[Format, typer.Option(help="table, markdown or json.")] = Format.table,
+) -> None:
+    """Print what inference cost, who caused it and what is not known.
+
+    Example: tollspan report --since 24h --format markdown
+    """
+    try:
+        if format is Format.csv:
+            raise ConfigError("A report is several tables, csv is for one.", "Use `tollspan query NAME --format csv`.")
+        start, end = window(since, until)
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    with connect_for_query(store) as reader:
+        gathered = build_report(reader, start, end)
+    print_report(gathered, format)

@@ -1,0 +1,148 @@
+"""OTLP trace messages in a slim, wire-compatible form, built as descriptors in code so that no protoc is needed.
+
+Two readings of the same bytes, both without recursion and without text (every ``string`` is ``bytes``, because one bad
+UTF-8 sequence must not refuse a batch):
+
+* **columns**: for ptars. ``AnyValue``, ``Event`` and ``Link`` stay undecoded bytes: an attribute value is two Arrow
+  columns instead of nine, and what only kept spans need is read only for kept spans.
+* **strict**: for protobuf's own parser (upb). Everything down to the fields of ``AnyValue`` is declared, only the
+  inside of arrays and key-value lists is not, so that nesting 10,000 deep is no deeper than nesting once. Written out
+  again, a message in this reading is canonical: each value one field, shortest lengths, no unknown fields.
+
+Field numbers: opentelemetry-proto 1.x, ``trace/v1/trace.proto`` and ``common/v1/common.proto``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+import ptars
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_BYTES: Final = "bytes"
+_TYPES: Final = {
+    _BYTES: _Field.TYPE_BYTES,
+    "bool": _Field.TYPE_BOOL,
+    "int32": _Field.TYPE_INT32,  # for enums: an unknown number is kept, not dropped
+    "int64": _Field.TYPE_INT64,
+    "double": _Field.TYPE_DOUBLE,
+    "fixed64": _Field.TYPE_FIXED64,
+}
+
+_ANY_VALUE: Final = (
+    ("string_value", 1, _BYTES),
+    ("bool_value", 2, "bool"),
+    ("int_value", 3, "int64"),
+    ("double_value", 4, "double"),
+    ("array_value", 5, _BYTES),
+    ("kvlist_value", 6, _BYTES),
+    ("bytes_value", 7, _BYTES),
+)
+
+# Message → (field, number, type), "*" = repeated. Types that are not in _TYPES are messages; in the columns reading
+# those in _OPAQUE are bytes.
+_OPAQUE: Final = frozenset({"AnyValue", "Event", "Link"})
+_MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
+    "KeyValue": (("key", 1, _BYTES), ("value", 2, "AnyValue")),
+    "ArrayValue": (("values", 1, "*AnyValue"),),
+    "KeyValueList": (("values", 1, "*KeyValue"),),
+    "Event": (("time_unix_nano", 1, "fixed64"), ("name", 2, _BYTES), ("attributes", 3, "*KeyValue")),
+    "Link": (
+        ("trace_id", 1, _BYTES),
+        ("span_id", 2, _BYTES),
+        ("trace_state", 3, _BYTES),
+        ("attributes", 4, "*KeyValue"),
+    ),
+    "Status": (("message", 2, _BYTES), ("code", 3, "int32")),
+    "Span": (
+        ("trace_id", 1, _BYTES),
+        ("span_id", 2, _BYTES),
+        ("trace_state", 3, _BYTES),
+        ("parent_span_id", 4, _BYTES),
+        ("name", 5, _BYTES),
+        ("kind", 6, "int32"),
+        ("start_time_unix_nano", 7, "fixed64"),
+        ("end_time_unix_nano", 8, "fixed64"),
+        ("attributes", 9, "*KeyValue"),
+        ("events", 11, "*Event"),
+        ("links", 13, "*Link"),
+        ("status", 15, "Status"),
+    ),
+    "Scope": (("name", 1, _BYTES), ("version", 2, _BYTES)),
+    "ScopeSpans": (("scope", 1, "Scope"), ("spans", 2, "*Span")),
+    "Resource": (("attributes", 1, "*KeyValue"),),
+    "ResourceSpans": (("resource", 1, "Resource"), ("scope_spans", 2, "*ScopeSpans")),
+    "Request": (("resource_spans", 1, "*ResourceSpans"),),
+}
+
+
+def _file(package: str, opaque: frozenset[str]) -> descriptor_pb2.FileDescriptorProto:
+    """Descriptor of all messages; those in ``opaque`` are bytes wherever another message refers to them."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    any_value = file.message_type.add(name="AnyValue")
+    any_value.oneof_decl.add(name="value")
+    for name, number, kind in _ANY_VALUE:
+        any_value.field.add(name=name, number=number, type=_TYPES[kind], label=_Field.LABEL_OPTIONAL, oneof_index=0)
+    for message_name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=message_name)
+        for name, number, declared in fields:
+            kind = declared.removeprefix("*")
+            field = message.field.add(name=name, number=number)
+            field.label = _Field.LABEL_REPEATED if declared != kind else _Field.LABEL_OPTIONAL
+            if kind in _TYPES or kind in opaque:
+                field.type = _TYPES.get(kind, _Field.TYPE_BYTES)
+            else:
+                field.type = _Field.TYPE_MESSAGE
+                field.type_name = f".{package}.{kind}"
+    return file
+
+
+@cache
+def _descriptors(package: str, opaque: frozenset[str]) -> Any:
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(_file(package, opaque))
+    return pool.FindFileByName(f"{package}.proto")
+
+
+@cache
+def _handlers() -> ptars.HandlerPool:
+    return ptars.HandlerPool([_columns()])
+
+
+def _columns() -> Any:
+    return _descriptors("tollspan.columns", _OPAQUE)
+
+
+@cache
+def columns(message: str) -> Any:
+    """ptars handler of a message in the columns reading: ``Request``, ``Event`` or ``Link``."""
+    return _handlers().get_for_message(_columns().message_types_by_name[message])
+
+
+@cache
+def shallow(message: str) -> type[Message]:
+    """Message class of one level of a nested value: ``AnyValue``, ``ArrayValue`` or ``KeyValueList``, inner values
+    undecoded."""
+    return message_factory.GetMessageClass(_columns().message_types_by_name[message])
+
+
+@cache
+def strict(message: str) -> type[Message]:
+    """Message class of the strict reading: ``Request``, ``Event`` or ``Link``."""
+    file = _descriptors("tollspan.strict", frozenset())
+    return message_factory.GetMessageClass(file.message_types_by_name[message])
+
+
+def canonical(message: str, payload: bytes) -> bytes:
+    """The same message written out again by protobuf: merged, shortest, without what this table does not name.
+
+    Raises:
+        google.protobuf.message.DecodeError: not a well-formed message.
+    """
+    parsed = strict(message).FromString(payload)
+    # upb's own name; the reflection API has no other way to drop fields that a newer OTLP added.
+    parsed.DiscardUnknownFields()  # type: ignore[attr-defined]
+    return parsed.SerializeToString()

@@ -1,0 +1,147 @@
+"""Dialects: which attributes say what, as data.
+
+In: nothing; these are tables. Out: for every canonical text, integer and flag column the keys it is read from, in order
+of preference, and for every dialect of token usage the keys of its counts and the convention they are counted by.
+`normalize` walks the tables; a new dialect is a new entry here and a fixture in the tests.
+
+Sources: OpenTelemetry GenAI semantic conventions (current names in `tollspan.pricing.attributes`; older spellings from
+semantic-conventions 1.27 to 1.40 and the renames in semantic-conventions-genai).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from tollspan.pricing import attributes as names
+from tollspan.pricing.conventions import OTEL_INCLUSIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a text column comes from.
+
+    Attributes:
+        keys: attribute keys, the preferred one first.
+        resource: whether the span's resource is asked under the same keys when the span itself does not say.
+        ignore: values that say nothing.
+        rename: older spellings of values.
+    """
+
+    keys: tuple[str, ...]
+    resource: bool = False
+    ignore: frozenset[str] = frozenset()
+    rename: dict[str, str] = field(default_factory=dict)
+
+
+OLD_PROVIDERS: Final[dict[str, str]] = {
+    "az.ai.inference": "azure.ai.inference",
+    "az.ai.openai": "azure.ai.openai",
+    "gemini": "gcp.gemini",
+    "vertex_ai": "gcp.vertex_ai",
+    "xai": "x_ai",
+}
+"""Values of ``gen_ai.system`` that ``gen_ai.provider.name`` spells otherwise."""
+
+TEXT: Final[dict[str, Source]] = {
+    "service": Source((names.SERVICE_NAME,), resource=True),
+    "environment": Source((names.ENVIRONMENT, "deployment.environment"), resource=True),
+    "region": Source((names.CLOUD_REGION,), resource=True),
+    "tenant": Source((names.TENANT,), resource=True),
+    "team": Source((names.TEAM,), resource=True),
+    "feature": Source((names.FEATURE,), resource=True),
+    "workflow": Source((names.WORKFLOW,), resource=True),
+    "variant": Source((names.VARIANT,), resource=True),
+    "provider": Source((names.PROVIDER_NAME, "gen_ai.system", names.PROVIDER), rename=OLD_PROVIDERS),
+    "model": Source((names.RESPONSE_MODEL, names.MODEL)),
+    "request_model": Source((names.REQUEST_MODEL,)),
+    "operation": Source((names.OPERATION_NAME, names.OPERATION)),
+    "service_tier": Source(
+        (
+            names.OPENAI_RESPONSE_SERVICE_TIER,
+            "gen_ai.openai.response.service_tier",
+            names.OPENAI_REQUEST_SERVICE_TIER,
+            "gen_ai.openai.request.service_tier",
+        ),
+        # A request for "auto" leaves the choice to the provider; only the response can say what it was.
+        ignore=frozenset({"auto"}),
+    ),
+    "processing": Source((names.PROCESSING,)),
+    "cloud_provider": Source((names.CLOUD_PROVIDER,), resource=True),
+    "host_type": Source((names.HOST_TYPE,), resource=True),
+    "device": Source((names.DEVICE_NAME,), resource=True),
+    "error_type": Source((names.ERROR_TYPE,)),
+}
+"""Canonical text column → its source."""
+
+INTEGERS: Final[dict[str, tuple[str, ...]]] = {
+    "http_status": (names.HTTP_STATUS, "http.status_code"),
+    "retries": (names.RETRIES,),
+    "batch_size": (names.BATCH_SIZE,),
+}
+"""Canonical integer column that takes no part in a price → keys. A value that is no count is as good as none."""
+
+FLAGS: Final[dict[str, tuple[str, ...]]] = {"cold_start": (names.COLD_START,)}
+"""Canonical boolean column → keys."""
+
+BATCH_TIER: Final = "batch"
+"""The service tier by which providers report that a call was processed as a batch: it is a way of processing, at any
+tier, and goes to the column ``processing``."""
+
+OPERATION_KINDS: Final[dict[str, str]] = {
+    **dict.fromkeys(
+        (
+            "chat",
+            "text_completion",
+            "generate_content",
+            "embeddings",
+            "responses",
+            "rerank",
+            "image_generation",
+            "transcription",
+            "translation",
+            "speech",
+            names.OPERATION_INFERENCE,
+        ),
+        "inference",
+    ),
+    names.OPERATION_MODEL_LOAD: "model_load",
+    names.OPERATION_FEATURE_READ: "feature_read",
+}
+"""Operation → kind. Every other operation (``invoke_agent``, ``invoke_workflow``, ``create_agent``, ``execute_tool``,
+``fetch_response`` ...) is ``other``: billable only by what it says it used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A dialect of token usage.
+
+    Attributes:
+        name: whose dialect it is.
+        convention: how its counts include each other, a key of `tollspan.pricing.conventions.CONVENTIONS`.
+        counts: count of that convention → attribute keys, the preferred one first.
+    """
+
+    name: str
+    convention: str
+    counts: dict[str, tuple[str, ...]]
+
+
+USAGE: Final[tuple[Usage, ...]] = (
+    Usage(
+        "opentelemetry",
+        OTEL_INCLUSIVE,
+        {
+            "input_tokens": (names.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens"),
+            "output_tokens": (names.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens"),
+            "cache_read": (names.USAGE_CACHE_READ_TOKENS,),
+            "cache_write": (names.USAGE_CACHE_WRITE_TOKENS, "gen_ai.usage.cache_creation.input_tokens"),
+            "reasoning": (names.USAGE_REASONING_TOKENS,),
+            "audio_input": (names.USAGE_AUDIO_INPUT_TOKENS,),
+            "audio_output": (names.USAGE_AUDIO_OUTPUT_TOKENS,),
+            "image_input": (names.USAGE_IMAGE_INPUT_TOKENS,),
+            "audio_cache_read": (names.USAGE_AUDIO_CACHE_READ_TOKENS,),
+        },
+    ),
+)
+"""Dialects in order; a span's counts are all read in the first one of which it carries any."""

@@ -1,0 +1,57 @@
+"""The journal: payloads are durable here before they are acknowledged, and stay until their rows are written.
+
+In: whole OTLP requests as bytes, from many threads at once. Out: batches in the order of arrival, each with an identity
+that stays the same across restarts. It stands between ``receive`` and ``decode``; it never looks inside a payload.
+
+    journal = Journal(directory)
+    journal.append(payload).wait()                  # returns once the payload is on disk
+    batch = journal.next_batch(24 << 20, timeout=1.0, linger=0.25)
+    journal.release(batch)                          # in any order, once nothing needs it any more
+
+Files of a journal directory
+----------------------------
+All integers are little endian; every CRC is CRC-32 as in zlib.
+
+``segment-NNNNNNNNNN.log``: append-only. Header of 56 bytes: magic ``TOLLSPAN``, format version u32, segment number
+u64, journal id (16 bytes, drawn once per directory), marker (8 bytes, drawn once per segment), stale size u64 (see
+below), CRC u32 of the 52 bytes before. Then records: marker (8 bytes), time of receipt u64 (ns since the epoch),
+payload length u32, payload CRC u32, CRC u32 of the 24 bytes before; then the payload. Behind the last record of each
+sync stands an end mark, a record header of length 0xFFFFFFFF that the next record is written over; a segment that
+gets no more is cut off there. Whoever sends payloads does not know the marker, so nothing inside a payload can be
+taken for a record when reading goes on behind damaged bytes.
+
+``spare-NNNNNNNNNN.log``: a released segment, to be written over by a new one under its new name: allocating blocks
+costs five times as much as writing them. Its old records have another marker and stand behind the end mark; its size
+then is the new segment's stale size.
+
+``batches.log``: header of 32 bytes (magic ``TOLLBTCH``, version u32, journal id, CRC u32), then one entry of 28 bytes
+for each frozen batch: segment u64, first byte u64, end u64, CRC u32. Rewritten without released batches now and then.
+
+``cursor.json``: journal id and the place before which everything is released. Replaced by temporary file, fsync and
+rename about once a second; an older cursor only means that more comes again.
+
+``lock``: flock held by the owning process, whose pid it contains.
+
+Promises
+--------
+* A ticket completes after fdatasync of the segment, and a new segment's directory entry is synced before its first
+  record is. Appenders that arrive while a sync runs share the next one: there is no timer.
+* A batch is a byte range of one segment. Its token, ``<journal id>-<segment>-<start>-<end>``, is on disk before the
+  batch is handed out; after a crash the same range comes again with the same token and the same payloads, in order,
+  and then what was not frozen yet. The newest segment file is never removed, so no range is ever named twice.
+* After a failed write the segment is cut back to its last synced byte. After a failed fsync it is also given up: the
+  kernel may have dropped the dirty pages, so the next append starts a new segment. Either way nothing is
+  acknowledged, the ticket fails with `JournalError` (`JournalFull` for want of room), and the next append tries
+  again.
+* Where the newest segment has no end mark, the process died while it wrote: what stands behind the last good record
+  is a torn tail, cut off on open and counted (``journal.torn_bytes``); nothing in it was acknowledged. A record whose
+  CRC fails anywhere else is skipped, counted (``journal.corrupt_records``) and logged, and its segment is kept aside
+  as ``*.damaged`` when it would be removed. Nothing is ever reset silently.
+"""
+
+from tollspan.processor.errors import JournalError, JournalFull
+from tollspan.processor.journal.files import Range
+from tollspan.processor.journal.journal import Batch, Journal
+from tollspan.processor.journal.ticket import Ticket
+
+__all__ = ["Batch", "Journal", "JournalError", "JournalFull", "Range", "Ticket"]

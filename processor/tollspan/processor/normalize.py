@@ -1,0 +1,234 @@
+"""Normalize: spans of every dialect to one set of canonical columns and disjoint quantities.
+
+In: `Decoded`. Out: `Normalized`, one row a span in the same order, as ARCHITECTURE.md lists the columns. Between
+`decode` and `charge`. What is read from where stands in `dialects`; how a key becomes a column, in `pivot`; how counts
+become disjoint meters, in `tollspan.pricing.conventions`.
+
+Unknown is never zero: what a span does not say is null, and what it says wrongly makes its usage ``invalid`` with a
+reason; nothing is clamped, guessed or dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing.attributes import USAGE_PREFIX, usage
+from tollspan.pricing.conventions import INVALID_REASONS, disjoint_columns
+from tollspan.pricing.meters import METERS
+from tollspan.processor.decode import Decoded
+from tollspan.processor.decode.arrow_bytes import Mask
+from tollspan.processor.dialects import BATCH_TIER, FLAGS, INTEGERS, OPERATION_KINDS, TEXT, USAGE
+from tollspan.processor.pivot import FRACTIONAL, GOOD, NEGATIVE, NOT_A_NUMBER, TEXT_TYPE, TOO_LARGE, Pivot
+
+REASONS: Final = (
+    None,
+    "usage_not_a_number",
+    "usage_fractional",
+    "usage_negative",
+    "usage_too_large",
+    "usage_inconsistent",
+    "usage_unknown_meter",
+    "usage_conflict",
+    "time",
+)
+"""Why the usage of a span cannot be right, the first that applies: a count that is no number, not whole, negative or
+absurdly large; parts that exceed the whole that includes them; a ``tollspan.usage.`` attribute of no known meter;
+token counts and ``tollspan.usage.tokens.`` that contradict each other; a start or end that cannot be (zero, after
+2262, end before start, more than a day in the future)."""
+
+_INCONSISTENT, _UNKNOWN_METER, _CONFLICT, _TIME = 5, 6, 7, 8
+_OF_PIVOT: Final = np.zeros(5, np.uint8)
+_OF_PIVOT[[GOOD, NOT_A_NUMBER, FRACTIONAL, NEGATIVE, TOO_LARGE]] = range(5)
+_OF_CONVENTIONS: Final = np.array([REASONS.index(reason) for reason in INVALID_REASONS], np.uint8)
+
+_LAST_INSTANT: Final = np.uint64(2**63 - 1)
+CLOCK_SKEW_NS: Final = 86_400 * 10**9
+"""How far in the future a span may start by a clock that runs ahead of ours."""
+
+_METER_KEYS: Final = {meter: usage(meter) for meter in METERS}
+_COUNT_KEYS: Final = {key for dialect in USAGE for keys in dialect.counts.values() for key in keys}
+_WANTED: Final = pa.array(
+    sorted(
+        {key for source in TEXT.values() for key in source.keys}
+        | {key for keys in (*INTEGERS.values(), *FLAGS.values()) for key in keys}
+        | _COUNT_KEYS
+        | set(_METER_KEYS.values())
+    ),
+    pa.string(),
+)
+_KINDS: Final = ("inference", "model_load", "feature_read", "other")
+_STATUSES: Final = ("unset", "ok", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """Canonical columns of a batch.
+
+    Attributes:
+        table: one row a span, in the order of ``Decoded.spans``; the columns are those of ARCHITECTURE.md.
+        quantities: meter → int64 array of n base steps, null = not given; only meters that some span gave.
+    """
+
+    table: pa.Table
+    quantities: dict[str, Any]
+
+
+def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
+    """Bring a batch to canonical form.
+
+    Args:
+        decoded: n spans.
+        received_ns: when the batch came in, ns since the epoch; only spans that start later than that by more than
+            `CLOCK_SKEW_NS` are affected by it.
+
+    Returns:
+        Columns and quantities. No input raises.
+    """
+    pivot = Pivot(decoded, _WANTED)
+    invalid = np.zeros(len(decoded), np.uint8)
+    quantities, tokens, given, convention = _quantities(pivot, decoded, invalid)
+    times = _times(decoded, received_ns, invalid)
+    text = pivot.texts(TEXT)
+    text["service_tier"], text["processing"] = _processing(text["service_tier"], text["processing"])
+    kind = _kinds(text["operation"])
+    status = np.asarray(decoded.spans["status_code"])
+    status = np.where((status < 0) | (status >= len(_STATUSES)), 0, status)
+    table = pa.table(
+        {
+            "trace_id": decoded.spans["trace_id"],
+            "span_id": decoded.spans["span_id"],
+            "parent_span_id": decoded.spans["parent_span_id"],
+            **times,
+            "name": decoded.spans["name"],
+            **text,
+            "kind": _dictionary(kind, _KINDS),
+            "span_status": _dictionary(status.astype(np.int32), _STATUSES),
+            "http_status": pivot.integer(INTEGERS["http_status"], pa.int32()),
+            "retries": pivot.integer(INTEGERS["retries"], pa.int32()),
+            "cold_start": pivot.flag(FLAGS["cold_start"]),
+            "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
+            "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
+            "convention": convention,
+            "billable": pa.array(given | (kind == 0)),
+            "token_bearing": pa.array(tokens),
+        }
+    )
+    return Normalized(table, quantities)
+
+
+def _mark(invalid: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> None:
+    """Give the rows that have no reason yet the given one."""
+    np.copyto(invalid, codes, where=invalid == 0)
+
+
+def _quantities(
+    pivot: Pivot, decoded: Decoded, invalid: npt.NDArray[np.uint8]
+) -> tuple[dict[str, Any], Mask, Mask, Any]:
+    """Quantities by meter; which spans gave token counts; which gave any usage, right or wrong; and the convention."""
+    length = pivot.length
+    columns: dict[str, tuple[npt.NDArray[np.int64], Mask]] = {}
+    counted = np.zeros(length, np.bool_)
+    conventions = np.full(length, -1, np.int32)
+    for number, dialect in enumerate(USAGE):
+        counts = {}
+        mine = np.zeros(length, np.bool_)
+        for count, keys in dialect.counts.items():
+            found = pivot.quantity(keys, 1)
+            if found is None:
+                continue
+            values, given, wrong = found
+            given &= ~counted
+            _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
+            counts[count] = (values, given & (wrong == GOOD))
+            mine |= given
+        counted |= mine
+        conventions[mine] = number
+        if counts:
+            converted, codes = disjoint_columns(dialect.convention, counts)
+            _mark(invalid, _OF_CONVENTIONS[codes])
+            for meter, (values, valid) in converted.items():
+                before = columns.get(meter)
+                columns[meter] = (
+                    (values, valid) if before is None else (np.where(valid, values, before[0]), valid | before[1])
+                )
+    if counted.any():
+        # A count that could not be read leaves the others without their whole: such a span has no token quantities.
+        right = invalid == 0
+        columns = {meter: (values, valid & right) for meter, (values, valid) in columns.items()}
+
+    tokens, any_usage = counted.copy(), counted.copy()
+    for meter, key in _METER_KEYS.items():
+        found = pivot.quantity((key,), METERS[meter].scale)
+        if found is None:
+            continue
+        values, given, wrong = found
+        any_usage |= given
+        _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
+        valid = given & (wrong == GOOD)
+        if meter.startswith("tokens."):
+            tokens |= given
+            converted_values, converted_valid = columns.get(meter, (values, np.zeros(length, np.bool_)))
+            differ = given & counted & ~(converted_valid & (converted_values == values))
+            _mark(invalid, np.where(differ, _CONFLICT, 0).astype(np.uint8))
+            values, valid = np.where(converted_valid, converted_values, values), valid | converted_valid
+        columns[meter] = (values, valid)
+
+    keys = decoded.attributes.keys
+    unknown = np.asarray(pc.and_not(pc.starts_with(keys, USAGE_PREFIX), pc.is_in(keys, value_set=_WANTED)))
+    if unknown.any():
+        spans = pivot.having(unknown)
+        any_usage |= spans
+        _mark(invalid, np.where(spans, _UNKNOWN_METER, 0).astype(np.uint8))
+    quantities = {
+        meter: pa.array(columns[meter][0], mask=~columns[meter][1])
+        for meter in METERS
+        if meter in columns and columns[meter][1].any()
+    }
+    convention = _dictionary(conventions, tuple(dialect.convention for dialect in USAGE))
+    return quantities, tokens, any_usage, convention
+
+
+def _times(decoded: Decoded, received_ns: int, invalid: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    start, end = np.asarray(decoded.spans["start_ns"]), np.asarray(decoded.spans["end_ns"])
+    backwards = end < start
+    latest = np.uint64(min(max(received_ns, 0) + CLOCK_SKEW_NS, int(_LAST_INSTANT)))
+    wrong = (start == 0) | (start > latest) | (end > _LAST_INSTANT) | backwards
+    _mark(invalid, np.where(wrong, _TIME, 0).astype(np.uint8))
+    return {
+        # What a signed 64-bit instant cannot hold is stored as 0; the row is marked above.
+        "start_ns": pa.array(np.where(start > _LAST_INSTANT, 0, start).astype(np.int64)),
+        "end_ns": pa.array(np.where(end > _LAST_INSTANT, 0, end).astype(np.int64)),
+        "duration_ns": pa.array(np.where(backwards, 0, end - start)),
+    }
+
+
+def _processing(tier: Any, processing: Any) -> tuple[Any, Any]:
+    """Service tier and processing: a call served at the batch tier was processed as a batch."""
+    batch = pc.index(tier.dictionary, BATCH_TIER).as_py()
+    if batch < 0:
+        return tier, processing
+    at = np.asarray(pc.fill_null(tier.indices, -1)) == batch
+    tier = pa.DictionaryArray.from_arrays(pc.if_else(pa.array(at), None, tier.indices), tier.dictionary)
+    said = pc.if_else(pa.array(at), BATCH_TIER, pc.cast(processing, pa.string()))
+    return tier, pc.cast(said.dictionary_encode(), TEXT_TYPE)
+
+
+def _kinds(operation: Any) -> npt.NDArray[np.int32]:
+    """Index in `_KINDS` of each span's operation."""
+    other = _KINDS.index("other")
+    # By distinct operation; the last entry is for spans without one.
+    of_value = [_KINDS.index(OPERATION_KINDS.get(value, "other")) for value in operation.dictionary.to_pylist()]
+    kinds: npt.NDArray[np.int32] = np.array([*of_value, other], np.int32)
+    at: npt.NDArray[np.int32] = np.asarray(pc.fill_null(operation.indices, -1))
+    return kinds[at]
+
+
+def _dictionary(codes: npt.NDArray[np.int32], values: tuple[str, ...]) -> Any:
+    """Dictionary column from codes; a negative code is null."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(values, pa.string()))

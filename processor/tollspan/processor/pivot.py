@@ -1,0 +1,280 @@
+"""Pivot: from one row for each attribute to one column for each wanted key.
+
+In: the flat attributes of `Decoded`. Out: for a list of keys in order of preference, a text column, a column of
+quantities in base steps, small integers or flags, each of one row a span. Used by `normalize`.
+
+Work goes by key, never by span: a key's rows are found by its code, and land at their owners by index arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.processor.decode import Attributes, Decoded
+from tollspan.processor.decode.anyvalue import (
+    BOOL,
+    DOUBLE,
+    EMPTY,
+    INT,
+    STRING,
+    as_text,
+    booleans,
+    classify,
+    doubles,
+    integers,
+    strings,
+)
+from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
+from tollspan.processor.dialects import Source
+
+Codes: TypeAlias = npt.NDArray[np.uint8]
+Steps: TypeAlias = npt.NDArray[np.int64]
+
+TEXT_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
+
+LARGEST_COUNT: Final = 2**53
+"""Largest count of whole things: a double or a JSON number holds no more exactly."""
+
+GOOD, NOT_A_NUMBER, FRACTIONAL, NEGATIVE, TOO_LARGE = range(5)
+"""What a value is as a quantity."""
+
+_NAMES: Final = np.zeros(256, np.bool_)
+_NAMES[[STRING, BOOL, INT, DOUBLE]] = True
+"""Kinds of values that can name something."""
+
+_NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
+_DECIMAL: Final = r"^-?[0-9]+(\.[0-9]+)?$"
+_INTEGER: Final = r"^-?[0-9]{1,18}$"
+
+
+class _Rows:
+    """Rows of attributes by key."""
+
+    def __init__(self, attributes: Attributes, wanted: Any) -> None:
+        self.attributes = attributes
+        self._owners = attributes.owners
+        codes = attributes.codes
+        if len(attributes.keys) <= 256:
+            codes = codes.astype(np.uint8)
+        at = pc.index_in(attributes.keys, value_set=wanted)
+        self._found: dict[str, list[Rows]] = {}
+        for code in np.flatnonzero(np.asarray(pc.is_valid(at))):
+            rows = np.flatnonzero(codes == code)
+            rows = rows[attributes.kinds[rows] != EMPTY]
+            self._found.setdefault(attributes.keys[int(code)].as_py(), []).append(rows)
+
+    def candidates(self, keys: Iterable[str]) -> tuple[Rows, Rows]:
+        """Owners and rows of all given keys, the preferred key last, so that writing in this order lets it win."""
+        rows = [found for key in reversed(tuple(keys)) for found in self._found.get(key, ())]
+        joined = rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else _NO_ROWS
+        return self._owners[joined], joined
+
+    def raw(self, picked: Iterable[tuple[Rows, Rows]]) -> Any:
+        """Values at the rows of several `candidates`, one after the other."""
+        rows = [rows for _, rows in picked if len(rows)]
+        return self.attributes.raw.take(pa.array(np.concatenate(rows) if rows else _NO_ROWS))
+
+    def chosen(self, keys: Iterable[str]) -> tuple[Rows, Rows]:
+        """Owners that have one of the keys, each once, and the row of the most preferred."""
+        owners, rows = self.candidates(keys)
+        if not len(rows):
+            return owners, rows
+        row_of = np.full(len(self.attributes.offsets) - 1, -1, np.int64)
+        row_of[owners] = rows
+        owners = np.flatnonzero(row_of >= 0)
+        return owners, row_of[owners]
+
+
+class Pivot:
+    """Columns of a batch by attribute key.
+
+    Args:
+        decoded: n spans.
+        wanted: every key that will be asked for.
+    """
+
+    def __init__(self, decoded: Decoded, wanted: Any) -> None:
+        self.length = len(decoded)
+        self._spans = _Rows(decoded.attributes, wanted)
+        self._resources = _Rows(decoded.resources, wanted)
+        self._resource_of = np.asarray(decoded.spans["resource"])
+        self._resource_count = len(decoded.resources.offsets) - 1
+
+    def texts(self, sources: Mapping[str, Source]) -> dict[str, Any]:
+        """Text columns, each ``dictionary<int32, string>`` of length n without repeated values; null = not said.
+
+        Numbers and booleans are taken as text; arrays, key-value lists, bytes and empty strings say nothing. What is
+        longer than a name can be (`arrow_bytes.LONGEST_NAME`) ends in ``…``.
+        """
+        # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
+        nobody = (_NO_ROWS, _NO_ROWS)
+        spans = [self._spans.candidates(source.keys) for source in sources.values()]
+        resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
+        vocabulary, codes = _vocabulary(
+            pa.concat_arrays(
+                [found.raw(picked) for found, picked in ((self._spans, spans), (self._resources, resources))]
+            ),
+            [name for source in sources.values() for name in source.rename.values()],
+        )
+        out = {}
+        at, resource_at = 0, sum(len(rows) for _, rows in spans)
+        for (column, source), (owners, _), (resource_owners, _) in zip(sources.items(), spans, resources, strict=True):
+            column_codes = np.full(self.length, -1, np.int32)
+            edit = _edited(source, vocabulary)
+            if len(resource_owners):
+                of_resource = np.full(self._resource_count, -1, np.int32)
+                _put(of_resource, resource_owners, edit(codes[resource_at : resource_at + len(resource_owners)]))
+                column_codes = of_resource[self._resource_of]
+                resource_at += len(resource_owners)
+            if len(owners):
+                _put(column_codes, owners, edit(codes[at : at + len(owners)]))
+                at += len(owners)
+            out[column] = _compact(column_codes, vocabulary)
+        return out
+
+    def quantity(self, keys: Iterable[str], scale: int) -> tuple[Steps, Mask, Codes] | None:
+        """A quantity in base steps.
+
+        Args:
+            keys: attribute keys, the preferred one first.
+            scale: base steps in one unit; with scale 1 only whole numbers are good. Seconds given as doubles are exact
+                to the nanosecond up to 2**50 ns (13 days), and beyond that as exact as a double is.
+
+        Returns:
+            Steps (int64), whether the span gave the quantity at all, and what is wrong with what it gave (`GOOD` ...;
+            steps are 0 unless good), each of length n. None when no span has any of the keys.
+        """
+        owners, rows = self._spans.chosen(keys)
+        if not len(rows):
+            return None
+        steps, codes = _steps(self._spans.attributes, rows, scale)
+        values, given, wrong = self._empty(np.int64), self._empty(np.bool_), self._empty(np.uint8)
+        values[owners], given[owners], wrong[owners] = steps, True, codes
+        return values, given, wrong
+
+    def integer(self, keys: Iterable[str], kind: Any) -> Any:
+        """A column of counts that take part in no price, Arrow type ``kind``; what is no such count is null."""
+        found = self.quantity(keys, 1)
+        if found is None:
+            return pa.nulls(self.length, kind)
+        values, given, wrong = found
+        fits = given & (wrong == GOOD) & (values <= np.iinfo(kind.to_pandas_dtype()).max)
+        return pa.array(np.where(fits, values, 0), kind, mask=~fits)
+
+    def flag(self, keys: Iterable[str]) -> Any:
+        """A boolean column; null where the span does not say, or says it in another type."""
+        owners, rows = self._spans.chosen(keys)
+        ours = self._spans.attributes.kinds[rows] == BOOL
+        if not ours.any():
+            return pa.nulls(self.length, pa.bool_())
+        values, given = self._empty(np.bool_), self._empty(np.bool_)
+        values[owners[ours]] = booleans(self._spans.attributes.raw, rows[ours])
+        given[owners[ours]] = True
+        return pa.array(values, mask=~given)
+
+    def having(self, keys: Mask) -> Mask:
+        """Which spans carry any of the keys marked in a mask over ``decoded.attributes.keys``."""
+        attributes = self._spans.attributes
+        counts = np.concatenate((np.zeros(1, np.int64), np.cumsum(keys[attributes.codes], dtype=np.int64)))
+        return counts[attributes.offsets[1:]] > counts[attributes.offsets[:-1]]
+
+    def _empty(self, kind: Any) -> Any:
+        return np.zeros(self.length, kind)
+
+
+def _put(out: npt.NDArray[np.int32], owners: Rows, codes: npt.NDArray[Any]) -> None:
+    said = codes >= 0
+    if said.all():
+        out[owners] = codes
+    else:
+        out[owners[said]] = codes[said]
+
+
+def _vocabulary(raw: Any, more: list[str]) -> tuple[Any, npt.NDArray[np.int32]]:
+    """Distinct texts among values (and ``more``), and for each value its index there, -1 where it says nothing."""
+    encoded = raw.dictionary_encode()
+    kinds = classify(encoded.dictionary)
+    speaks = _NAMES[kinds]
+    values = as_text(encoded.dictionary.filter(pa.array(speaks)), kinds[speaks])
+    words = pa.concat_arrays([cut(values), pa.array(more, pa.string())]).dictionary_encode()
+    of_word = np.asarray(words.indices)[: len(values)]
+    empty = pc.index(words.dictionary, "").as_py()
+    of_value = np.full(len(kinds), -1, np.int32)
+    of_value[speaks] = np.where(of_word == empty, -1, of_word)
+    return words.dictionary, of_value[np.asarray(encoded.indices)]
+
+
+def _edited(source: Source, vocabulary: Any) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]:
+    """A function that applies a source's ignored and renamed values to codes in the vocabulary."""
+    if not source.ignore and not source.rename:
+        return lambda codes: codes
+    table = np.append(np.arange(len(vocabulary), dtype=np.int32), np.int32(-1))
+    for word in source.ignore:
+        table[pc.index(vocabulary, word).as_py()] = -1
+    for old, new in source.rename.items():
+        table[pc.index(vocabulary, old).as_py()] = pc.index(vocabulary, new).as_py()
+    table[-1] = -1  # where a word that does not occur was written, and where codes of silent values point
+    return lambda codes: table[codes]
+
+
+def _compact(codes: npt.NDArray[np.int32], vocabulary: Any) -> Any:
+    """A dictionary column from codes, its dictionary reduced to the words that occur."""
+    used = np.zeros(len(vocabulary) + 1, np.bool_)
+    used[codes] = True  # -1 is the last
+    silent = used[-1]
+    used[-1] = False
+    words = np.flatnonzero(used)
+    if not len(words):
+        return pa.nulls(len(codes), TEXT_TYPE)
+    place = np.cumsum(used, dtype=np.int32) - np.int32(1)
+    indices = pa.array(place[codes], mask=codes < 0) if silent else pa.array(place[codes])
+    return pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
+
+
+def _steps(attributes: Attributes, rows: Rows, scale: int) -> tuple[Steps, Codes]:
+    """Values at ``rows`` in base steps of ``scale`` to a unit, and what each of them is as a quantity."""
+    kinds = attributes.kinds[rows]
+    if (kinds == INT).all():
+        return _from_integers(integers(attributes.raw, rows), scale)
+    steps = np.zeros(len(rows), np.int64)
+    codes = np.full(len(rows), NOT_A_NUMBER, np.uint8)
+    at = np.flatnonzero(kinds == INT)
+    steps[at], codes[at] = _from_integers(integers(attributes.raw, rows[at]), scale)
+    at = np.flatnonzero(kinds == DOUBLE)
+    steps[at], codes[at] = _from_doubles(doubles(attributes.raw, rows[at]), scale)
+    at = np.flatnonzero(kinds == STRING)
+    if len(at):
+        written = strings(attributes.raw, rows[at])
+        whole = np.asarray(pc.match_substring_regex(written, _INTEGER))
+        other = np.asarray(pc.match_substring_regex(written, _DECIMAL)) & ~whole
+        numbers = np.asarray(pc.cast(written.filter(pa.array(whole)), pa.int64()))
+        steps[at[whole]], codes[at[whole]] = _from_integers(numbers, scale)
+        fractions = np.asarray(pc.cast(written.filter(pa.array(other)), pa.float64()))
+        steps[at[other]], codes[at[other]] = _from_doubles(fractions, scale)
+    return steps, codes
+
+
+def _from_integers(values: Steps, scale: int) -> tuple[Steps, Codes]:
+    codes = np.zeros(len(values), np.uint8)
+    codes[values > (LARGEST_COUNT if scale == 1 else np.iinfo(np.int64).max // scale)] = TOO_LARGE
+    codes[values < 0] = NEGATIVE
+    return np.where(codes == GOOD, values, 0) * scale, codes
+
+
+def _from_doubles(values: npt.NDArray[np.float64], scale: int) -> tuple[Steps, Codes]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = values * scale
+        steps = np.rint(scaled)
+        codes = np.zeros(len(values), np.uint8)
+        if scale == 1:
+            codes[steps != values] = FRACTIONAL
+        codes[scaled > LARGEST_COUNT if scale == 1 else scaled >= 2.0**63] = TOO_LARGE
+        codes[values < 0] = NEGATIVE
+        codes[np.isnan(values)] = NOT_A_NUMBER
+    return np.where(codes == GOOD, steps, 0).astype(np.int64), codes

@@ -1,0 +1,16 @@
+-- What everything cost: one row.
+-- single
+-- cost is NULL when there are calls without a price and none with one; with no calls at all it is 0.
+SELECT
+    countIf(kind = 'inference' AND cost_status NOT IN ('rollup', 'not_billed')) AS inferences,
+    if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(cost_status IN ('unpriced', 'invalid')) > 0,
+       NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS cost,
+    'USD' AS currency,
+    countIf(kind = 'inference' AND cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
+    countIf(kind = 'inference' AND cost_status = 'partial') AS partial_inferences,
+    countIf(cost_status = 'not_billed') AS not_billed,
+    count() AS ledger_rows,
+    if(count() = 0, NULL, min(start_time)) AS first_start,
+    if(count() = 0, NULL, max(start_time)) AS last_start
+FROM ledger FINAL
+WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}

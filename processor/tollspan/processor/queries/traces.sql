@@ -1,0 +1,47 @@
+-- The dearest traces: what each cost, what it did, and whether its spans were kept.
+-- limit: 20
+SELECT
+    lower(hex(costs.id)) AS trace_id,
+    costs.first_start AS start_time,
+    nullIf(summaries.root_name, '') AS root,
+    nullIf(costs.payer, '') AS tenant,
+    costs.total AS cost,
+    'USD' AS currency,
+    costs.calls AS inferences,
+    costs.open AS unpriced_inferences,
+    -- NULL until the trace is summarized.
+    if(summaries.seen, summaries.span_count, NULL) AS spans,
+    if(summaries.seen, summaries.milliseconds, NULL) AS duration_ms,
+    if(summaries.seen, summaries.error > 0, NULL) AS failed,
+    if(summaries.seen, summaries.kept > 0, NULL) AS kept,
+    nullIf(summaries.keep_reason, '') AS keep_reason
+FROM
+(
+    SELECT
+        ledger.trace_id AS id,
+        min(ledger.start_time) AS first_start,
+        max(ledger.tenant) AS payer,
+        if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(cost_status IN ('unpriced', 'invalid')) > 0,
+           NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS total,
+        countIf(kind = 'inference' AND cost_status NOT IN ('rollup', 'not_billed')) AS calls,
+        countIf(kind = 'inference' AND cost_status IN ('unpriced', 'invalid')) AS open
+    FROM ledger FINAL
+    WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+    GROUP BY id
+    ORDER BY total DESC NULLS LAST, id
+    LIMIT {limit:UInt64}
+) AS costs
+LEFT JOIN
+(
+    SELECT
+        traces.trace_id AS id,
+        root_name,
+        traces.spans AS span_count,
+        dateDiff('millisecond', start_time, end_time) AS milliseconds,
+        error,
+        kept,
+        keep_reason,
+        true AS seen
+    FROM traces FINAL
+) AS summaries ON summaries.id = costs.id
+ORDER BY cost DESC NULLS LAST, trace_id

@@ -1,0 +1,152 @@
+"""The report: what inference cost, who caused it and what is not known, on one page.
+
+In: a read-only handle and a window. Out: `build_report` gives plain data (rows of the named queries, money as Decimal),
+`print_report` a page for a terminal, a document or a program. ``tollspan report`` and ``tollspan demo`` share both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Console
+
+from tollspan.processor.cli.output import Format, plain, print_rows, text
+from tollspan.processor.queries import Rows, run
+
+SECTIONS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("cost_per_inference", "cost-per-inference", "Cost per inference"),
+    ("by_tenant", "by-tenant", "By tenant"),
+    ("by_feature", "by-feature", "By feature"),
+    ("by_model", "by-model", "By model"),
+    ("by_variant", "by-variant", "By variant"),
+    ("by_component", "by-component", "By component"),
+    ("retries", "retries", "Retries and failures"),
+    ("cold_starts", "cold-starts", "Cold starts"),
+    ("unpriced", "unpriced", "Without a price"),
+)
+"""Key in the report, named query, heading."""
+
+_CONSTANT: Final = frozenset({"currency"})
+"""Columns that say the same in every row, left out of tables for people."""
+
+
+def build_report(reader: Rows, since: datetime | None = None, until: datetime | None = None) -> dict[str, Any]:
+    """Gather the report.
+
+    Args:
+        reader: a `tollspan.processor.store.Reader` or `Store`.
+        since, until: start times taken; None for an open end.
+
+    Returns:
+        ``since``, ``until`` (aware datetimes or None), ``total`` and ``telemetry`` (one row each), and a list of rows
+        for each key of `SECTIONS`. Money as Decimal; None is unknown.
+
+    Raises:
+        StoreError: see `Reader.query`.
+    """
+    report: dict[str, Any] = {
+        "since": since,
+        "until": until,
+        "total": run(reader, "total", since, until)[0],
+        "telemetry": run(reader, "telemetry", since, until)[0],
+    }
+    for key, name, _ in SECTIONS:
+        report[key] = run(reader, name, since, until)
+    return report
+
+
+def print_report(report: Mapping[str, Any], fmt: Format) -> None:
+    """Print a report on stdout.
+
+    Args:
+        report: from `build_report`.
+        fmt: ``table``, ``markdown`` or ``json`` (one object, money as strings).
+
+    Raises:
+        ValueError: for ``csv``, which is one table and not nine.
+    """
+    if fmt is Format.csv:
+        raise ValueError("a report is several tables; csv is for one")
+    if fmt is Format.json:
+        print(json.dumps(plain(report), ensure_ascii=False, indent=2))
+        return
+    _heading("What inference cost", fmt, level=1)
+    for line in summary(report):
+        print(f"- {line}" if fmt is Format.markdown else f"  {line}")
+    for key, _, title in SECTIONS:
+        rows = _for_people(report[key])
+        if not rows:
+            continue
+        if fmt is Format.markdown:
+            _heading(title, fmt, level=2)
+            print_rows(rows, fmt)
+        else:
+            print()
+            print_rows(rows, fmt, title=title)
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """The report in a few sentences, most important first."""
+    total, telemetry = report["total"], report["telemetry"]
+    currency = total["currency"]
+    lines = [f"{text(total['cost'])} {currency} for {text(total['inferences'])} inferences{_window(report)}"]
+    overall = next((row for row in report["cost_per_inference"] if row["component"] == "all"), None)
+    if overall is not None and overall["cost_per_inference"] is not None:
+        each, thousand = overall["cost_per_inference"], overall["cost_per_1000"]
+        lines.append(f"{each:.9f} {currency} each, {thousand:.6f} {currency} per 1,000")
+    if total["unpriced_inferences"]:
+        count = total["unpriced_inferences"]
+        lines.append(f"{text(count)} {_s(count, 'inference')} without a price, in none of these sums")
+    if total["partial_inferences"]:
+        count = total["partial_inferences"]
+        lines.append(f"{text(count)} {_s(count, 'inference')} priced in part: the sums are a lower bound")
+    if total["not_billed"]:
+        count = total["not_billed"]
+        lines.append(f"{text(count)} failed {_s(count, 'call')} that the provider did not bill")
+    retries = [row["retries"] for row in report["retries"] if row["retries"] is not None]
+    cold = sum(row["cold_starts"] for row in report["cold_starts"])
+    lines.append(f"{text(sum(retries))} retries, {text(cold)} cold starts")
+    kept, spans = telemetry["all_kept_spans"], telemetry["recorded_spans"]
+    share = f" ({100 * kept / spans:.1f} %)" if spans else ""
+    lines.append(
+        f"{text(spans)} spans in {text(telemetry['traces'])} traces recorded, {text(kept)} spans{share} in "
+        f"{text(telemetry['kept_traces'])} traces kept"
+    )
+    telemetry_cost = telemetry["cost"]
+    price = "no price for them" if telemetry_cost is None else f"{text(telemetry_cost)} {currency}"
+    if telemetry_cost is not None and telemetry["unpriced_traces"]:
+        price += f", and {text(telemetry['unpriced_traces'])} traces without a price"
+    lines.append(f"{text(telemetry['bytes'])} bytes of telemetry: {price}")
+    return lines
+
+
+def _for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without constant columns, long quotients rounded for reading."""
+    shown = []
+    for row in rows:
+        cells = {name: value for name, value in row.items() if name not in _CONSTANT}
+        for name, places in (("cost_per_inference", 9), ("cost_per_1000", 6)):
+            if cells.get(name) is not None:
+                cells[name] = round(cells[name], places)
+        shown.append(cells)
+    return shown
+
+
+def _heading(title: str, fmt: Format, level: int) -> None:
+    if fmt is Format.markdown:
+        print(f"{'' if level == 1 else chr(10)}{'#' * level} {title}\n")
+    else:
+        Console(highlight=False).print(f"[bold]{title}[/]")
+
+
+def _window(report: Mapping[str, Any]) -> str:
+    since, until = report["since"], report["until"]
+    start = f" from {since:%Y-%m-%d %H:%M} UTC" if since else ""
+    return start + (f" until {until:%Y-%m-%d %H:%M} UTC" if until else "")
+
+
+def _s(count: int, noun: str) -> str:
+    return noun if count == 1 else noun + "s"

@@ -1,0 +1,394 @@
+"""ClickHouse's HTTP interface on an embedded store, read-only: the way in while a service owns the store.
+
+In: requests of any ClickHouse client (``tollspan query``, curl, Grafana, clickhouse_connect). Out: the engine's own
+answers. Each request has an engine session of its own, made read-only before the client's text reaches it; what a
+session keeps (USE, SET, temporary tables) is therefore gone with the request, whatever ``session_id`` says.
+
+With ``writable=True`` the same front is a small ClickHouse server for tests: it takes inserts and DDL, and a fault hook
+makes it refuse, wait, or fall silent after the commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
+from typing import Any, Final
+
+from tollspan.processor.errors import ConfigError, StoreError
+from tollspan.processor.sqlfront import statement as sql
+from tollspan.processor.sqlfront.statement import Refused
+from tollspan.processor.sqlfront.wire import Answer, Handler, Request
+from tollspan.processor.store import Store
+
+log = logging.getLogger(__name__)
+
+LIMITS: Final[dict[str, int]] = {
+    "max_execution_time": 60,
+    "max_result_bytes": 256 * 2**20,
+    "max_memory_usage": 2 * 2**30,
+}
+"""Seconds and bytes that one query of a read-only port may take. A client may ask for less."""
+
+_FIXED: Final = {"result_overflow_mode": "throw", "allow_introspection_functions": "0"}
+
+MAX_QUERIES: Final = 8
+"""Queries that run at once; one more is answered with TOO_MANY_SIMULTANEOUS_QUERIES."""
+
+_TRANSPORT: Final = frozenset(
+    {
+        "query",
+        "database",
+        "default_format",
+        "user",
+        "password",
+        "quota_key",
+        "role",
+        "session_id",
+        "session_timeout",
+        "session_check",
+        "query_id",
+        "stacktrace",
+        "wait_end_of_query",
+        "buffer_size",
+        "compress",
+        "decompress",
+        "enable_http_compression",
+        "http_zlib_compression_level",
+        "add_http_cors_header",
+        "send_progress_in_http_headers",
+        "http_headers_progress_interval_ms",
+        "client_protocol_version",
+        "cancel_http_readonly_queries_on_client_close",
+        "readonly",
+    }
+)
+"""URL parameters that are not settings of the query, or that the port decides itself."""
+
+_ALLOWED_SETTING: Final = re.compile(
+    r"max_\w+|limit|offset|extremes|final|session_timezone|timezone|join_\w+|any_join_\w+|cast_\w+|optimize_\w+"
+    r"|group_by_\w+|distinct_overflow_mode|(?:read|timeout|sort)_overflow_mode|totals_\w+|prefer_\w+|describe_\w+"
+    r"|date_time_(?:input|output)_format|additional_table_filters|additional_result_filter|log_comment|priority|use_\w+"
+    r"|aggregate_functions_null_for_empty|transform_null_in|data_type_default_nullable|union_default_mode"
+    r"|output_format_(?!schema$)\w+|format_csv_\w+|format_tsv_\w+|input_format_null_as_default"
+)
+"""Settings that a client of a read-only port may send. Others may name files: ``output_format_schema`` writes one."""
+
+_SETTING_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_INSERT: Final = re.compile(r"\s*INSERT\s+INTO\b", re.IGNORECASE)
+_INSERT_FORMAT: Final = re.compile(
+    rb"\s*(INSERT\s+INTO\b.*?)\s+(?:FORMAT\s+(\w+)[ \t]*(?:\r?\n|;|\Z)|(VALUES)\s*)", re.IGNORECASE | re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a test makes of a request.
+
+    Attributes:
+        code: answer with this ClickHouse error instead of executing; 0 for none.
+        message: its text.
+        until: wait for this event (or the front's stop) before anything else.
+        drop: close the connection without an answer: ``before`` or ``after`` the statement was executed.
+    """
+
+    code: int = 0
+    message: str = "injected fault"
+    until: threading.Event | None = None
+    drop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a fault hook decides by.
+
+    Attributes:
+        sql: the statement's text; of an insert, without its data.
+        insert: whether it is one.
+        params: URL parameters, settings such as ``insert_deduplication_token`` among them.
+    """
+
+    sql: str
+    insert: bool
+    params: dict[str, str]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler]) -> None:
+        self.address_family = family
+        self.connections: set[socket.socket] = set()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection, so that stopping can end an idle one."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget it again."""
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no news; anything else is a fault of ours."""
+        log.debug("connection from %s ended", client_address, exc_info=True)
+
+
+class SqlFront:
+    """The SQL port of an embedded store.
+
+    Args:
+        store: an open embedded store; the front opens sessions of its own beside it.
+        address: ``host:port``; port 0 for any free one.
+        writable: take inserts and DDL too. For tests.
+        insecure_listen: allow an address beyond loopback, although there is neither TLS nor login.
+        fault: asked before each statement what is to go wrong; for tests.
+
+    Raises:
+        ConfigError: the address cannot be read or is not loopback.
+        StoreError: the store is not embedded.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        address: str = "127.0.0.1:8123",
+        writable: bool = False,
+        insecure_listen: bool = False,
+        fault: Callable[[Asked], Fault | None] | None = None,
+    ) -> None:
+        if store.engine_path is None:
+            raise StoreError(f"Store {store.url} is a server and has its own SQL port.")
+        self._path, self._database = str(store.engine_path), store.database
+        self._host, self._port = _parse(address)
+        self._loopback = self._host in ("localhost", "::1") or self._host.startswith("127.")
+        if not self._loopback and not insecure_listen:
+            raise ConfigError(
+                f"SQL address {address} is not a loopback one, and the SQL port has neither TLS nor login.",
+                "Use 127.0.0.1, or --insecure-listen if the network is trusted.",
+            )
+        self._writable, self._fault = writable, fault
+        self._slots = threading.BoundedSemaphore(MAX_QUERIES)
+        self._idle = threading.Condition()
+        self._running = 0
+        self._stopping = threading.Event()
+        self._outside: frozenset[str] = frozenset()
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> str:
+        """Listen; returns the bound ``host:port``.
+
+        Raises:
+            ConfigError: the port is taken, or the address is not this machine's.
+        """
+        self._outside, zone = self._facts()
+        handler = type(
+            "FrontHandler",
+            (Handler,),
+            {
+                "answer": staticmethod(self._answer),
+                "allowed_hosts": self._hosts() if self._loopback else None,
+                "max_body": (2**30 if self._writable else 16 * 2**20),
+                "server_name": "tollspan",
+                "timezone": zone,
+            },
+        )
+        shown = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        try:
+            family, _, _, _, bind = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
+            self._server = _Server(family, (str(bind[0]), int(bind[1])), handler)
+        except OSError as error:
+            raise ConfigError(
+                f"SQL port {shown} cannot be used: {error.strerror or error}.",
+                "Choose another with --sql HOST:PORT, or --sql off.",
+            ) from None
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="tollspan-sql", daemon=True
+        )
+        self._thread.start()
+        port = self._server.server_address[1]
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Stop listening, let running queries end for so many seconds, then hang up; again is harmless."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._stopping.set()
+        server.shutdown()
+        server.server_close()
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0, timeout_s)
+        for connection in list(server.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _answer(self, request: Request) -> Answer:
+        with self._idle:
+            self._running += 1
+        try:
+            return self._faulty(request)
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def _faulty(self, request: Request) -> Answer:
+        text = request.params.get("query", "").encode()
+        whole = text + b"\n" + request.body if text and request.body else text or request.body
+        head = whole[: 2**18].decode("utf-8", "replace")
+        insert = _INSERT.match(head) is not None
+        fault = None
+        if self._fault is not None:
+            match = _INSERT_FORMAT.match(whole) if insert else None
+            shown = whole[: match.end()].decode("utf-8", "replace") if match else head
+            fault = self._fault(Asked(shown, insert, dict(request.params)))
+        if fault is not None:
+            if fault.until is not None:
+                while not fault.until.wait(0.05) and not self._stopping.is_set():
+                    pass
+            if fault.drop == "before":
+                return Answer(drop=True)
+            if fault.code:
+                raise Refused(fault.code, "INJECTED", fault.message)
+        if not self._slots.acquire(blocking=False):
+            raise Refused(202, "TOO_MANY_SIMULTANEOUS_QUERIES", f"Too many simultaneous queries: {MAX_QUERIES} run.")
+        try:
+            answer = self._execute(request, whole, insert)
+        finally:
+            self._slots.release()
+        if fault is not None and fault.drop == "after":
+            return Answer(drop=True)
+        return answer
+
+    def _execute(self, request: Request, whole: bytes, insert: bool) -> Answer:
+        if request.params.get("compress") == "1" or request.params.get("decompress") == "1":
+            raise Refused(
+                48, "NOT_IMPLEMENTED", "ClickHouse's block compression is not supported: use Accept-Encoding."
+            )
+        writable = self._writable and request.method == "POST"
+        handle = _connect(self._path)
+        try:
+            self._prepare(handle, request, writable)
+            if insert and writable:
+                return _insert(handle, whole)
+            try:
+                text = whole.decode()
+            except UnicodeDecodeError:
+                raise Refused(62, "SYNTAX_ERROR", "Syntax error: the query is not UTF-8.") from None
+            asked = sql.parse(handle, text)
+            if not writable:
+                sql.check_readable(asked, self._outside)
+            form = asked.format or request.params.get("default_format") or request.headers.get("x-clickhouse-format")
+            form = form or "TabSeparated"
+            values = {name[6:]: value for name, value in request.params.items() if name.startswith("param_")}
+            result = handle.query(asked.text, form, params=values)
+            body = result.bytes() or b""
+            if not body and form == "Native" and asked.kind in ("SELECT", "WITH", "("):
+                body = _empty_block(handle, asked, values)
+            summary = {"read_rows": str(result.rows_read()), "read_bytes": str(result.bytes_read())}
+            return Answer(body, form if asked.answers else None, summary)
+        except RuntimeError as error:
+            raise sql.from_engine(error) from None
+        finally:
+            handle.close()
+
+    def _prepare(self, handle: Any, request: Request, writable: bool) -> None:
+        database = request.params.get("database") or request.headers.get("x-clickhouse-database") or self._database
+        handle.query(f"USE {_quote(database, '`')}", "TabSeparated")
+        settings = {
+            name: value
+            for name, value in request.params.items()
+            if name not in _TRANSPORT and not name.startswith("param_")
+        }
+        for name in settings:
+            allowed = _SETTING_NAME if writable else _ALLOWED_SETTING
+            if not allowed.fullmatch(name):
+                raise Refused(164, "READONLY", f"Cannot modify '{name[:100]}' setting in readonly mode.")
+        if not writable:
+            for name, most in LIMITS.items():
+                given = settings.get(name, "")
+                settings[name] = str(min(int(given), most) if given.isdecimal() and int(given) else most)
+            settings.update(_FIXED)
+            settings["readonly"] = "1"
+        if settings:
+            changes = ", ".join(f"{name} = {_quote(value, chr(39))}" for name, value in settings.items())
+            handle.query(f"SET {changes}", "TabSeparated")
+
+    def _facts(self) -> tuple[frozenset[str], str]:
+        handle = _connect(self._path)
+        try:
+            zone = handle.query("SELECT timezone()", "TabSeparated").bytes().decode().strip()
+            return sql.outside_functions(handle), zone
+        finally:
+            handle.close()
+
+    def _hosts(self) -> frozenset[str]:
+        name = f"[{self._host}]" if ":" in self._host else self._host.lower()
+        return frozenset({"localhost", "127.0.0.1", "[::1]", name})
+
+
+def _connect(path: str) -> Any:
+    # The engine below clickhouse_connect: a server passes formats and errors on as they are, a client reads them.
+    import chdb
+
+    return chdb.connect(path)
+
+
+def _insert(handle: Any, whole: bytes) -> Answer:
+    match = _INSERT_FORMAT.match(whole)
+    if match is None:
+        result = handle.query(whole.decode(), "TabSeparated")
+        return Answer(summary={"written_rows": str(result.rows_read())})
+    inserter = handle.send_insert(match[1].decode(), match[2].decode() if match[2] else "Values")
+    try:
+        inserter.append(whole[match.end() :])
+        written = inserter.finish()
+    except BaseException:
+        inserter.cancel()
+        raise
+    return Answer(summary={"written_rows": str(written.rows_written), "written_bytes": str(written.bytes_written)})
+
+
+def _empty_block(handle: Any, asked: sql.Statement, values: dict[str, str]) -> bytes:
+    """The header that a server sends for a result without rows, where chdb sends nothing: names and types, 0 rows."""
+    described = handle.query(f"DESCRIBE TABLE ({asked.body})", "TSVRaw", params=values).bytes().decode()
+    columns = [line.split("\t")[:2] for line in described.splitlines()]
+    block = _varint(len(columns)) + _varint(0)
+    for name, kind in columns:
+        block += _varint(len(name.encode())) + name.encode() + _varint(len(kind.encode())) + kind.encode()
+    return block
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _quote(text: str, mark: str) -> str:
+    return mark + text.replace("\\", "\\\\").replace(mark, "\\" + mark) + mark
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, separator, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not separator or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"SQL address {address!r} is not HOST:PORT.", "For example 127.0.0.1:8123.")
+    return host, int(port)

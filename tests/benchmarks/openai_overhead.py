@@ -1,0 +1,214 @@
+"""What instrumentation adds to an OpenAI call: ours beside its peers, in the same minute.
+
+    python tests/benchmarks/openai_overhead.py [--rounds 12] [--calls 60] [--json]
+
+Each variant runs in a process of its own and is asked in turn for a round, so that the machine's moods fall on all of
+them alike. The transport is a mock, the exporter does nothing, and content capture is off for everybody (it is off by
+default in ours and in none of the peers). Times are CPU time of the calling thread, in microseconds; what is added is
+the median over rounds of the variant's round less the same round without instrumentation.
+
+Not a test: prints figures, and exits with 1 only when ours is not the lowest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+OURS = "tollspan"
+BASELINE = "not instrumented"
+VARIANTS = (
+    BASELINE,
+    OURS,
+    "tollspan, not sampled",
+    "opentelemetry-instrumentation-openai",
+    "openinference-instrumentation-openai",
+)
+PEERS = VARIANTS[3:]
+CHUNKS = 200
+
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-5-mini-2025-08-07",
+    "service_tier": "default",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "Your order is on its way. " * 20}, "finish_reason": "stop"}
+    ],
+    "usage": {
+        "prompt_tokens": 1200,
+        "completion_tokens": 140,
+        "total_tokens": 1340,
+        "prompt_tokens_details": {"cached_tokens": 1024, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 64, "audio_tokens": 0},
+    },
+}
+
+
+def chunk(**fields: Any) -> str:
+    whole = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "gpt-5-mini-2025-08-07",
+        "service_tier": "default",
+    }
+    return f"data: {json.dumps({**whole, **fields})}\n\n"
+
+
+STREAM = (
+    "".join(
+        chunk(choices=[{"index": 0, "delta": {"content": " word"}, "finish_reason": None}], usage=None)
+        for _ in range(CHUNKS - 2)
+    )
+    + chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage=None)
+    + chunk(choices=[], usage=ANSWER["usage"])
+    + "data: [DONE]\n\n"
+).encode()
+
+
+def instrument(variant: str) -> None:
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(sampler=ALWAYS_OFF if variant.endswith("not sampled") else ALWAYS_ON)
+    provider.add_span_processor(SimpleSpanProcessor(Nowhere()))
+    trace.set_tracer_provider(provider)
+    if variant.startswith(OURS):
+        from tollspan.instrumentation.openai import OpenAIInstrumentor
+
+        OpenAIInstrumentor().instrument()
+    elif variant.startswith("opentelemetry"):
+        from opentelemetry.instrumentation.openai import OpenAIInstrumentor as Peer
+
+        Peer().instrument()
+    elif variant.startswith("openinference"):
+        from openinference.instrumentation.openai import OpenAIInstrumentor as OtherPeer
+
+        OtherPeer().instrument()
+
+
+def work(variant: str, pipe: Connection) -> None:
+    """One variant's process: for each ``(kind, calls)`` that comes in, the µs of a call go out."""
+    os.environ.update(
+        TRACELOOP_TRACE_CONTENT="false",
+        TRACELOOP_TELEMETRY="false",
+        OPENINFERENCE_HIDE_INPUTS="true",
+        OPENINFERENCE_HIDE_OUTPUTS="true",
+        OTEL_METRICS_EXPORTER="none",
+    )
+    instrument(variant)
+    import httpx2
+    import openai
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if b'"stream":true' in request.content.replace(b" ", b""):
+            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=STREAM)
+        return httpx2.Response(200, json=ANSWER)
+
+    client = openai.OpenAI(api_key="none", http_client=httpx2.Client(transport=httpx2.MockTransport(answer)))
+    messages: Any = [{"role": "user", "content": "Where is my order? " * 20}]
+
+    def call() -> None:
+        client.chat.completions.create(model="gpt-5-mini", messages=messages, temperature=0.2, max_tokens=400)
+
+    def stream() -> None:
+        for _ in client.chat.completions.create(
+            model="gpt-5-mini", messages=messages, stream=True, stream_options={"include_usage": True}
+        ):
+            pass
+
+    kinds = {"call": call, "stream": stream}
+    pipe.send("ready")
+    while (order := pipe.recv()) is not None:
+        kind, calls = order
+        run = kinds[kind]
+        run()
+        began = time.thread_time_ns()
+        for _ in range(calls):
+            run()
+        pipe.send((time.thread_time_ns() - began) / calls / 1000)
+
+
+def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
+    """Medians by variant: ``call`` µs a call, ``added`` µs a call, ``chunk`` µs added a stream chunk."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    workers = []
+    for variant in VARIANTS:
+        ours, theirs = spawn.Pipe()
+        worker = spawn.Process(target=work, args=(variant, theirs), daemon=True)
+        worker.start()
+        workers.append(worker)
+        pipes[variant] = ours
+    for variant, pipe in pipes.items():
+        if not pipe.poll(60) or pipe.recv() != "ready":
+            raise SystemExit(f"{variant}: did not start")
+
+    def one_round(kind: str, count: int) -> dict[str, float]:
+        times = {}
+        for variant, pipe in pipes.items():
+            pipe.send((kind, count))
+            times[variant] = pipe.recv()
+        return times
+
+    one_round("call", calls)
+    one_round("stream", 2)
+    plain = [one_round("call", calls) for _ in range(rounds)]
+    streamed = [one_round("stream", max(2, calls // 20)) for _ in range(rounds)]
+    for pipe in pipes.values():
+        pipe.send(None)
+    for worker in workers:
+        worker.join(10)
+
+    def added(times: list[dict[str, float]], variant: str) -> float:
+        return statistics.median(each[variant] - each[BASELINE] for each in times)
+
+    return {
+        variant: {
+            "call": statistics.median(each[variant] for each in plain),
+            "added": added(plain, variant),
+            # What a streamed call adds over its chunks is what it adds in all, less what any call adds.
+            "chunk": (added(streamed, variant) - added(plain, variant)) / CHUNKS,
+        }
+        for variant in VARIANTS
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--calls", type=int, default=60)
+    parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
+    options = parser.parse_args()
+    figures = measure(options.rounds, options.calls)
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        print(f"{'':38}{'µs/call':>10}{'added':>10}{'× ours':>9}{'added/chunk':>13}{'× ours':>9}")
+        ours = figures[OURS]
+        for variant, each in figures.items():
+            ratios = [f"{each[key] / ours[key]:.1f}" if variant in PEERS else "" for key in ("added", "chunk")]
+            print(
+                f"{variant:38}{each['call']:10.0f}{each['added']:10.1f}{ratios[0]:>9}{each['chunk']:13.2f}{ratios[1]:>9}"
+            )
+    lowest = all(figures[OURS][key] < figures[peer][key] for peer in PEERS for key in ("added", "chunk"))
+    return 0 if lowest else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

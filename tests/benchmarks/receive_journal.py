@@ -1,0 +1,132 @@
+"""What receiving and journaling cost, beside a bare gRPC server that throws the same bytes away.
+
+    python tests/benchmarks/receive_journal.py [--requests 1500] [--lanes 8]
+
+The server is a process of its own; CPU time is its own, from ready to the last ack. ``bare`` is grpcio's floor: a handler
+that returns at once. ``durable`` adds the journal, a sync before every ack, and a worker that takes and releases batches.
+``checked`` adds the decoder's check, as `tollspan serve` has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+sys.path.insert(0, str(Path(__file__).parent))
+from load import requests  # noqa: E402  (a script's neighbour)
+
+from tollspan.processor.journal import Journal  # noqa: E402
+from tollspan.processor.receive import EXPORT, Receiver  # noqa: E402
+
+SPANS = 512
+VARIANTS = ("bare", "durable", "checked")
+
+
+class Bare(Receiver):
+    """A receiver that acknowledges without doing anything."""
+
+    def export(self, payload: bytes, context: object) -> bytes:
+        return b""
+
+
+def serve(variant: str, directory: str) -> None:
+    """Serve until stdin ends; then print the journal's syncs."""
+    journal = Journal(directory)
+    if variant == "checked":
+        from tollspan.processor.decode import validate
+
+        receiver = Receiver(journal, address="127.0.0.1:0", validate=validate)
+    else:
+        kind = Bare if variant == "bare" else Receiver
+        receiver = kind(journal, address="127.0.0.1:0", validate=lambda payload: None)
+
+    def work() -> None:
+        while True:
+            batch = journal.next_batch(24 << 20, timeout=1.0, linger=0.25)
+            if batch is not None:
+                journal.release(batch)
+
+    threading.Thread(target=work, daemon=True).start()
+    print(receiver.start(), flush=True)
+    sys.stdin.read()
+    receiver.stop()
+    print(journal.stats()["syncs"], flush=True)
+    # The worker may be inside the journal; this process has nothing to keep.
+    os._exit(0)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(variant: str, payloads: list[bytes], lanes: int) -> tuple[float, float, list[float], int]:
+    """CPU seconds of the server, wall seconds, seconds from request to ack (sorted), and syncs."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, __file__, "--serve", variant, "--directory", directory]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        channels = [grpc.insecure_channel(address, options=options) for _ in range(lanes)]
+        calls = [channel.unary_unary(EXPORT) for channel in channels]
+        for call in calls:
+            call(payloads[0], timeout=60, wait_for_ready=True)
+
+        def lane(number: int) -> list[float]:
+            took = []
+            for payload in payloads[number::lanes]:
+                begun = time.perf_counter()
+                calls[number](payload, timeout=60)
+                took.append(time.perf_counter() - begun)
+            return took
+
+        used, begun = cpu_seconds(server.pid), time.perf_counter()
+        with ThreadPoolExecutor(lanes) as pool:
+            took = sorted(seconds for each in pool.map(lane, range(lanes)) for seconds in each)
+        wall, used = time.perf_counter() - begun, cpu_seconds(server.pid) - used
+        for channel in channels:
+            channel.close()
+        server.stdin.close()
+        syncs = int(server.stdout.read())
+        server.wait(30)
+    return used, wall, took, syncs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=1500)
+    parser.add_argument("--lanes", type=int, default=8, help="clients at once")
+    parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve, given.directory)
+    payloads = requests(50, SPANS) * (given.requests // 50)
+    spans = len(payloads) * SPANS
+    print(f"{len(payloads)} requests of {SPANS} spans, {len(payloads[0]):,} bytes each, {given.lanes} clients")
+    print(
+        f"{'':10}{'requests/s':>11}{'spans/s':>11}{'CPU s/100K':>12}{'ratio':>7}{'p50 ms':>8}{'p99 ms':>8}{'syncs':>7}"
+    )
+    floor = 0.0
+    for variant in VARIANTS:
+        used, wall, took, syncs = measure(variant, payloads, given.lanes)
+        floor = floor or used
+        print(
+            f"{variant:10}{len(payloads) / wall:11,.0f}{spans / wall:11,.0f}{used / spans * 1e5:12.3f}{used / floor:7.2f}"
+            f"{took[len(took) // 2] * 1e3:8.1f}{took[int(len(took) * 0.99)] * 1e3:8.1f}{syncs:7}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Fixtures for all rooms: stores to write into.
+
+chdb opens one directory in a process, so a run has one, and every test a database of its own in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+if TYPE_CHECKING:
+    from tollspan.processor.store import Store
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def store_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one directory for embedded stores of this process; a store opened elsewhere beside it is refused."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def store_url(store_directory: Path) -> str:
+    """URL of an embedded store that no other test uses; nothing is made there yet."""
+    return f"chdb://{store_directory}?database=t_{next(_numbers)}"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """An open, migrated, empty embedded store."""
+    from tollspan.processor.store import open_store
+
+    with open_store(store_url) as opened:
+        opened.migrate()
+        yield opened
+        if opened.ping():
+            opened.execute(f"DROP DATABASE IF EXISTS {opened.database}")
+
+
+@pytest.fixture
+def clickhouse_url() -> str:
+    """URL of a real ClickHouse server, from ``TOLLSPAN_TEST_CLICKHOUSE_URL``; skips where there is none."""
+    url = os.environ.get("TOLLSPAN_TEST_CLICKHOUSE_URL")
+    if not url:
+        pytest.skip("TOLLSPAN_TEST_CLICKHOUSE_URL names no ClickHouse server")
+    return url
+
+
+@pytest.fixture
+def ledger_rows() -> Callable[[Iterable[dict[str, Any]]], pa.Table]:
+    """Makes rows for the ``ledger`` table from what matters to a test; everything else gets a plain value.
+
+    A row's ``charges`` is a list of ``(meter, component, cost or None, status)``. ``cost`` is the sum of its charges
+    unless it is given, ``cost_status`` is ``priced`` where that is not None. Ids count up from 1.
+    """
+    return _ledger_rows
+
+
+def _ledger_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    from tollspan.processor.schema import LEDGER
+
+    start = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    texts = {field.name: "" for field in LEDGER if field.type == pa.string()}
+    complete = []
+    for number, row in enumerate(rows, 1):
+        row = dict(row)
+        charges = row.pop("charges", [])
+        known = [Decimal(cost) for _, _, cost, _ in charges if cost is not None]
+        cost = sum(known, Decimal(0)) if known else None
+        complete.append(
+            {
+                **texts,
+                "start_time": start,
+                "trace_id": number.to_bytes(16, "big"),
+                "span_id": number.to_bytes(8, "big"),
+                "parent_span_id": bytes(8),
+                "duration_ns": 1_000_000,
+                "provider": "openai",
+                "model": "gpt-5-mini",
+                "kind": "inference",
+                "span_status": "ok",
+                "retries": None,
+                "cold_start": None,
+                "batch_size": None,
+                "cost": cost,
+                "cost_status": "unpriced" if row.get("cost", cost) is None else "priced",
+                "charges.meter": [meter for meter, _, _, _ in charges],
+                "charges.component": [component for _, component, _, _ in charges],
+                "charges.quantity": [Decimal(1) for _ in charges],
+                "charges.unit": ["token" for _ in charges],
+                "charges.unit_price": [None if price is None else Decimal(price) for _, _, price, _ in charges],
+                "charges.per": ["1 token" for _ in charges],
+                "charges.cost": [None if price is None else Decimal(price) for _, _, price, _ in charges],
+                "charges.price_id": ["test" for _ in charges],
+                "charges.matched_by": ["model" for _ in charges],
+                "charges.status": [status for _, _, _, status in charges],
+                "book_version": "test",
+                "revision": 1,
+                **row,
+            }
+        )
+    return pa.Table.from_pylist(complete, schema=LEDGER)

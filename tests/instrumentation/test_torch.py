@@ -1,0 +1,542 @@
+"""Promises of the PyTorch instrumentation: one true span for the outermost module call, and an untouched program."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind, StatusCode
+from torch import nn
+
+from tollspan.instrumentation.tags import tag
+from tollspan.instrumentation.torch import TRAINING_ENV, TorchInstrumentor
+from tollspan.instrumentation.torch_models import Models
+from tollspan.pricing import attributes
+
+ORIGINAL_CALL = nn.Module.__dict__["__call__"]
+
+
+class Ranker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class Failing(nn.Module):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+class Calling(nn.Module):
+    """Runs a function of the test's inside ``forward``."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.function()
+
+
+Spans = Callable[[], Sequence[ReadableSpan]]
+
+
+@pytest.fixture
+def provider() -> TracerProvider:
+    return TracerProvider()
+
+
+@pytest.fixture
+def spans(provider: TracerProvider) -> Iterator[Spans]:
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = TorchInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    yield exporter.get_finished_spans
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+
+
+def ranker() -> Ranker:
+    return Ranker().eval()
+
+
+def unseen(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the model answers, without a span."""
+    with suppress_instrumentation():
+        return model(x)
+
+
+def attribute(span: ReadableSpan, name: str) -> object:
+    return (span.attributes or {}).get(name)
+
+
+# -- what the span says ------------------------------------------------------------------------------------------------
+
+
+def test_the_outermost_call_is_one_span_with_all_that_is_known(spans: Spans) -> None:
+    result = ranker()(torch.ones(3, 4))
+
+    assert result.shape == (3, 1)
+    (span,) = spans()
+    assert span.name == "inference Ranker"
+    assert span.kind is SpanKind.INTERNAL
+    assert span.status.status_code is StatusCode.UNSET
+    values = dict(span.attributes or {})
+    cpu_seconds = values.pop("tollspan.usage.cpu.seconds")
+    assert isinstance(cpu_seconds, float)
+    assert cpu_seconds > 0
+    assert round(cpu_seconds * 1e9) / 1e9 == cpu_seconds  # whole nanoseconds
+    assert values == {
+        attributes.OPERATION: "inference",
+        attributes.PROVIDER: "pytorch",
+        attributes.MODEL: "Ranker",
+        attributes.DEVICE_TYPE: "cpu",
+        attributes.BATCH_SIZE: 3,
+        attributes.COLD_START: True,
+        attributes.CPU_TIME_SOURCE: "process",
+    }
+
+
+def test_the_span_is_current_inside_the_call_and_not_after_it(spans: Spans, provider: TracerProvider) -> None:
+    seen: list[trace.Span] = []
+    before = trace.get_current_span()
+    Calling(lambda: seen.append(trace.get_current_span())).eval()(torch.ones(1, 1))
+
+    (span,) = spans()
+    assert seen[0].get_span_context() == span.context
+    assert trace.get_current_span() is before
+
+
+def test_only_the_first_call_of_an_instance_is_cold(spans: Spans) -> None:
+    model = ranker()
+    for _ in range(3):
+        model(torch.ones(2, 4))
+    ranker()(torch.ones(2, 4))
+
+    assert [attribute(span, attributes.COLD_START) for span in spans()] == [True, None, None, True]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "batch"),
+    [
+        ((torch.ones(5, 2),), {}, 5),
+        ((), {"pixels": torch.ones(6, 2, 2)}, 6),
+        (("text", torch.ones(7, 1), torch.ones(9, 1)), {}, 7),
+        (({"input_ids": torch.ones(8, 3)},), {}, 8),
+        ((torch.ones(4),), {}, None),  # one item, or four?
+        ((torch.tensor(1.0),), {}, None),
+        (([torch.ones(2, 2), torch.ones(3, 2)],), {}, None),
+        ((), {}, None),
+    ],
+)
+def test_batch_size_is_the_first_tensors_and_absent_when_unclear(
+    spans: Spans, args: tuple[object, ...], kwargs: dict[str, object], batch: int | None
+) -> None:
+    Calling(lambda: None).eval()(*args, **kwargs)
+    (span,) = spans()
+    assert attribute(span, attributes.BATCH_SIZE) == batch
+
+
+def test_the_device_follows_the_model_and_is_absent_where_nothing_tells(spans: Spans) -> None:
+    model = ranker()
+    model(torch.ones(2, 4))
+    model.to("meta")(torch.ones(2, 4, device="meta"))
+    Calling(lambda: None).eval()(torch.ones(2, 2))  # no parameters: the input's
+    Calling(lambda: None).eval()()
+
+    assert [attribute(span, attributes.DEVICE_TYPE) for span in spans()] == ["cpu", "meta", "cpu", None]
+
+
+def test_tags_are_on_the_span(spans: Spans) -> None:
+    with tag(tenant="acme", feature="search"):
+        ranker()(torch.ones(1, 4))
+    (span,) = spans()
+    assert attribute(span, attributes.TENANT) == "acme"
+    assert attribute(span, attributes.FEATURE) == "search"
+
+
+def test_overlapping_calls_report_their_own_threads_time(spans: Spans) -> None:
+    both_inside = threading.Barrier(2, timeout=30)
+    threads = [
+        threading.Thread(target=Calling(both_inside.wait).eval(), args=(torch.ones(1, 1),), name=f"call-{i}")
+        for i in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ranker()(torch.ones(1, 4))
+
+    assert [attribute(span, attributes.CPU_TIME_SOURCE) for span in spans()] == ["thread", "thread", "process"]
+
+
+def test_threads_have_an_outermost_call_each(spans: Spans) -> None:
+    model = ranker()
+    threads = [threading.Thread(target=model, args=(torch.ones(2, 4),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [span.name for span in spans()] == ["inference Ranker"] * 8
+    assert sum(attribute(span, attributes.COLD_START) is True for span in spans()) == 1
+
+
+# -- what is left alone ------------------------------------------------------------------------------------------------
+
+
+def test_training_steps_are_left_alone_and_inference_with_a_training_module_is_not(spans: Spans) -> None:
+    model = Ranker()
+    model(torch.ones(2, 4)).sum().backward()
+    assert spans() == ()
+    with torch.no_grad():
+        model(torch.ones(2, 4))
+    assert len(spans()) == 1
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_training_steps_are_seen_when_asked_for(
+    by: str, provider: TracerProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    if by == "environment":
+        monkeypatch.setenv(TRAINING_ENV, "true")
+    TorchInstrumentor().instrument(tracer_provider=provider, **({"training": True} if by == "option" else {}))
+    try:
+        Ranker()(torch.ones(2, 4)).sum().backward()
+    finally:
+        TorchInstrumentor().uninstrument()
+    assert len(exporter.get_finished_spans()) == 1
+
+
+def test_suppressed_instrumentation_makes_no_span(spans: Spans) -> None:
+    with suppress_instrumentation():
+        ranker()(torch.ones(1, 4))
+    assert spans() == ()
+
+
+def test_an_unsampled_call_is_not_measured_but_keeps_its_inner_spans_unsampled() -> None:
+    provider = TracerProvider(sampler=ALWAYS_OFF)
+    seen: list[trace.Span] = []
+    TorchInstrumentor().instrument(tracer_provider=provider)
+    try:
+        Calling(lambda: seen.append(trace.get_current_span())).eval()(torch.ones(1, 1))
+    finally:
+        TorchInstrumentor().uninstrument()
+    assert seen[0].get_span_context().is_valid
+    assert not seen[0].get_span_context().trace_flags.sampled
+
+
+# -- the user's program comes first ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("no such item"), KeyboardInterrupt()])
+def test_an_exception_passes_untouched(spans: Spans, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        Failing(error).eval()(torch.ones(1, 1))
+
+    assert caught.value is error
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "forward"
+    (span,) = spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert attribute(span, attributes.ERROR_TYPE) == type(error).__qualname__
+    assert attribute(span, attributes.usage("cpu.seconds")) is not None
+    ranker()(torch.ones(1, 4))  # and the next call is an outermost one again
+    assert len(spans()) == 2
+
+
+def test_a_fault_of_ours_costs_an_attribute_and_reaches_nobody(provider: TracerProvider) -> None:
+    def broken_clock(device_type: str, index: int | None) -> object:
+        raise RuntimeError("a fault of ours")
+
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    TorchInstrumentor().instrument(tracer_provider=provider, clock_for=broken_clock)
+    try:
+        assert ranker()(torch.ones(2, 4)).shape == (2, 1)
+    finally:
+        TorchInstrumentor().uninstrument()
+    assert [span.name for span in exporter.get_finished_spans()] == ["inference Ranker"]
+
+
+def test_hooks_fire_once_and_in_order(spans: Spans) -> None:
+    model, order = ranker(), []
+    model.register_forward_pre_hook(lambda module, args: order.append("pre"))
+    model.register_forward_hook(lambda module, args, output: order.append("post"))
+    model.body.register_forward_hook(lambda module, args, output: order.append("inner"))
+    model(torch.ones(1, 4))
+    assert order == ["pre", "inner", "post"]
+    assert len(spans()) == 1
+
+
+def test_uninstrument_restores_the_identical_function(spans: Spans) -> None:
+    assert nn.Module.__dict__["__call__"] is not ORIGINAL_CALL
+    TorchInstrumentor().uninstrument()
+    assert nn.Module.__dict__["__call__"] is ORIGINAL_CALL
+
+
+def test_uninstrument_leaves_a_later_wrapper_in_place_and_falls_silent(spans: Spans) -> None:
+    ours = nn.Module.__call__
+    calls = []
+
+    def theirs(self: nn.Module, *args: object, **kwargs: object) -> object:
+        calls.append(self)
+        return ours(self, *args, **kwargs)
+
+    nn.Module.__call__ = theirs
+    try:
+        TorchInstrumentor().uninstrument()
+        assert nn.Module.__call__ is theirs
+        Calling(lambda: None).eval()(torch.ones(1, 1))
+        assert len(calls) == 1
+        assert spans() == ()
+    finally:
+        nn.Module.__call__ = ORIGINAL_CALL
+
+
+def test_a_dropped_model_is_forgotten() -> None:
+    models, model = Models(), ranker()
+    models.of(model)
+    assert len(models) == 1
+    del model
+    assert len(models) == 0
+
+
+# -- compilers, exporters and copies -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dynamo() -> Iterator[object]:
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    yield torch._dynamo
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_is_one_graph_and_one_span_under_the_models_name(
+    spans: Spans, dynamo: object, backend: str
+) -> None:
+    model = ranker()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    expected = unseen(model, torch.ones(2, 4))
+    assert torch.equal(compiled(torch.ones(2, 4)), expected)
+    assert torch.equal(compiled(torch.ones(2, 4)), expected)
+
+    assert [span.name for span in spans()] == ["inference Ranker"] * 2
+    assert [attribute(span, attributes.COLD_START) for span in spans()] == [True, None]
+    explained = torch._dynamo.explain(model)(torch.ones(2, 4))
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+def test_module_compile_in_place(spans: Spans, dynamo: object) -> None:
+    model = ranker()
+    model.compile(backend="eager", fullgraph=True)
+    assert model(torch.ones(2, 4)).shape == (2, 1)
+    assert [span.name for span in spans()] == ["inference Ranker"]
+
+
+def compiled_frames(count: int) -> tuple[int, int]:
+    """Frames compiled for ``count`` models of different classes, and for as many equal blocks inside one model."""
+    from torch._dynamo.testing import CompileCounter
+
+    different, equal = CompileCounter(), CompileCounter()
+    for i in range(count):
+        scale = float(i)
+        model = type(f"Model{i}", (nn.Module,), {"forward": eval(f"lambda self, x: x * {scale} + x.sum()")})()
+        torch.compile(model.eval(), backend=different, fullgraph=True)(torch.ones(2, 2))
+    blocks = nn.Sequential(*(torch.compile(Ranker().body, backend=equal) for _ in range(count))).eval()
+    with torch.no_grad():
+        for block in blocks:
+            block(torch.ones(2, 4))
+    return different.frame_count, equal.frame_count
+
+
+def test_compiled_models_do_not_share_one_recompile_limit(spans: Spans, dynamo: object) -> None:
+    count = torch._dynamo.config.recompile_limit + 4
+    frames = compiled_frames(count)
+    TorchInstrumentor().uninstrument()
+    torch._dynamo.reset()
+    assert frames == compiled_frames(count)
+    assert frames[0] == count
+
+
+def test_a_compiled_function_that_breaks_its_graph_before_the_model_still_runs(spans: Spans, dynamo: object) -> None:
+    model = ranker()
+
+    @torch.compile(backend="eager")
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        x = x + 1
+        torch._dynamo.graph_break()
+        return model(x)
+
+    assert torch.equal(answer(torch.ones(2, 4)), unseen(model, torch.ones(2, 4) + 1))
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_compile_and_strict_export_whether_dynamo_comes_before_or_after_us(order: str) -> None:
+    """The tracer captures ``nn.Module.__call__`` at its own import, so both orders need a process of their own."""
+    program = f"""
+        import torch
+        from torch import nn
+        if {order!r} == "before":
+            import torch._dynamo
+        from tollspan.instrumentation.torch import TorchInstrumentor
+        TorchInstrumentor().instrument()
+        from torch._dynamo.testing import CompileCounter
+        counter = CompileCounter()
+        model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()
+        torch.compile(model, backend=counter, fullgraph=True)(torch.ones(1, 2))
+        block = torch.compile(nn.Sequential(nn.Linear(2, 2)).eval(), backend=counter)
+        block(torch.ones(1, 2)), nn.Sequential(block).eval()(torch.ones(1, 2))
+        assert counter.frame_count == 2, counter.frame_count
+        exported = torch.export.export(model, (torch.ones(1, 2),), strict=True)
+        assert not any("tollspan" in str(node.target) for node in exported.graph.nodes)
+        print("done")
+    """
+    assert run_python(program).strip() == "done"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_sees_only_the_model(spans: Spans, dynamo: object, strict: bool) -> None:
+    model = ranker()
+    exported = torch.export.export(model, (torch.ones(2, 4),), strict=strict)
+    assert spans() == ()
+    TorchInstrumentor().uninstrument()
+    plain = torch.export.export(model, (torch.ones(2, 4),), strict=strict)
+    assert [node.name for node in exported.graph.nodes] == [node.name for node in plain.graph.nodes]
+
+
+def test_tracing_scripting_and_symbolic_tracing_make_no_span_and_their_models_do(spans: Spans) -> None:
+    model, x = ranker(), torch.ones(2, 4)
+    traced = torch.jit.trace(model, x, check_trace=False)  # the check runs the model in earnest
+    scripted, symbolic = torch.jit.script(model), torch.fx.symbolic_trace(model)
+    assert spans() == ()
+    for made in (traced, scripted, symbolic):
+        assert torch.equal(made(x), unseen(model, x))
+    assert [span.name for span in spans()] == ["inference Ranker"] * 3
+    assert {attribute(span, attributes.DEVICE_TYPE) for span in spans()} == {"cpu"}
+
+
+def test_pickle_and_deepcopy_carry_nothing_of_ours(spans: Spans) -> None:
+    model = ranker()
+    before = set(model.__dict__)
+    model(torch.ones(1, 4))
+    assert set(model.__dict__) == before
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(torch.ones(1, 4)), unseen(model, torch.ones(1, 4)))
+    assert len(spans()) == 3
+
+
+def test_functional_call_and_vmap(spans: Spans) -> None:
+    model, x = ranker(), torch.ones(5, 4)
+    weights = dict(model.named_parameters())
+    out = torch.vmap(lambda row: torch.func.functional_call(model, weights, (row,)))(x)
+    assert torch.allclose(out, unseen(model, x))
+    assert len(spans()) == 1
+
+
+def test_a_checkpoints_recomputation_is_not_a_second_inference(provider: TracerProvider) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    TorchInstrumentor().instrument(tracer_provider=provider, training=True)
+    try:
+        calls: list[int] = []
+        model = Ranker()
+        model.register_forward_pre_hook(lambda *_: calls.append(1))
+        checkpoint(model, torch.ones(2, 4, requires_grad=True), use_reentrant=False).sum().backward()
+    finally:
+        TorchInstrumentor().uninstrument()
+    assert len(calls) == 2  # it was computed twice
+    assert len(exporter.get_finished_spans()) == 1
+
+
+def test_a_replica_of_data_parallel_is_not_an_inference_of_its_own(spans: Spans) -> None:
+    replica = nn.Identity().eval()._replicate_for_data_parallel()
+    thread = threading.Thread(target=replica, args=(torch.ones(1, 4),))  # where it looks outermost
+    thread.start()
+    thread.join()
+    assert spans() == ()
+    nn.DataParallel(ranker()).eval()(torch.ones(2, 4))
+    assert [span.name for span in spans()] == ["inference Ranker"]
+
+
+def test_distributed_data_parallel_is_named_after_its_model(spans: Spans, tmp_path: os.PathLike[str]) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        nn.parallel.DistributedDataParallel(Ranker()).eval()(torch.ones(2, 4))
+    finally:
+        dist.destroy_process_group()
+    (span,) = spans()
+    assert span.name == "inference Ranker"
+    assert attribute(span, attributes.DEVICE_TYPE) == "cpu"
+
+
+# -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def run_python(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_uninstrumented_before_its_import_torch_stays_as_it_is() -> None:
+    program = """
+        from tollspan.instrumentation.torch import TorchInstrumentor
+        TorchInstrumentor().instrument()
+        TorchInstrumentor().uninstrument()
+        import torch
+        print(torch.nn.Module.__call__ is torch.nn.Module._wrapped_call_impl)
+    """
+    assert run_python(program).strip() == "True"
+
+
+def test_instrumenting_does_not_import_torch_and_works_once_it_is_imported() -> None:
+    program = """
+        import sys
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        from tollspan.instrumentation.torch import TorchInstrumentor
+        exporter, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        TorchInstrumentor().instrument(tracer_provider=provider)
+        assert "torch" not in sys.modules
+        import torch
+        torch.nn.Linear(2, 2).eval()(torch.ones(3, 2))
+        print([span.name for span in exporter.get_finished_spans()])
+    """
+    assert run_python(program).strip() == "['inference Linear']"

@@ -1,0 +1,824 @@
+"""The journal keeps what it acknowledged, in order, under names that stay; and says what it could not keep."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tollspan.processor.counters import Counters
+from tollspan.processor.errors import ConfigError, JournalError, JournalFull
+from tollspan.processor.journal import Batch, Journal
+from tollspan.processor.journal.segment import HEADER_BYTES, RECORD_BYTES, segment_numbers, segment_path
+
+MANY = 1 << 30
+"""A batch size that takes everything."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def journal(place: Path) -> Iterator[Journal]:
+    opened = Journal(place)
+    yield opened
+    opened.close()
+
+
+class Disk:
+    """Makes system calls of `os` fail while a fault is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+
+    def fail(self, call: str, error: int, *, after_bytes: int | None = None, times: int | None = None) -> None:
+        original: Callable[..., object] = getattr(os, call)
+        left = [times]
+
+        def failing(*args: object, **kwargs: object) -> object:
+            if left[0] == 0:
+                return original(*args, **kwargs)
+            if left[0] is not None:
+                left[0] -= 1
+            if after_bytes is not None:
+                fd, buffers, offset = args
+                os.pwrite(fd, b"".join(buffers)[:after_bytes], offset)  # type: ignore[arg-type]
+            raise OSError(error, os.strerror(error))
+
+        self._patch.setattr(os, call, failing)
+
+    def heal(self) -> None:
+        self._patch.undo()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def keep(journal: Journal, *payloads: bytes) -> None:
+    """Append and wait for all."""
+    for ticket in [journal.append(payload) for payload in payloads]:
+        ticket.wait(10)
+
+
+def take(journal: Journal, max_bytes: int = MANY) -> Batch:
+    batch = journal.next_batch(max_bytes, timeout=10)
+    assert batch is not None
+    return batch
+
+
+def drain(journal: Journal, max_bytes: int = MANY) -> list[Batch]:
+    """All batches that are there now."""
+    batches = []
+    while (batch := journal.next_batch(max_bytes, timeout=0)) is not None:
+        batches.append(batch)
+    return batches
+
+
+def payloads(batches: list[Batch]) -> list[bytes]:
+    return [payload for batch in batches for payload in batch.payloads]
+
+
+def crash_copy(journal: Journal, to: Path) -> Path:
+    """The directory as a crash at this moment would leave it."""
+    shutil.copytree(journal.directory, to)
+    return to
+
+
+# -- order, identity, release -----------------------------------------------------------------------------------------
+
+
+def test_payloads_come_out_in_the_order_in_which_they_went_in(journal: Journal) -> None:
+    sent = [b"a", b"", b"\x00" * 1000, bytes(range(256))]
+    keep(journal, *sent)
+    assert payloads([take(journal)]) == sent
+    assert journal.stats()["appended"] == 4
+    assert journal.stats()["appended_bytes"] == sum(map(len, sent))
+
+
+def test_a_batch_holds_at_least_one_payload_and_no_more_bytes_than_asked_for(journal: Journal) -> None:
+    keep(journal, b"x" * 100, b"y" * 40, b"z" * 40, b"w" * 40)
+    assert [len(batch.payloads) for batch in drain(journal, 80)] == [1, 2, 1]
+
+
+def test_everything_comes_again_until_released_with_the_same_tokens(place: Path) -> None:
+    sent = [b"%d" % i * 50 for i in range(10)]
+    first = Journal(place)
+    keep(first, *sent[:6])
+    before = [take(first, 150), take(first, 150)]
+    keep(first, *sent[6:])
+    first.close()
+
+    again = Journal(place)
+    after = drain(again)
+    again.close()
+    assert [(b.token, b.payloads) for b in after[:2]] == [(b.token, b.payloads) for b in before]
+    assert payloads(after) == sent
+    assert all(batch.replayed for batch in after)
+    assert again.stats()["replayed"] == 10
+
+
+def test_released_batches_do_not_come_again_and_their_segments_go(place: Path) -> None:
+    first = Journal(place, segment_bytes=1000)
+    for i in range(10):
+        keep(first, b"%d" % i * 600)
+    for batch in drain(first, 1):
+        first.release(batch)
+        first.release(batch)
+    assert len(segment_numbers(place)) == 1, "the newest segment stays"
+    assert first.stats()["disk_bytes"] <= 1000 + 600 + 2 * RECORD_BYTES
+    first.close()
+
+    again = Journal(place)
+    assert drain(again) == []
+    again.close()
+
+
+def test_the_cursor_moves_over_the_released_prefix_only(place: Path) -> None:
+    first = Journal(place)
+    keep(first, b"a", b"b", b"c", b"d")
+    a, b, c, d = drain(first, 1)
+    for batch in (c, a):
+        first.release(batch)
+    assert first.stats()["outstanding"] == 2
+    first.close()
+
+    again = Journal(place)
+    assert [batch.token for batch in drain(again)] == [b.token, c.token, d.token]
+    again.close()
+
+
+def test_no_token_is_given_twice_over_restarts(place: Path) -> None:
+    tokens: list[str] = []
+    for _ in range(5):
+        journal = Journal(place, segment_bytes=200)
+        keep(journal, b"same" * 20, b"same" * 20, b"same" * 20)
+        for batch in drain(journal, 1):
+            tokens.append(batch.token)
+            journal.release(batch)
+        journal.close()
+    assert len(set(tokens)) == len(tokens) == 15
+
+
+def test_a_batch_frozen_but_not_handed_out_before_a_crash_is_handed_out_as_it_was_frozen(
+    journal: Journal, tmp_path: Path
+) -> None:
+    keep(journal, b"a" * 10, b"b" * 10)
+    frozen = take(journal)
+    keep(journal, b"c" * 10)
+    crashed = crash_copy(journal, tmp_path / "crashed")
+    again = Journal(crashed)
+    after = drain(again)
+    again.close()
+    assert (after[0].token, after[0].payloads) == (frozen.token, frozen.payloads)
+    assert payloads(after[1:]) == [b"c" * 10]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.binary(max_size=300)),
+            st.tuples(st.just("batch"), st.integers(1, 600)),
+            st.tuples(st.just("release"), st.integers(0, 20)),
+            st.tuples(st.just("crash"), st.just(0)),
+        ),
+        max_size=40,
+    ),
+    memory=st.sampled_from([0, 200, 1 << 20]),
+)
+def test_law_unreleased_payloads_survive_any_history_once_each_and_in_order(
+    steps: list[tuple[str, object]], memory: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("law")
+    sent: list[bytes] = []
+    open_batches: dict[str, Batch] = {}
+    known: dict[str, list[bytes]] = {}
+    released: set[str] = set()
+    crashes = 0
+    journal = Journal(place / "0", segment_bytes=400, memory_bytes=memory)
+
+    def receive(batch: Batch) -> None:
+        # A token names the same payloads for ever.
+        assert known.setdefault(batch.token, batch.payloads) == batch.payloads
+        open_batches[batch.token] = batch
+
+    for kind, value in steps:
+        if kind == "append":
+            sent.append(b"%06d" % len(sent) + value)  # type: ignore[operator]
+            keep(journal, sent[-1])
+        elif kind == "batch":
+            batch = journal.next_batch(value, timeout=0)  # type: ignore[arg-type]
+            if batch is not None:
+                receive(batch)
+        elif kind == "release" and open_batches:
+            token = list(open_batches)[value % len(open_batches)]  # type: ignore[operator]
+            journal.release(open_batches.pop(token))
+            released.add(token)
+        elif kind == "crash":
+            crashes += 1
+            crash_copy(journal, place / str(crashes))
+            journal.close()
+            journal = Journal(place / str(crashes), segment_bytes=400, memory_bytes=memory)
+            open_batches.clear()
+    for batch in drain(journal, 500):
+        receive(batch)
+    journal.close()
+    # What came out last, with what was released for good, is everything; and nothing stands in two batches.
+    assert journal.stats()["unread_bytes"] == journal.stats()["memory_bytes"] == 0
+    assert sorted(p for ps in known.values() for p in ps) == sent
+    missing = {p for t, ps in known.items() if t not in open_batches for p in ps}
+    assert missing <= {p for t in released for p in known[t]}
+
+
+# -- waiting ----------------------------------------------------------------------------------------------------------
+
+
+def test_next_batch_wakes_up_for_a_payload(journal: Journal) -> None:
+    got: list[Batch | None] = []
+    reader = threading.Thread(target=lambda: got.append(journal.next_batch(MANY, timeout=30)))
+    reader.start()
+    keep(journal, b"now")
+    reader.join(10)
+    assert [batch and batch.payloads for batch in got] == [[b"now"]]
+
+
+def test_small_payloads_that_come_while_it_lingers_share_a_batch(journal: Journal) -> None:
+    got: list[Batch | None] = []
+    keep(journal, b"1")
+    reader = threading.Thread(target=lambda: got.append(journal.next_batch(3 * (1 + RECORD_BYTES), 30, linger=30)))
+    reader.start()
+    keep(journal, b"2")
+    keep(journal, b"3")
+    # Ends because there is enough, long before the linger is over.
+    reader.join(10)
+    assert [batch and batch.payloads for batch in got] == [[b"1", b"2", b"3"]]
+
+
+def test_nothing_to_do_is_none_and_so_is_a_closed_journal(journal: Journal) -> None:
+    assert journal.next_batch(MANY, timeout=0.01) is None
+    got: list[Batch | None] = [Batch("", [], None)]  # type: ignore[arg-type]
+    reader = threading.Thread(target=lambda: got.append(journal.next_batch(MANY, timeout=60)))
+    reader.start()
+    journal.close()
+    reader.join(10)
+    assert got[1:] == [None]
+    with pytest.raises(JournalError, match="closed"):
+        journal.append(b"late").wait(1)
+
+
+def test_close_makes_durable_what_was_appended(place: Path) -> None:
+    first = Journal(place)
+    tickets = [first.append(b"%d" % i) for i in range(100)]
+    first.close()
+    for ticket in tickets:
+        ticket.wait(0)
+    again = Journal(place)
+    assert len(payloads(drain(again))) == 100
+    again.close()
+
+
+# -- group commit and memory ------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Holds the next fdatasync until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+        original = os.fdatasync
+
+        def fdatasync(fd: int) -> None:
+            self.entered.set()
+            assert self.open.wait(10)
+            original(fd)
+
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+
+def test_appends_that_arrive_during_a_sync_share_the_next_one(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    tickets = [journal.append(b"first")]
+    assert gate.entered.wait(10)
+    tickets += [journal.append(b"more") for _ in range(200)]
+    assert not any(ticket.done() for ticket in tickets), "nothing is acknowledged before its sync"
+    gate.open.set()
+    for ticket in tickets:
+        ticket.wait(10)
+    assert journal.stats()["syncs"] == 2
+
+
+def test_a_payload_is_not_handed_out_before_it_is_durable(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    ticket = journal.append(b"not yet")
+    assert gate.entered.wait(10)
+    assert journal.next_batch(MANY, timeout=0) is None
+    gate.open.set()
+    ticket.wait(10)
+    assert take(journal).payloads == [b"not yet"]
+
+
+def test_fresh_payloads_are_handed_over_without_reading_the_disk(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("read from disk"))
+    sent = b"z" * 100_000
+    keep(journal, sent)
+    assert take(journal).payloads[0] is sent
+
+
+def test_a_worker_that_lags_costs_bounded_memory_and_loses_nothing(place: Path) -> None:
+    journal = Journal(place, memory_bytes=5000, segment_bytes=20_000)
+    sent = [b"%04d" % i * 100 for i in range(200)]
+    for payload in sent[:150]:
+        keep(journal, payload)
+    assert 0 < journal.stats()["memory_bytes"] <= 5000
+    got = [take(journal, 3000) for _ in range(10)]
+    for payload in sent[150:]:
+        keep(journal, payload)
+    got += drain(journal, 3000)
+    assert payloads(got) == sent
+    # Caught up: the next one comes from memory again.
+    keep(journal, b"fresh")
+    assert journal.stats()["memory_bytes"] == RECORD_BYTES + 5
+    journal.close()
+
+
+def test_many_threads_append_at_once(journal: Journal) -> None:
+    def work(name: int) -> None:
+        for i in range(100):
+            journal.append(b"%d:%d" % (name, i)).wait(10)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    got = payloads(drain(journal))
+    assert sorted(got) == sorted(b"%d:%d" % (n, i) for n in range(8) for i in range(100))
+    for name in range(8):
+        mine = [int(p.split(b":")[1]) for p in got if p.startswith(b"%d:" % name)]
+        assert mine == sorted(mine), "one thread's payloads keep their order"
+    assert journal.stats()["syncs"] <= 800
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def written(place: Path, *sent: bytes) -> tuple[Path, list[int]]:
+    """A closed journal that holds ``sent`` unread; its segment and where each record begins, and the end mark."""
+    journal = Journal(place)
+    keep(journal, *sent)
+    journal.close()
+    starts = [HEADER_BYTES]
+    for payload in sent:
+        starts.append(starts[-1] + RECORD_BYTES + len(payload))
+    path = segment_path(place, 1)
+    assert path.stat().st_size == starts[-1] + RECORD_BYTES
+    return path, starts
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("cut", range(1, RECORD_BYTES + 10))
+def test_a_torn_tail_is_cut_off_and_counted(place: Path, cut: int) -> None:
+    path, starts = written(place, b"whole", b"torn" * 3)
+    os.truncate(path, starts[-1] - cut)
+    journal = Journal(place)
+    assert payloads(drain(journal)) == [b"whole"]
+    assert journal.stats()["torn_bytes"] == starts[-1] - cut - starts[1]
+    assert path.stat().st_size == starts[1]
+    keep(journal, b"next")
+    assert payloads(drain(journal)) == [b"next"]
+    journal.close()
+
+
+def test_a_tail_of_zeros_is_a_torn_tail(place: Path) -> None:
+    path, starts = written(place, b"whole")
+    path.write_bytes(path.read_bytes()[: starts[-1]] + bytes(5000))
+    journal = Journal(place)
+    assert payloads(drain(journal)) == [b"whole"]
+    assert journal.stats()["torn_bytes"] == 5000
+    journal.close()
+
+
+@settings(max_examples=80, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_law_a_flipped_bit_costs_at_most_its_own_record_and_is_counted(
+    where: float, bit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("flip") / "journal"
+    sent = [b"%d" % i * (i + 1) * 40 for i in range(5)]
+    path, starts = written(place, *sent)
+    data = bytearray(path.read_bytes())
+    at = int(where * len(data))
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+    journal = Journal(place)
+    got = payloads(drain(journal))
+    stats = journal.stats()
+    journal.close()
+    hit = [payload for payload, start, end in zip(sent, starts, starts[1:], strict=False) if start <= at < end]
+    assert got == [payload for payload in sent if payload not in hit]
+    if at < HEADER_BYTES:
+        assert stats["damaged_files"] == 1
+    elif at >= starts[-1]:
+        assert stats["torn_bytes"] == RECORD_BYTES
+    else:
+        assert stats["corrupt_records"] == 1
+        assert stats["corrupt_bytes"] == RECORD_BYTES + len(hit[0])
+
+
+def test_a_segment_with_a_damaged_record_is_kept_aside(place: Path) -> None:
+    path, starts = written(place, b"a" * 50, b"b" * 50, b"c" * 50)
+    flip(path, starts[1] + RECORD_BYTES)
+    journal = Journal(place)
+    for batch in drain(journal):
+        journal.release(batch)
+    keep(journal, b"d")
+    journal.release(take(journal))
+    journal.close()
+    assert not path.exists()
+    assert path.with_suffix(".damaged").stat().st_size >= starts[-1]
+
+
+def test_a_payload_cannot_pass_for_a_record_behind_damage(place: Path) -> None:
+    inner_place = place.with_name("other")
+    inner, _ = written(inner_place, b"not a payload")
+    path, starts = written(place, inner.read_bytes(), b"real")
+    flip(path, starts[0])  # the header of the record that holds the other segment's records
+    journal = Journal(place)
+    assert payloads(drain(journal)) == [b"real"]
+    journal.close()
+
+
+def test_a_record_header_across_a_reading_window_is_found(place: Path) -> None:
+    for extra in range(RECORD_BYTES + 1):
+        here = place.with_name(f"window{extra}")
+        path, starts = written(here, b"x" * ((1 << 20) + 1 - RECORD_BYTES - extra), b"found")
+        flip(path, starts[0])
+        journal = Journal(here)
+        assert payloads(drain(journal)) == [b"found"], extra
+        journal.close()
+        shutil.rmtree(here)
+
+
+def test_a_damaged_cursor_means_that_all_comes_again_under_the_same_tokens(place: Path) -> None:
+    first = Journal(place)
+    keep(first, b"a", b"b")
+    tokens = [batch.token for batch in drain(first, 1)]
+    first.close()
+    (place / "cursor.json").write_text("{}")
+    again = Journal(place)
+    assert [batch.token for batch in drain(again)] == tokens
+    assert again.stats()["damaged_files"] == 1
+    again.close()
+
+
+def test_a_damaged_batch_log_is_counted_and_the_payloads_come(place: Path) -> None:
+    first = Journal(place)
+    keep(first, b"a", b"b")
+    drain(first, 1)
+    first.close()
+    flip(place / "batches.log", 3)
+    again = Journal(place)
+    assert payloads(drain(again)) == [b"a", b"b"]
+    assert again.stats()["damaged_files"] == 1
+    again.close()
+
+
+def test_a_damaged_entry_between_others_is_cut_again_with_the_same_token(place: Path) -> None:
+    first = Journal(place)
+    keep(first, b"a", b"b", b"c")
+    tokens = [batch.token for batch in drain(first, 1)]
+    first.close()
+    flip(place / "batches.log", 32 + 28 + 5)
+    again = Journal(place)
+    assert [batch.token for batch in drain(again)] == tokens
+    assert again.stats()["damaged_files"] == 1
+    again.close()
+
+
+def test_a_segment_whose_header_and_first_record_are_gone_is_set_aside_and_counted(place: Path) -> None:
+    path, starts = written(place, b"a" * 50, b"b" * 50)
+    path.write_bytes(b"\xee" * starts[1] + path.read_bytes()[starts[1] :])
+    journal = Journal(place)
+    assert drain(journal) == []
+    assert path.with_suffix(".damaged").exists()
+    assert journal.stats()["corrupt_bytes"] == starts[-1] + RECORD_BYTES
+    keep(journal, b"c")
+    assert payloads(drain(journal)) == [b"c"]
+    journal.close()
+
+
+def test_segments_that_somebody_removed_are_counted_and_their_numbers_not_given_again(place: Path) -> None:
+    first = Journal(place, segment_bytes=100)
+    keep(first, b"a" * 100)
+    keep(first, b"b" * 100)
+    tokens = [batch.token for batch in drain(first, 1)]
+    first.close()
+    segment_path(place, 1).unlink()
+    second = Journal(place)
+    assert [batch.token for batch in drain(second)] == tokens[1:]
+    assert second.stats()["lost_batches"] == 0, "before the oldest segment nothing is expected"
+    second.close()
+    segment_path(place, 2).unlink()
+    third = Journal(place)
+    keep(third, b"c" * 100)
+    assert not {batch.token for batch in drain(third)} & set(tokens)
+    third.close()
+
+
+def test_a_frozen_batch_that_lost_its_end_is_counted(place: Path) -> None:
+    first = Journal(place)
+    keep(first, b"a" * 50, b"b" * 50)
+    (batch,) = drain(first)
+    first.close()
+    os.truncate(segment_path(place, 1), batch.position.end - 1)
+    again = Journal(place)
+    (came,) = drain(again)
+    assert (came.token, came.payloads) == (batch.token, [b"a" * 50])
+    assert again.stats()["corrupt_records"] == 1
+    again.close()
+
+
+# -- files that are written over --------------------------------------------------------------------------------------
+
+
+def recycled(place: Path) -> tuple[Journal, Path]:
+    """A journal whose newest segment is written over the file of a released one; its path."""
+    journal = Journal(place, segment_bytes=4000)
+    for name in (b"a", b"b"):
+        for _ in range(5):
+            keep(journal, name * 1000)
+        for batch in drain(journal):
+            journal.release(batch)
+    keep(journal, b"c" * 100)
+    (batch,) = drain(journal)
+    newest = segment_path(place, segment_numbers(place)[-1])
+    assert b"a" * 1000 in newest.read_bytes(), "old payloads stand behind the end mark"
+    return journal, newest
+
+
+def test_files_of_released_segments_are_written_over_and_bounded(place: Path) -> None:
+    journal = Journal(place, segment_bytes=1000)
+    files: set[int] = set()
+    for i in range(100):
+        keep(journal, b"%03d" % i * 200)
+        (batch,) = drain(journal)
+        assert batch.payloads == [b"%03d" % i * 200]
+        journal.release(batch)
+        files |= {entry.stat().st_ino for entry in place.glob("s*.log")}
+    journal.close()
+    assert len(files) <= 4
+    assert len(list(place.glob("s*.log"))) <= 4
+
+
+def test_no_old_payload_comes_back_out_of_a_file_that_was_written_over(place: Path) -> None:
+    journal, _ = recycled(place)
+    journal.close()
+    again = Journal(place)
+    assert payloads(drain(again)) == [b"c" * 100]
+    assert again.stats()["torn_bytes"] == again.stats()["corrupt_records"] == 0
+    again.close()
+
+
+def test_law_a_write_that_stops_at_any_byte_leaves_whole_records_and_no_false_alarm(
+    place: Path, tmp_path: Path
+) -> None:
+    journal, newest = recycled(place)
+    before = newest.read_bytes()
+    crashed = crash_copy(journal, tmp_path / "crashed")
+    keep(journal, b"d" * 60, b"e" * 60)
+    after = newest.read_bytes()
+    journal.close()
+    begin = HEADER_BYTES + RECORD_BYTES + 100
+    for written in range(3 * RECORD_BYTES + 120 + 1):
+        here = shutil.copytree(crashed, tmp_path / f"crashed{written}")
+        stop = begin + written
+        (here / newest.name).write_bytes(after[:stop] + before[stop:])
+        again = Journal(here)
+        got = payloads(drain(again))
+        stats = again.stats()
+        again.close()
+        shutil.rmtree(here)
+        whole = sum(written >= n * (RECORD_BYTES + 60) for n in (1, 2))
+        assert got == [b"c" * 100, b"d" * 60, b"e" * 60][: 1 + whole], written
+        assert stats["corrupt_records"] == 0
+        assert stats["torn_bytes"] <= RECORD_BYTES + 60
+
+
+def test_the_last_record_is_not_lost_unseen_when_its_marker_is_damaged(place: Path) -> None:
+    journal, newest = recycled(place)
+    journal.close()
+    flip(newest, HEADER_BYTES + 2)
+    again = Journal(place)
+    assert drain(again) == []
+    assert again.stats()["corrupt_records"] == 1
+    again.close()
+
+
+def test_a_spare_file_that_cannot_be_taken_over_is_given_up(place: Path, disk: Disk) -> None:
+    journal, newest = recycled(place)
+    disk.fail("rename", errno.EIO)
+    with pytest.raises(JournalError):
+        for _ in range(5):
+            journal.append(b"x" * 1000).wait(10)
+    disk.heal()
+    keep(journal, b"after")
+    assert payloads(drain(journal))[-1] == b"after"
+    journal.close()
+
+
+# -- the disk refuses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partly", [0, 10, RECORD_BYTES + 3])
+def test_a_full_disk_refuses_and_service_goes_on_when_there_is_room(
+    journal: Journal, disk: Disk, tmp_path: Path, partly: int
+) -> None:
+    keep(journal, b"before")
+    disk.fail("pwritev", errno.ENOSPC, after_bytes=partly)
+    with pytest.raises(JournalFull, match="No space left"):
+        journal.append(b"refused").wait(10)
+    disk.heal()
+    assert segment_path(journal.directory, 1).stat().st_size == HEADER_BYTES + RECORD_BYTES + 6
+    keep(journal, b"after")
+    assert journal.stats()["refused"] == 1
+    crashed = Journal(crash_copy(journal, tmp_path / "crashed"))
+    assert payloads(drain(journal)) == payloads(drain(crashed)) == [b"before", b"after"]
+    crashed.close()
+
+
+def test_after_a_failed_sync_the_segment_is_given_up(journal: Journal, disk: Disk, tmp_path: Path) -> None:
+    keep(journal, b"before")
+    disk.fail("fdatasync", errno.EIO, times=1)
+    with pytest.raises(JournalError, match="Input/output error"):
+        journal.append(b"refused").wait(10)
+    keep(journal, b"after")
+    assert segment_numbers(journal.directory) == [1, 2]
+    crashed = Journal(crash_copy(journal, tmp_path / "crashed"))
+    assert payloads(drain(journal)) == payloads(drain(crashed)) == [b"before", b"after"]
+    crashed.close()
+    for payload in (b"and", b"on"):
+        keep(journal, payload)
+    assert payloads(drain(journal)) == [b"and", b"on"]
+
+
+def test_a_segment_that_cannot_be_cut_back_is_given_up(journal: Journal, disk: Disk) -> None:
+    keep(journal, b"before")
+    disk.fail("pwritev", errno.EIO, after_bytes=20)
+    disk.fail("truncate", errno.EIO)
+    with pytest.raises(JournalError):
+        journal.append(b"refused").wait(10)
+    disk.heal()
+    keep(journal, b"after")
+    assert segment_numbers(journal.directory) == [1, 2]
+    assert payloads(drain(journal)) == [b"before", b"after"]
+
+
+def test_a_segment_that_cannot_be_created_is_tried_again(place: Path, disk: Disk) -> None:
+    journal = Journal(place)
+    disk.fail("fsync", errno.EDQUOT)
+    with pytest.raises(JournalFull):
+        journal.append(b"refused").wait(10)
+    disk.heal()
+    keep(journal, b"after")
+    assert len(segment_numbers(place)) == 1
+    assert payloads(drain(journal)) == [b"after"]
+    journal.close()
+
+
+def test_a_batch_that_cannot_be_frozen_is_not_handed_out_and_comes_later(
+    journal: Journal, disk: Disk, tmp_path: Path
+) -> None:
+    keep(journal, b"a")
+    disk.fail("fdatasync", errno.EIO, times=1)
+    with pytest.raises(JournalError, match="handing out"):
+        journal.next_batch(MANY, timeout=0)
+    keep(journal, b"b")
+    batch = take(journal)
+    assert batch.payloads == [b"a", b"b"]
+    crashed = Journal(crash_copy(journal, tmp_path / "crashed"))
+    assert [b.token for b in drain(crashed)] == [batch.token]
+    crashed.close()
+
+
+def test_a_full_disk_does_not_keep_the_journal_from_emptying(place: Path, disk: Disk) -> None:
+    journal = Journal(place, segment_bytes=1000)
+    for i in range(10):
+        keep(journal, b"%d" % i * 600)
+    # No new file can be written: neither a segment nor a cursor. What is written in place goes on.
+    disk.fail("fsync", errno.ENOSPC)
+    for batch in drain(journal, 1):
+        journal.release(batch)
+    assert len(segment_numbers(place)) == 1
+    disk.heal()
+    journal.close()
+
+
+def test_the_cap_refuses_and_lets_in_again_after_release(place: Path) -> None:
+    journal = Journal(place, max_bytes=10_000)
+    keep(journal, *[b"x" * 500] * 17)
+    with pytest.raises(JournalFull, match="cap of 10000 bytes"):
+        journal.append(b"x" * 1000).wait(10)
+    assert sum(segment_path(place, n).stat().st_size for n in segment_numbers(place)) <= 10_000
+    for batch in drain(journal, 1):
+        journal.release(batch)
+    keep(journal, b"x" * 500)
+    journal.close()
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_journal_belongs_to_one_process_and_the_message_names_it(journal: Journal) -> None:
+    with pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
+        Journal(journal.directory)
+    journal.close()
+    Journal(journal.directory).close()
+
+
+def test_a_directory_that_cannot_be_one_is_said_in_one_line(tmp_path: Path, disk: Disk) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"Not a directory|File exists"):
+        Journal(tmp_path / "file")
+    original = os.open
+
+    def read_only(path: os.PathLike[str] | str, flags: int, *rest: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return original(path, flags, *rest)
+
+    disk._patch.setattr(os, "open", read_only)
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        Journal(tmp_path / "journal")
+
+
+@pytest.mark.parametrize("damage", ["foreign", "newer"])
+def test_files_of_another_journal_or_version_are_refused(place: Path, damage: str) -> None:
+    path, _ = written(place, b"payload")
+    if damage == "foreign":
+        other, _ = written(place.with_name("other"), b"payload")
+        shutil.copy(other, path)
+        expected = "belongs to another journal"
+    else:
+        import struct
+        import zlib
+
+        data = bytearray(path.read_bytes())
+        struct.pack_into("<I", data, 8, 99)
+        struct.pack_into("<I", data, HEADER_BYTES - 4, zlib.crc32(data[: HEADER_BYTES - 4]))
+        path.write_bytes(data)
+        expected = "has format 99"
+    with pytest.raises(ConfigError, match=expected):
+        Journal(place)
+
+
+def test_a_segment_file_that_was_never_finished_is_no_loss(place: Path) -> None:
+    written(place, b"payload")
+    segment_path(place, 2).write_bytes(b"TOLL")
+    journal = Journal(place)
+    keep(journal, b"more")
+    assert payloads(drain(journal)) == [b"payload", b"more"]
+    assert segment_numbers(place) == [1, 3], "its number is not given again"
+    journal.close()
+
+
+def test_counters_are_shared_when_given(place: Path) -> None:
+    counters = Counters()
+    journal = Journal(place, counters=counters)
+    keep(journal, b"1234")
+    journal.close()
+    assert counters.snapshot() == {"journal.appended": 1, "journal.appended_bytes": 4, "journal.syncs": 1}
+
+
+def test_a_callback_learns_the_outcome_once(journal: Journal, disk: Disk) -> None:
+    outcomes: list[object] = []
+    journal.append(b"good", outcomes.append).wait(10)
+    disk.fail("pwritev", errno.EIO)
+    with pytest.raises(JournalError):
+        journal.append(b"bad", outcomes.append).wait(10)
+    disk.heal()
+    journal.append(b"raises", lambda _: 1 / 0).wait(10)
+    keep(journal, b"goes on")
+    journal.close()
+    journal.append(b"late", outcomes.append)
+    assert [type(each) for each in outcomes] == [type(None), JournalError, JournalError]

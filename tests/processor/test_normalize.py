@@ -1,0 +1,297 @@
+"""Normalize: what a span says reaches its canonical column, and what it says wrongly is invalid, never zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
+
+from tollspan.pricing import attributes as names
+from tollspan.pricing.meters import METERS, NANO
+from tollspan.processor.decode import decode
+from tollspan.processor.decode.arrow_bytes import LONGEST_NAME
+from tollspan.processor.dialects import OPERATION_KINDS, TEXT, USAGE
+from tollspan.processor.normalize import CLOCK_SKEW_NS, REASONS, Normalized, normalize
+
+from .otlp_factory import START, chat_payload, request, resource_spans, span
+
+NOW = START + 3600 * NANO
+CHAT = {"gen_ai.operation.name": "chat"}
+TOKENS = "gen_ai.usage.input_tokens"
+USAGE_KEYS = {key for dialect in USAGE for keys in dialect.counts.values() for key in keys}
+
+COLUMNS = {
+    "trace_id": pa.binary(16),
+    "span_id": pa.binary(8),
+    "parent_span_id": pa.binary(8),
+    "start_ns": pa.int64(),
+    "end_ns": pa.int64(),
+    "duration_ns": pa.uint64(),
+    "http_status": pa.int32(),
+    "retries": pa.int32(),
+    "cold_start": pa.bool_(),
+    "batch_size": pa.int64(),
+    "billable": pa.bool_(),
+    "token_bearing": pa.bool_(),
+    **dict.fromkeys(
+        (
+            *("name", "service", "environment", "region", "tenant", "team", "feature", "workflow", "variant"),
+            *("provider", "model", "request_model", "operation", "kind", "service_tier", "processing"),
+            *("cloud_provider", "host_type", "device", "span_status", "error_type", "invalid", "convention"),
+        ),
+        pa.string(),
+    ),
+}
+
+
+def normalized(*spans: Any, resource: dict[str, object] | None = None, now: int = NOW) -> Normalized:
+    return normalize(decode([request(spans, resource)]), received_ns=now)
+
+
+def row(values: dict[str, object], resource: dict[str, object] | None = None, **fields: Any) -> dict[str, Any]:
+    """Canonical columns of one span, and its quantities under ``quantities``."""
+    made = normalized(span(values, **fields), resource=resource)
+    (only,) = made.table.to_pylist()
+    only["quantities"] = {meter: column[0].as_py() for meter, column in made.quantities.items()}
+    return only
+
+
+# -- shape -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payloads", [[], [request([span()])], [chat_payload(64)]], ids=["empty", "bare span", "chat"])
+def test_every_canonical_column_is_there_in_its_type(payloads: list[bytes]) -> None:
+    table = normalize(decode(payloads), received_ns=NOW).table
+    types = {
+        item.name: item.type.value_type if pa.types.is_dictionary(item.type) else item.type for item in table.schema
+    }
+    assert types == COLUMNS
+
+
+def test_a_span_that_says_nothing_has_nulls_and_is_not_billable() -> None:
+    made = row({})
+    silent = COLUMNS.keys() - {
+        *("trace_id", "span_id", "parent_span_id", "start_ns", "end_ns", "duration_ns", "name", "kind"),
+        *("span_status", "billable", "token_bearing"),
+    }
+    assert {column: made[column] for column in silent} == dict.fromkeys(silent)
+    assert (made["kind"], made["span_status"], made["billable"], made["token_bearing"]) == (
+        "other",
+        "unset",
+        False,
+        False,
+    )
+    assert made["quantities"] == {}
+
+
+def test_rows_stand_in_the_order_of_the_spans() -> None:
+    count = 200
+    spans = [
+        span(
+            {
+                **({"tollspan.tenant": f"t{n % 7}"} if n % 3 else {}),
+                **({"gen_ai.usage.input_tokens": n} if n % 2 else {}),
+            },
+            number=n,
+        )
+        for n in range(1, count)
+    ]
+    made = normalized(*spans)
+    assert made.table["tenant"].to_pylist() == [f"t{n % 7}" if n % 3 else None for n in range(1, count)]
+    assert made.quantities["tokens.input.uncached"].to_pylist() == [n if n % 2 else None for n in range(1, count)]
+    assert made.table["name"].to_pylist() == [f"span {n}" for n in range(1, count)]
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("column", "key"), [(c, key) for c, source in TEXT.items() for key in source.keys])
+def test_every_key_of_the_tables_reaches_its_column(column: str, key: str) -> None:
+    assert row({key: "some value"})[column] == "some value"
+
+
+@pytest.mark.parametrize("column", [column for column, source in TEXT.items() if len(source.keys) > 1])
+def test_the_preferred_key_wins_whatever_the_order(column: str) -> None:
+    keys = TEXT[column].keys
+    for values in ({key: f"v{n}" for n, key in enumerate(keys)}, {k: f"v{n}" for n, k in reversed([*enumerate(keys)])}):
+        assert row(values)[column] == "v0"
+
+
+@pytest.mark.parametrize("column", TEXT)
+def test_the_resource_speaks_for_a_silent_span_where_the_tables_say_so(column: str) -> None:
+    source = TEXT[column]
+    key = source.keys[0]
+    assert row({}, {key: "from resource"})[column] == ("from resource" if source.resource else None)
+    assert row({key: "from span"}, {key: "from resource"})[column] == "from span"
+    assert row({key: ""}, {key: "from resource"})[column] == ("from resource" if source.resource else None)
+
+
+def test_each_span_is_spoken_for_by_its_own_resource() -> None:
+    payload = ExportTraceServiceRequest(
+        resource_spans=[
+            resource_spans([span(number=n)], {"service.name": f"s{n % 4}"} if n % 5 else {}) for n in range(1, 40)
+        ]
+    ).SerializeToString()
+    table = normalize(decode([payload, payload]), received_ns=NOW).table
+    assert table["service"].to_pylist() == [f"s{n % 4}" if n % 5 else None for n in range(1, 40)] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(42, "42"), (True, "true"), (1.5, "1.5"), ("", None), (["a"], None), (b"a", None), (None, None)],
+)
+def test_a_tag_of_another_type_is_taken_as_text_when_it_is_a_scalar(value: object, shown: str | None) -> None:
+    assert row({"tollspan.tenant": value})["tenant"] == shown
+
+
+def test_a_name_of_megabytes_is_cut_visibly() -> None:
+    tenant = row({}, {"tollspan.tenant": "é" * 3_000_000})["tenant"]
+    assert len(tenant) == LONGEST_NAME
+    assert tenant.endswith("é…")
+
+
+@pytest.mark.parametrize(("old", "new"), TEXT["provider"].rename.items())
+def test_older_provider_names_become_current_ones(old: str, new: str) -> None:
+    assert row({"gen_ai.system": old})["provider"] == new
+
+
+@pytest.mark.parametrize(
+    ("served", "requested", "tier", "processing"),
+    [
+        ("priority", "flex", "priority", None),
+        (None, "flex", "flex", None),
+        (None, "auto", None, None),
+        ("auto", "flex", "flex", None),
+        ("default", "auto", "default", None),
+        ("batch", None, None, "batch"),
+        (None, None, None, None),
+    ],
+)
+def test_the_service_tier_is_the_served_one(
+    served: str | None, requested: str | None, tier: str | None, processing: str | None
+) -> None:
+    values: dict[str, object] = {
+        key: value
+        for key, value in (
+            (names.OPENAI_RESPONSE_SERVICE_TIER, served),
+            (names.OPENAI_REQUEST_SERVICE_TIER, requested),
+        )
+        if value is not None
+    }
+    other = span({names.OPENAI_RESPONSE_SERVICE_TIER: "default", names.PROCESSING: "online"}, number=2)
+    table = normalized(span(values), other).table
+    assert table["service_tier"].to_pylist() == [tier, "default"]
+    assert table["processing"].to_pylist() == [processing, "online"]
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [*OPERATION_KINDS.items(), ("invoke_agent", "other"), ("execute_tool", "other"), ("fetch_response", "other")],
+)
+def test_an_operation_has_its_kind_and_only_model_calls_are_billable_without_usage(operation: str, kind: str) -> None:
+    for key in (names.OPERATION_NAME, names.OPERATION):
+        made = row({key: operation})
+        assert (made["operation"], made["kind"]) == (operation, kind)
+        assert made["billable"] is (kind == "inference")
+
+
+def test_an_agent_span_with_usage_is_billable_and_token_bearing() -> None:
+    made = row({"gen_ai.operation.name": "invoke_agent", "gen_ai.usage.input_tokens": 10})
+    assert (made["kind"], made["billable"], made["token_bearing"]) == ("other", True, True)
+
+
+def test_compute_usage_is_billable_but_bears_no_tokens() -> None:
+    made = row({"tollspan.operation": "feature_read", "tollspan.usage.feature.reads": 3})
+    assert (made["kind"], made["billable"], made["token_bearing"]) == ("feature_read", True, False)
+
+
+def test_facts_beside_the_price() -> None:
+    made = row(
+        {
+            "http.response.status_code": 429,
+            "tollspan.retries": 2,
+            "tollspan.cold_start": True,
+            "tollspan.batch.size": 16,
+            "error.type": "RateLimitError",
+        },
+        status=Status(code=Status.STATUS_CODE_ERROR),
+    )
+    assert [made[c] for c in ("http_status", "retries", "cold_start", "batch_size", "error_type", "span_status")] == [
+        *(429, 2, True, 16, "RateLimitError", "error")
+    ]
+    wrong = row({"tollspan.retries": -1, "http.response.status_code": 2**40, "tollspan.cold_start": "yes"})
+    assert [wrong[c] for c in ("retries", "http_status", "cold_start", "invalid")] == [None] * 4
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "reason"),
+    [
+        (START, START + 5, None),
+        (START, START, None),
+        (0, START, "time"),
+        (0, 0, "time"),
+        (START, 0, "time"),
+        (START + 1, START, "time"),
+        (2**63, 2**63 + 1, "time"),
+        (2**64 - 1, 2**64 - 1, "time"),
+        (START, 2**63, "time"),
+        (NOW + CLOCK_SKEW_NS, NOW + CLOCK_SKEW_NS, None),
+        (NOW + CLOCK_SKEW_NS + 1, NOW + CLOCK_SKEW_NS + 1, "time"),
+    ],
+)
+def test_impossible_times_are_invalid_and_stored_within_range(start: int, end: int, reason: str | None) -> None:
+    made = row({}, start_time_unix_nano=start, end_time_unix_nano=end)
+    assert made["invalid"] == reason
+    assert made["start_ns"] == (start if start < 2**63 else 0)
+    assert made["end_ns"] == (end if end < 2**63 else 0)
+    assert made["duration_ns"] == max(end - start, 0)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63))
+@settings(max_examples=50, deadline=None)
+def test_no_time_raises(start: int, end: int, now: int) -> None:
+    made = normalized(span(start_time_unix_nano=start, end_time_unix_nano=end), now=now)
+    assert made.table["duration_ns"].to_pylist() == [max(end - start, 0)]
+
+
+# -- hostile -----------------------------------------------------------------------------------------------------------
+
+anything = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text() | st.binary()
+known_keys = sorted(
+    {key for source in TEXT.values() for key in source.keys}
+    | USAGE_KEYS
+    | {names.usage(meter) for meter in METERS}
+    | {names.RETRIES, names.COLD_START, names.BATCH_SIZE, names.HTTP_STATUS}
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(known_keys), anything | st.lists(anything, max_size=2), max_size=8))
+def test_no_value_of_any_type_raises_or_disturbs_its_neighbour(values: dict[str, object]) -> None:
+    good = span({**CHAT, TOKENS: 12, "tollspan.tenant": "acme"}, number=2)
+    made = normalized(span(values, number=1), good)
+    assert made.table["invalid"].to_pylist()[0] in REASONS
+    assert made.table.to_pylist()[1] == normalized(good).table.to_pylist()[0]
+    assert made.quantities["tokens.input.uncached"][1].as_py() == 12
+    for column in made.quantities.values():
+        steps = [value for value in column.to_pylist() if value is not None]
+        assert min(steps) >= 0
+
+
+def test_a_hundred_thousand_keys_are_looked_up_not_walked() -> None:
+    many: dict[str, object] = {f"tollspan.usage.meter{n}": n for n in range(50_000)}
+    many |= {f"key{n}": n for n in range(50_000)}
+    made = row({**CHAT, **many, TOKENS: 4})
+    assert made["invalid"] == "usage_unknown_meter"
+    assert made["quantities"] == {"tokens.input.uncached": 4}

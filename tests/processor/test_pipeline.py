@@ -1,0 +1,220 @@
+"""The line behind the journal, on a real store: exact rows, nothing lost and nothing twice whatever goes wrong."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+from service import chat, payload
+
+from tollspan.pricing import PriceEngine, shipped_book
+from tollspan.processor.counters import Counters
+from tollspan.processor.errors import StoreError, StoreUnavailable
+from tollspan.processor.journal import Journal
+from tollspan.processor.pipeline import Pipeline, Settings
+from tollspan.processor.store import Store
+from tollspan.processor.write import Writer
+
+CALL = 1000 * Decimal("0.25") / 1_000_000 + 100 * Decimal("2") / 1_000_000
+
+
+class Line:
+    """A pipeline driven step by step; ``crash`` and ``open`` stand for a process that dies and comes back."""
+
+    def __init__(self, store: Any, folder: Path, keep: float = 1.0) -> None:
+        self.store, self.folder, self.keep = store, folder, keep
+        self.open()
+
+    def open(self) -> None:
+        self.counters = Counters()
+        self.journal = Journal(self.folder, counters=self.counters)
+        self.give_up = threading.Event()
+        self.pipeline = Pipeline(
+            self.journal,
+            Writer(self.store, self.give_up, self.counters, pause=lambda _: None),
+            PriceEngine(shipped_book()),
+            Settings(keep=self.keep, decision_wait_s=0.0, linger_s=0.0),
+            self.counters,
+        )
+
+    def crash(self) -> None:
+        """Close the files without releasing anything."""
+        self.journal.close()
+
+    def send(self, *spans: Any) -> None:
+        self.journal.append(payload(spans)).wait()
+
+    def work(self) -> None:
+        while self.pipeline.step(0.0):
+            pass
+
+    def drain(self) -> None:
+        stop = threading.Event()
+        stop.set()
+        self.pipeline.run(stop)
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        reader = self.store.reader()
+        try:
+            return list(reader.query(sql).to_pylist())
+        finally:
+            reader.close()
+
+
+@pytest.fixture
+def line(store: Store, tmp_path: Path) -> Iterator[Line]:
+    line = Line(store, tmp_path / "journal")
+    yield line
+    line.journal.close()
+
+
+def total(line: Line) -> tuple[int, Decimal | None]:
+    row = line.rows("SELECT count() AS n, sum(cost) AS cost FROM ledger FINAL")[0]
+    return row["n"], row["cost"]
+
+
+def test_spans_become_priced_rows_and_kept_bodies(line: Line) -> None:
+    line.send(*(chat(n) for n in range(1, 11)))
+    line.drain()
+    assert total(line) == (10, 10 * CALL)
+    assert line.rows("SELECT count() AS n, sum(Cost) AS c FROM spans FINAL") == [{"n": 10, "c": 10 * CALL}]
+    assert line.journal.stats()["outstanding"] == 0, "everything is released"
+
+
+def test_a_child_that_comes_late_takes_the_bill_off_its_parent(line: Line) -> None:
+    line.send(chat(1, tokens=(5000, 500)))
+    line.work()
+    before = total(line)
+    line.send(chat(2, trace=1, parent=1))
+    line.drain()
+    assert before[1] == 5 * CALL
+    assert total(line) == (2, CALL)
+    statuses = line.rows("SELECT cost_status, revision FROM ledger FINAL ORDER BY revision")
+    assert [r["cost_status"] for r in statuses] == ["priced", "rollup"]
+
+
+def test_a_crash_before_release_replays_onto_the_same_rows(line: Line) -> None:
+    line.send(chat(1), chat(2))
+    line.work()
+    line.crash()
+    line.open()
+    line.send(chat(3))
+    line.drain()
+    assert total(line) == (3, 3 * CALL)
+    assert line.rows("SELECT count() AS n FROM spans FINAL")[0]["n"] == 3
+    assert {r["spans"] for r in line.rows("SELECT spans FROM traces FINAL")} == {1}
+
+
+def test_a_resend_in_other_batches_changes_nothing(line: Line) -> None:
+    line.send(chat(1), chat(2, trace=1, parent=1), chat(3))
+    line.drain()
+    before = total(line), line.rows("SELECT * FROM traces FINAL ORDER BY trace_id")
+    line.send(chat(3))
+    line.work()
+    line.send(chat(2, trace=1, parent=1))
+    line.work()
+    line.send(chat(1))
+    line.drain()
+    assert before[0] == total(line) == (3, 2 * CALL)
+    after = line.rows("SELECT * FROM traces FINAL ORDER BY trace_id")
+    assert [(r["spans"], r["error"]) for r in after] == [(r["spans"], r["error"]) for r in before[1]]
+
+
+class Flaky:
+    """A store that fails as told before it does what the real one does."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.faults: list[Exception] = []
+        self.lose_replies = 0
+
+    def insert(self, table: str, rows: pa.Table, token: str) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.store.insert(table, rows, token)
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise StoreUnavailable("connection reset after the insert")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def test_a_store_that_is_away_or_loses_its_reply_costs_nothing(store: Store, tmp_path: Path) -> None:
+    flaky = Flaky(store)
+    line = Line(flaky, tmp_path / "journal")
+    flaky.faults = [StoreUnavailable("away")] * 20
+    flaky.lose_replies = 3
+    line.send(chat(1), chat(2))
+    line.drain()
+    assert total(line) == (2, 2 * CALL)
+    assert line.rows("SELECT count() AS n FROM ledger")[0]["n"] == 2, "the token stops the second insert"
+    line.journal.close()
+
+
+def test_a_refused_batch_stays_in_the_journal_and_the_next_goes_on(store: Store, tmp_path: Path) -> None:
+    flaky = Flaky(store)
+    line = Line(flaky, tmp_path / "journal")
+    flaky.faults = [StoreError("no")] * 3
+    line.send(chat(1))
+    line.work()
+    line.send(chat(2))
+    line.drain()
+    assert line.counters.snapshot()["pipeline.set_aside"] == 1
+    assert total(line) == (1, CALL)
+    line.crash()
+    line.open()
+    line.drain()
+    assert total(line) == (2, 2 * CALL), "the next start brings it"
+    line.journal.close()
+
+
+def test_one_bad_span_does_not_hold_its_batch(line: Line) -> None:
+    bad = chat(2)
+    bad.trace_id = b"short"
+    negative = chat(3, tokens=(-5, 1))
+    backwards = chat(4)
+    backwards.end_time_unix_nano = 1
+    late = chat(5)
+    late.start_time_unix_nano = 2**64 - 1
+    line.send(chat(1), bad, negative, backwards, late)
+    line.drain()
+    n, cost = total(line)
+    assert (n, cost) == (4, CALL)
+    reasons = line.rows("SELECT cost_status, cost_reasons FROM ledger FINAL WHERE cost IS NULL ORDER BY cost_reasons")
+    assert {r["cost_status"] for r in reasons} == {"invalid"}
+    assert line.counters.snapshot()["rejected.bad_trace_id"] == 1
+
+
+def test_without_keeping_only_errors_have_bodies_and_the_ledger_is_the_same(store: Store, tmp_path: Path) -> None:
+    line = Line(store, tmp_path / "journal", keep=0.0)
+    line.send(*(chat(n) for n in range(1, 20)), chat(20, error=True))
+    line.drain()
+    assert total(line) == (20, 20 * CALL)
+    kept = line.rows("SELECT SpanId, KeepReason, TraceState, AdjustedCount FROM spans FINAL")
+    assert kept == [{"SpanId": f"{20:016x}", "KeepReason": "error", "TraceState": "ot=th:0", "AdjustedCount": 1.0}]
+    assert line.rows("SELECT sum(kept) AS k, count() AS n FROM traces FINAL") == [{"k": 1, "n": 20}]
+    line.journal.close()
+
+
+def test_a_refused_call_is_not_billed_and_one_without_usage_is_unknown(line: Line) -> None:
+    line.send(
+        chat(1, tokens=None, error=True, **{"http.response.status_code": 429}),
+        chat(2, tokens=None),
+        chat(3, tokens=None, error=True, **{"error.type": "APITimeoutError"}),
+    )
+    line.drain()
+    rows = line.rows("SELECT cost_status AS s, cost_reasons AS r, cost AS c FROM ledger FINAL ORDER BY start_time")
+    assert [(r["s"], r["r"], r["c"]) for r in rows] == [
+        ("not_billed", "refused_by_provider", None),
+        ("unpriced", "usage_missing", None),
+        ("unpriced", "usage_missing", None),
+    ]

@@ -1,0 +1,251 @@
+"""Normalize, its quantities: counts become disjoint meters exactly, or the usage is invalid with the reason."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tollspan.pricing import attributes as names
+from tollspan.pricing.conventions import CONVENTIONS, COUNTS, disjoint
+from tollspan.pricing.meters import METERS, NANO
+from tollspan.processor import normalize as module
+from tollspan.processor.decode import decode
+from tollspan.processor.dialects import USAGE, Usage
+from tollspan.processor.normalize import Normalized, normalize
+
+from .otlp_factory import START, request, span
+
+CHAT = {"gen_ai.operation.name": "chat"}
+TOKENS = "gen_ai.usage.input_tokens"
+
+
+def normalized(*spans: Any) -> Normalized:
+    return normalize(decode([request(spans)]), received_ns=START + NANO)
+
+
+def row(values: dict[str, object]) -> dict[str, Any]:
+    """Canonical columns of one span, and its quantities under ``quantities``."""
+    made = normalized(span(values))
+    (only,) = made.table.to_pylist()
+    only["quantities"] = {meter: column[0].as_py() for meter, column in made.quantities.items()}
+    return only
+
+
+KEYS = {count: keys for dialect in USAGE for count, keys in dialect.counts.items()}
+
+
+def test_token_counts_become_disjoint_meters() -> None:
+    made = row(
+        {
+            **CHAT,
+            "gen_ai.usage.input_tokens": 1000,
+            "gen_ai.usage.cache_read.input_tokens": 600,
+            "gen_ai.usage.cache_write.input_tokens": 100,
+            "gen_ai.usage.output_tokens": 50,
+            "gen_ai.usage.reasoning.output_tokens": 20,
+        }
+    )
+    assert made["quantities"] == {
+        "tokens.input.uncached": 300,
+        "tokens.input.cache_read": 600,
+        "tokens.input.cache_write": 100,
+        "tokens.output": 30,
+        "tokens.output.reasoning": 20,
+    }
+    assert (made["convention"], made["invalid"]) == ("otel_inclusive", None)
+
+
+@pytest.mark.parametrize(("count", "key"), [(count, key) for count, keys in KEYS.items() for key in keys])
+def test_every_spelling_of_a_count_is_read(count: str, key: str) -> None:
+    # Next to a whole that is large enough for any part.
+    whole = {"gen_ai.usage.input_tokens": 1000, "gen_ai.usage.output_tokens": 1000}
+    whole["gen_ai.usage.cache_read.input_tokens"] = whole["gen_ai.usage.audio.input_tokens"] = 300
+    values = {k: v for k, v in whole.items() if k not in KEYS[count]}
+    counts = {name: values[KEYS[name][0]] for name in COUNTS if KEYS[name][0] in values}
+    expected, reason = disjoint("otel_inclusive", {**counts, count: 200})
+    made = row({**values, key: 200})
+    assert (made["quantities"], made["invalid"]) == (expected, reason)
+
+
+@pytest.mark.parametrize("dialect", USAGE)
+def test_every_dialect_names_a_known_convention_and_known_counts(dialect: Any) -> None:
+    assert dialect.convention in CONVENTIONS
+    assert set(dialect.counts) <= set(COUNTS)
+
+
+def test_the_counts_of_a_span_are_all_of_one_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Usage("first", "otel_inclusive", {"input_tokens": (TOKENS,)})
+    second = Usage(
+        "second",
+        "otel_inclusive",
+        {"input_tokens": ("gen_ai.usage.prompt_tokens",), "output_tokens": ("gen_ai.usage.completion_tokens",)},
+    )
+    monkeypatch.setattr(module, "USAGE", (first, second))
+    theirs = {"gen_ai.usage.prompt_tokens": 7, "gen_ai.usage.completion_tokens": 3}
+    made = normalized(span({TOKENS: 5, **theirs}, number=1), span(theirs, number=2))
+    assert made.quantities["tokens.input.uncached"].to_pylist() == [5, 7]
+    assert made.quantities["tokens.output"].to_pylist() == [None, 3]
+
+
+def test_absent_counts_stay_absent() -> None:
+    made = row({**CHAT, "gen_ai.usage.input_tokens": 5})
+    assert made["quantities"] == {"tokens.input.uncached": 5}
+    assert row({**CHAT, "gen_ai.usage.output_tokens": 0})["quantities"] == {"tokens.output": 0}
+
+
+@pytest.mark.parametrize("meter", METERS)
+def test_every_meter_can_be_given_directly_in_its_unit(meter: str) -> None:
+    scale = METERS[meter].scale
+    assert row({names.usage(meter): 7})["quantities"] == {meter: 7 * scale}
+    assert row({names.usage(meter): 7.0})["quantities"] == {meter: 7 * scale}
+    made = row({names.usage(meter): 7})
+    assert made["billable"] is True
+    assert made["token_bearing"] is meter.startswith("tokens.")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**50))
+def test_seconds_given_as_doubles_are_exact_to_the_nanosecond(nanoseconds: int) -> None:
+    written = f"{nanoseconds // NANO}.{nanoseconds % NANO:09d}"
+    made = row({"tollspan.usage.gpu.seconds": nanoseconds / 1e9, "tollspan.usage.cpu.seconds": written})
+    assert made["quantities"]["gpu.seconds"] == nanoseconds
+    assert made["quantities"]["cpu.seconds"] == nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"),
+    [
+        (12, 12),
+        (12.0, 12),
+        (-0.0, 0),
+        ("12", 12),
+        ("12.0", 12),
+        (2**53, 2**53),
+        (12.5, "usage_fractional"),
+        ("12.5", "usage_fractional"),
+        (-1, "usage_negative"),
+        (-1.0, "usage_negative"),
+        ("-1", "usage_negative"),
+        (2**53 + 1, "usage_too_large"),
+        (2**63 - 1, "usage_too_large"),
+        (1e300, "usage_too_large"),
+        ("9" * 40, "usage_too_large"),
+        (math.inf, "usage_too_large"),
+        (-math.inf, "usage_negative"),
+        (math.nan, "usage_not_a_number"),
+        ("many", "usage_not_a_number"),
+        ("nan", "usage_not_a_number"),
+        ("", "usage_not_a_number"),
+        ("1e3", "usage_not_a_number"),
+        (True, "usage_not_a_number"),
+        ([12], "usage_not_a_number"),
+        (b"12", "usage_not_a_number"),
+    ],
+)
+def test_a_count_is_a_whole_number_or_the_usage_is_invalid(value: object, outcome: int | str) -> None:
+    made = normalized(
+        span({**CHAT, TOKENS: value, "gen_ai.usage.output_tokens": 3}, number=1),
+        span({**CHAT, TOKENS: 8, "gen_ai.usage.output_tokens": 3}, number=2),
+    )
+    reason = outcome if isinstance(outcome, str) else None
+    assert made.table["invalid"].to_pylist() == [reason, None]
+    assert made.quantities["tokens.input.uncached"].to_pylist() == [None if reason else outcome, 8]
+    assert made.quantities["tokens.output"].to_pylist() == [None if reason else 3, 3]
+    assert made.table["billable"].to_pylist() == [True, True]
+    assert made.table["token_bearing"].to_pylist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"),
+    [
+        (2, 2 * NANO),
+        (0.25, NANO // 4),
+        ("0.25", NANO // 4),
+        (2**63 // NANO, 2**63 // NANO * NANO),
+        (2**63 // NANO + 1, "usage_too_large"),
+        (9.3e9, "usage_too_large"),
+        (math.nan, "usage_not_a_number"),
+        (-0.5, "usage_negative"),
+    ],
+)
+def test_seconds_are_nanoseconds_or_invalid(value: object, outcome: int | str) -> None:
+    made = row({"tollspan.usage.gpu.seconds": value})
+    if isinstance(outcome, str):
+        assert (made["invalid"], made["quantities"], made["billable"]) == (outcome, {}, True)
+    else:
+        assert (made["invalid"], made["quantities"]) == (None, {"gpu.seconds": outcome})
+
+
+def test_parts_larger_than_their_whole_are_inconsistent() -> None:
+    made = row({**CHAT, TOKENS: 10, "gen_ai.usage.cache_read.input_tokens": 11})
+    assert (made["invalid"], made["quantities"]) == ("usage_inconsistent", {})
+
+
+def test_an_unknown_meter_is_not_lost_silently() -> None:
+    made = normalized(
+        span({"tollspan.usage.gpu.minutes": 3, "tollspan.usage.gpu.seconds": 1}), span({"tollspan.usage.": 1}, number=2)
+    )
+    assert made.table["invalid"].to_pylist() == ["usage_unknown_meter"] * 2
+    assert made.table["billable"].to_pylist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("meter", "value", "reason"),
+    [
+        ("tokens.input.uncached", 10, None),
+        ("tokens.input.uncached", 11, "usage_conflict"),
+        ("tokens.output", 3, "usage_conflict"),
+        ("requests", 1, None),
+    ],
+)
+def test_tokens_said_twice_must_agree(meter: str, value: int, reason: str | None) -> None:
+    assert row({**CHAT, TOKENS: 10, names.usage(meter): value})["invalid"] == reason
+
+
+def test_tokens_given_directly_need_no_convention() -> None:
+    made = row({names.usage("tokens.input.cache_write.1h"): 5})
+    assert (made["quantities"], made["convention"], made["token_bearing"]) == (
+        {"tokens.input.cache_write.1h": 5},
+        None,
+        True,
+    )
+
+
+counts_given = st.dictionaries(
+    st.sampled_from(COUNTS), st.integers(-2, 40) | st.integers(2**53 - 1, 2**53 + 1), max_size=6
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(counts_given, min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_columns_agree_with_one_call_at_a_time(rows: list[dict[str, int]], rng: Any) -> None:
+    spans = []
+    for number, counts in enumerate(rows, start=1):
+        spelled = {
+            rng.choice(KEYS[name]): rng.choice((value, float(value), str(value))) for name, value in counts.items()
+        }
+        spans.append(span(spelled, number=number))
+    made = normalized(*spans)
+    for number, counts in enumerate(rows):
+        # A double cannot hold 2**53 + 1: as far as anybody can tell, it is 2**53.
+        quantities, reason = disjoint("otel_inclusive", counts)
+        if any(abs(value) > 2**53 for value in counts.values()):
+            continue
+        assert made.table["invalid"][number].as_py() == reason
+        got = {meter: column[number].as_py() for meter, column in made.quantities.items()}
+        assert {meter: value for meter, value in got.items() if value is not None} == quantities
+        assert made.table["token_bearing"][number].as_py() == bool(counts)
+
+
+def test_no_float_comes_near_a_quantity() -> None:
+    made = normalized(span({"tollspan.usage.gpu.seconds": 0.1 + 0.2}))
+    assert made.quantities["gpu.seconds"].type == pa.int64()
+    assert made.quantities["gpu.seconds"][0].as_py() == int(Decimal("0.3") * NANO)
+    assert np.asarray(made.table["start_ns"]).dtype == np.int64

@@ -1,0 +1,183 @@
+"""Migrations run once, in order, and notice rewritten history; the tables are what the code builds rows for."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tollspan.processor.errors import StoreError
+from tollspan.processor.schema import SCHEMAS, Migration, migrate, migrations
+from tollspan.processor.store import Store, open_store
+
+ARROW: dict[str, str] = {
+    "DateTime64(9, 'UTC')": "timestamp[ns, tz=UTC]",
+    "Date": "date32[day]",
+    "FixedString(16)": "fixed_size_binary[16]",
+    "FixedString(8)": "fixed_size_binary[8]",
+    "String": "string",
+    "LowCardinality(String)": "string",
+    "UInt8": "uint8",
+    "UInt32": "uint32",
+    "UInt64": "uint64",
+    "Float64": "double",
+    "Bool": "bool",
+    "Decimal(38, 9)": "decimal128(38, 9)",
+    "Decimal(38, 12)": "decimal128(38, 12)",
+    "Decimal(38, 18)": "decimal128(38, 18)",
+    "Map(LowCardinality(String), String)": "map<string, string>",
+}
+
+
+def arrow_name(clickhouse: str) -> str:
+    if clickhouse.startswith("SimpleAggregateFunction("):
+        return arrow_name(clickhouse.split(", ", 1)[1][:-1])
+    if clickhouse.startswith("Nullable("):
+        return arrow_name(clickhouse[9:-1])
+    if clickhouse.startswith("Array("):
+        return f"list<item: {arrow_name(clickhouse[6:-1])}>"
+    return ARROW[clickhouse]
+
+
+def nullable(clickhouse: str) -> bool:
+    return "Nullable(" in clickhouse and not clickhouse.startswith("Array(")
+
+
+@pytest.mark.parametrize("table", sorted(SCHEMAS))
+def test_the_arrow_schema_is_the_table(store: Store, table: str) -> None:
+    columns = [row for row in store.rows(f"DESCRIBE TABLE {table}") if row["default_type"] != "ALIAS"]
+    assert [row["name"] for row in columns] == SCHEMAS[table].names
+    for row, field in zip(columns, SCHEMAS[table], strict=True):
+        assert str(field.type).replace(" ('entries')", "") == arrow_name(row["type"]), row["name"]
+        assert field.nullable == nullable(row["type"]), row["name"]
+
+
+@pytest.mark.parametrize("table", sorted(SCHEMAS))
+def test_every_table_remembers_the_tokens_of_inserts(store: Store, table: str) -> None:
+    (row,) = store.rows(
+        "SELECT create_table_query AS q FROM system.tables WHERE name = {t:String} AND database = currentDatabase()",
+        {"t": table},
+    )
+    assert "non_replicated_deduplication_window = 1000" in row["q"]
+
+
+def test_the_ledger_key_and_partition_come_from_the_span_alone(store: Store) -> None:
+    (row,) = store.rows(
+        "SELECT sorting_key, partition_key, engine_full FROM system.tables WHERE name = 'ledger'"
+        " AND database = currentDatabase()"
+    )
+    assert row["sorting_key"] == "start_time, trace_id, span_id"
+    assert row["partition_key"] == "toYYYYMM(start_time)"
+    assert row["engine_full"].startswith("ReplacingMergeTree(revision)")
+
+
+def test_migrating_again_changes_nothing(store: Store) -> None:
+    book = "SELECT * FROM schema_migrations ORDER BY version"
+    before = store.rows(book)
+    assert store.migrate() == []
+    assert store.rows(book) == before
+    assert [row["version"] for row in before] == [m.version for m in migrations()]
+
+
+def test_migrations_are_applied_in_order_and_only_once(store_url: str) -> None:
+    first = Migration(1, "first", "CREATE TABLE a (x UInt8) ENGINE = MergeTree ORDER BY x;\n")
+    second = Migration(2, "second", "ALTER TABLE a ADD COLUMN y UInt8;\nALTER TABLE a ADD COLUMN z UInt8;\n")
+    with open_store(store_url) as store:
+        assert migrate(store, [first]) == ["0001_first"]
+        # Not idempotent by itself: a second application would fail.
+        assert migrate(store, [first, second]) == ["0002_second"]
+        assert migrate(store, [first, second]) == []
+        assert [row["name"] for row in store.rows("DESCRIBE TABLE a")] == ["x", "y", "z"]
+
+
+def test_a_migration_that_broke_off_is_applied_again(store_url: str) -> None:
+    broken = Migration(
+        1, "m", "CREATE TABLE IF NOT EXISTS a (x UInt8) ENGINE = MergeTree ORDER BY x;\nALTER TABLE no ADD;"
+    )
+    whole = Migration(1, "m", "CREATE TABLE IF NOT EXISTS a (x UInt8) ENGINE = MergeTree ORDER BY x;\n")
+    with open_store(store_url) as store:
+        with pytest.raises(StoreError):
+            migrate(store, [broken])
+        assert migrate(store, [whole]) == ["0001_m"]
+
+
+def test_an_edited_migration_is_an_error(store: Store) -> None:
+    shipped = migrations()
+    edited = [Migration(1, "ledger", shipped[0].sql + "-- changed\n"), *shipped[1:]]
+    with pytest.raises(StoreError, match="another text of migration 0001_ledger"):
+        migrate(store, edited)
+
+
+def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
+    with pytest.raises(StoreError, match="newer Tollspan"):
+        migrate(store, migrations()[:-1])
+
+
+def test_line_ends_do_not_change_a_checksum() -> None:
+    assert Migration(1, "m", "a;\nb;\n").checksum == Migration(1, "m", "a;\r\nb;\r\n").checksum
+    assert Migration(1, "m", "a;\n").checksum != Migration(1, "m", "b;\n").checksum
+
+
+def test_files_are_found_by_number_and_two_of_one_number_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "0002_b.sql").write_text("SELECT 2;")
+    (tmp_path / "0001_a.sql").write_text("SELECT 1;")
+    (tmp_path / "notes.txt").write_text("")
+    assert [str(m) for m in migrations(tmp_path)] == ["0001_a", "0002_b"]
+    (tmp_path / "0002_c.sql").write_text("SELECT 3;")
+    with pytest.raises(ValueError, match="same number"):
+        migrations(tmp_path)
+
+
+def test_a_semicolon_inside_a_line_does_not_end_a_statement() -> None:
+    assert Migration(1, "m", "SELECT 'a;b';\nSELECT 2;\n").statements == ["SELECT 'a;b'", "SELECT 2"]
+
+
+def test_people_read_ids_in_hex_and_tokens_as_numbers(store: Store, ledger_rows: Any) -> None:
+    rows = ledger_rows([{"charges": [("tokens.output", "model", "1", "priced")], "trace_id": b"\xab" * 16}])
+    store.insert("ledger", rows, "t")
+    (row,) = store.rows("SELECT trace_id_hex, span_id_hex, parent_id_hex, input_tokens, output_tokens FROM ledger")
+    assert row["trace_id_hex"] == "ab" * 16
+    assert row["parent_id_hex"] == ""
+    assert (row["input_tokens"], row["output_tokens"]) == (None, 1), "tokens that nobody gave are unknown, not 0"
+
+
+def test_summaries_of_one_trace_merge_and_a_resend_counts_nothing_twice(store: Store) -> None:
+    early = {
+        "trace_id": b"a" * 16,
+        "day": date(2026, 11, 1),
+        "start_time": datetime(2026, 11, 1, 23, tzinfo=UTC),
+        "end_time": datetime(2026, 11, 2, 1, tzinfo=UTC),
+        "root_name": "",
+        "root_service": "",
+        "tenant": "",
+        "error": 0,
+        "spans": 3,
+        "telemetry_bytes": 300,
+        "telemetry_cost": None,
+        "kept": 0,
+        "kept_spans": 0,
+        "keep_reason": "",
+        "threshold": "",
+    }
+    late = early | {
+        "day": date(2026, 11, 2),
+        "start_time": datetime(2026, 11, 2, tzinfo=UTC),
+        "root_name": "ask",
+        "spans": 5,
+        "error": 1,
+        "telemetry_cost": Decimal("0.5"),
+    }
+    for number, row in enumerate([late, early, late]):
+        store.insert("traces", pa.Table.from_pylist([row], schema=SCHEMAS["traces"]), str(number))
+    (merged,) = store.rows("SELECT * FROM traces FINAL")
+    assert (merged["spans"], merged["error"], merged["root_name"]) == (5, 1, "ask")
+    assert (merged["day"], merged["start_time"]) == (early["day"], early["start_time"])
+    assert merged["telemetry_cost"] == Decimal("0.5")
+
+
+def test_numbers_of_the_shipped_migrations_have_no_gap() -> None:
+    assert [m.version for m in migrations()] == list(range(1, len(migrations()) + 1))
