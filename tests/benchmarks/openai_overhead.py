@@ -1,6 +1,6 @@
 """What instrumentation adds to an OpenAI call: ours beside its peers, in the same minute.
 
-    python tests/benchmarks/openai_overhead.py [--rounds 12] [--calls 60] [--json]
+    python tests/benchmarks/openai_overhead.py [--rounds 60] [--calls 20] [--json]
 
 Each variant runs in a process of its own and is asked in turn for a round, so that the machine's moods fall on all of
 them alike. The transport is a mock, the exporter does nothing, and content capture is off for everybody (it is off by
@@ -41,7 +41,11 @@ ANSWER = {
     "model": "gpt-5-mini-2025-08-07",
     "service_tier": "default",
     "choices": [
-        {"index": 0, "message": {"role": "assistant", "content": "Your order is on its way. " * 20}, "finish_reason": "stop"}
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Your order is on its way. " * 20},
+            "finish_reason": "stop",
+        }
     ],
     "usage": {
         "prompt_tokens": 1200,
@@ -191,8 +195,8 @@ def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
     options = parser.parse_args()
     figures = measure(options.rounds, options.calls)

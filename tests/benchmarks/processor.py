@@ -10,6 +10,7 @@ prices, assembles and samples (keep 0.1); Rotel does none of these.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -93,6 +94,14 @@ def measure(command: list[str], port: int, payloads: list[bytes], settle: float)
         process.kill()
 
 
+def rotel_agent() -> str | None:
+    """The agent's program, which the Python package carries as a file."""
+    found = importlib.util.find_spec("rotel")
+    if found is None or found.origin is None:
+        return None
+    return str(Path(found.origin).parent / "rotel-agent")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--spans", type=int, default=400_000)
@@ -122,7 +131,7 @@ def main() -> None:
                 f"tollspan  {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)"
             )
 
-            rotel = shutil.which("rotel", path=os.path.dirname(sys.executable))
+            rotel = rotel_agent()
             if rotel is None:
                 print("rotel     not installed: pip install 'tollspan[bench]'")
                 continue
@@ -136,7 +145,8 @@ def main() -> None:
                 f"rotel     {spans / cpu:12,.0f} spans per CPU-second   ({spans / wall:,.0f} per second acknowledged)"
             )
     finally:
-        sink.kill()
+        sink.terminate()
+        sink.wait()
         shutil.rmtree(folder, ignore_errors=True)
     if figures["rotel"]:
         print(f"ratio tollspan : rotel = {max(figures['tollspan']) / max(figures['rotel']):.2f}")

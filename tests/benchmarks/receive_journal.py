@@ -2,9 +2,9 @@
 
     python tests/benchmarks/receive_journal.py [--requests 1500] [--lanes 8]
 
-The server is a process of its own; CPU time is its own, from ready to the last ack. ``bare`` is grpcio's floor: a handler
-that returns at once. ``durable`` adds the journal, a sync before every ack, and a worker that takes and releases batches.
-``checked`` adds the decoder's check, as `tollspan serve` has it.
+The server is a process of its own; CPU time is its own, from ready to the last ack. ``bare`` is grpcio's floor: a
+handler that returns at once. ``durable`` adds the journal, a sync before every ack, and a worker that takes and
+releases batches. ``checked`` adds the decoder's check, as `tollspan serve` has it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 import grpc
 
 sys.path.insert(0, str(Path(__file__).parent))
-from load import requests  # noqa: E402  (a script's neighbour)
+from load import requests
 
-from tollspan.processor.journal import Journal  # noqa: E402
-from tollspan.processor.receive import EXPORT, Receiver  # noqa: E402
+from tollspan.processor.journal import Journal
+from tollspan.processor.receive import EXPORT, Receiver
 
 SPANS = 512
 VARIANTS = ("bare", "durable", "checked")
@@ -122,9 +122,10 @@ def main() -> None:
     for variant in VARIANTS:
         used, wall, took, syncs = measure(variant, payloads, given.lanes)
         floor = floor or used
+        p50, p99 = (took[int(len(took) * share)] * 1e3 for share in (0.5, 0.99))
         print(
-            f"{variant:10}{len(payloads) / wall:11,.0f}{spans / wall:11,.0f}{used / spans * 1e5:12.3f}{used / floor:7.2f}"
-            f"{took[len(took) // 2] * 1e3:8.1f}{took[int(len(took) * 0.99)] * 1e3:8.1f}{syncs:7}"
+            f"{variant:8}{len(payloads) / wall:12,.0f}{spans / wall:12,.0f}{used / spans * 1e5:12.3f}"
+            f"{used / floor:12.2f}{p50:12.1f}{p99:12.1f}{syncs:12}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the instrumentation's tests share: a tracer provider that keeps its spans, and an OpenAI service on a mock wire."""
+"""What the instrumentation's tests share: a tracer provider that keeps its spans, and OpenAI on a mock wire."""
 
 from __future__ import annotations
 
@@ -127,7 +127,10 @@ def response_events(last: str = "response.completed", **changed: Any) -> list[di
     item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
     part = {"type": "output_text", "text": "", "annotations": []}
     events: list[dict[str, Any]] = [
-        {"type": "response.created", "response": response(status="in_progress", usage=None, output=[], tool_usage=None)},
+        {
+            "type": "response.created",
+            "response": response(status="in_progress", usage=None, output=[], tool_usage=None),
+        },
         {"type": "response.output_item.added", "output_index": 0, "item": item},
         {"type": "response.content_part.added", **text, "part": part},
         {"type": "response.output_text.delta", **text, "delta": "Hel"},
@@ -145,19 +148,22 @@ def server_sent(events: list[dict[str, Any]], done: bool = True) -> bytes:
     return ("".join(lines) + ("data: [DONE]\n\n" if done else "")).encode()
 
 
-class Breaking(httpx2.SyncByteStream, httpx2.AsyncByteStream):
-    """A response body that breaks off."""
+class Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A response body that comes in two pieces, and then breaks off when it has an error."""
 
-    def __init__(self, body: bytes, error: Exception) -> None:
-        self.body, self.error = body, error
+    def __init__(self, body: bytes, error: Exception | None = None) -> None:
+        self.pieces, self.error = (body[: len(body) // 2], body[len(body) // 2 :]), error
 
     def __iter__(self) -> Iterator[bytes]:
-        yield self.body
-        raise self.error
+        yield from self.pieces
+        if self.error is not None:
+            raise self.error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self.body
-        raise self.error
+        for piece in self.pieces:
+            yield piece
+        if self.error is not None:
+            raise self.error
 
 
 Reply = httpx2.Response | Exception | Callable[[httpx2.Request], httpx2.Response]
@@ -176,7 +182,9 @@ class Wire:
         self.requests: list[httpx2.Request] = []
 
     def json(self, body: Any, status: int = 200, **headers: str) -> Wire:
-        self.replies.append(lambda: httpx2.Response(status, json=body, headers=headers))
+        headers = {"content-type": "application/json", **headers}
+        content = json.dumps(body).encode()
+        self.replies.append(lambda: httpx2.Response(status, headers=headers, stream=Body(content)))
         return self
 
     def error(self, status: int) -> Wire:
@@ -190,11 +198,8 @@ class Wire:
     def stream(self, events: list[dict[str, Any]], breaking: Exception | None = None) -> Wire:
         """Server-sent events, which break off with an error when one is given."""
         headers = {"content-type": "text/event-stream"}
-        if breaking is None:
-            self.replies.append(lambda: httpx2.Response(200, headers=headers, content=server_sent(events)))
-        else:
-            body = server_sent(events, done=False)
-            self.replies.append(lambda: httpx2.Response(200, headers=headers, stream=Breaking(body, breaking)))
+        content = server_sent(events, done=breaking is None)
+        self.replies.append(lambda: httpx2.Response(200, headers=headers, stream=Body(content, breaking)))
         return self
 
     def _answer(self, request: httpx2.Request) -> httpx2.Response:

@@ -98,7 +98,7 @@ def open_stream(telemetry: Any, stream: Any, read_chunk: Any = read) -> Any:
     return (observe_async if hasattr(stream, "__anext__") else observe)(call, stream, read_chunk)
 
 
-# -- transparency -------------------------------------------------------------------------------------------------------
+# -- transparency ----------------------------------------------------------------------------------------------------
 
 
 def test_the_proxy_is_the_stream_in_all_but_name(telemetry: Any) -> None:
@@ -117,9 +117,7 @@ def test_the_proxy_is_the_stream_in_all_but_name(telemetry: Any) -> None:
 
 
 @pytest.mark.parametrize(("names", "present"), [(("close",), True), (("aclose", "nonsense"), False)])
-def test_a_name_is_there_exactly_where_the_stream_has_it(
-    telemetry: Any, names: tuple[str, ...], present: bool
-) -> None:
+def test_a_name_is_there_exactly_where_the_stream_has_it(telemetry: Any, names: tuple[str, ...], present: bool) -> None:
     proxy = open_stream(telemetry, Stream([]))
     for name in names:
         assert hasattr(proxy, name) is present
@@ -167,12 +165,17 @@ def test_whatever_the_program_does_the_span_ends_exactly_once(chunks: list[Any],
     stream = open_stream(Tracked, Stream(chunks))
     for step in steps:
         with contextlib.suppress(StopIteration, ValueError):
-            {"next": lambda: next(stream), "close": stream.close, "for": lambda: list(stream)}[step]()
+            if step == "next":
+                next(stream)
+            elif step == "close":
+                stream.close()
+            else:
+                list(stream)
     del stream
     assert ended == ["chat m"]
 
 
-# -- endings ------------------------------------------------------------------------------------------------------------
+# -- endings ---------------------------------------------------------------------------------------------------------
 
 
 def test_exhaustion_ends_the_span_with_what_was_read(telemetry: Any) -> None:
@@ -228,9 +231,14 @@ def test_leaving_the_with_block_early_ends_and_marks_the_span(telemetry: Any) ->
 
 def test_an_exception_of_the_consumers_is_not_the_calls(telemetry: Any) -> None:
     error = RuntimeError("the consumer's")
-    with pytest.raises(RuntimeError) as caught, open_stream(telemetry, Stream([1, 2])) as proxy:
-        for _ in proxy:
-            raise error
+
+    def consume() -> None:
+        with open_stream(telemetry, Stream([1, 2])) as proxy:
+            for _ in proxy:
+                raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        consume()
     assert caught.value is error
     span = telemetry.only()
     assert span.status.status_code is StatusCode.UNSET
@@ -282,7 +290,7 @@ def test_closing_from_another_thread_while_reading_ends_the_span_once(telemetry:
     assert len(telemetry.spans()) == 1
 
 
-# -- context ------------------------------------------------------------------------------------------------------------
+# -- context ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_span_is_current_while_a_chunk_is_read_and_at_no_other_time(telemetry: Any) -> None:
@@ -310,7 +318,7 @@ def test_tags_and_spans_of_the_consumer_between_chunks_are_its_own(telemetry: An
         assert by_name[name].parent.span_id == request.get_span_context().span_id
 
 
-# -- faults of ours -----------------------------------------------------------------------------------------------------
+# -- faults of ours --------------------------------------------------------------------------------------------------
 
 
 def test_a_reader_that_raises_never_reaches_the_consumer(faulty_telemetry: Any) -> None:
@@ -323,7 +331,7 @@ def test_a_reader_that_raises_never_reaches_the_consumer(faulty_telemetry: Any) 
     assert len(faulty_telemetry.spans()) == 1
 
 
-# -- asynchronous -------------------------------------------------------------------------------------------------------
+# -- asynchronous ----------------------------------------------------------------------------------------------------
 
 
 async def test_an_asynchronous_stream_is_transparent_and_ends_its_span(telemetry: Any) -> None:

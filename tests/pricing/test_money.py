@@ -49,6 +49,7 @@ def test_decimals_do_not_depend_on_the_context_of_the_thread() -> None:
     with localcontext() as context:
         context.prec = 3
         assert str(money.usd(123_456_789_012_345_678)) == "123456.789012345678"
+        assert money.digits_of(Decimal("123456.789012345678"), 12) == 123_456_789_012_345_678
 
 
 @pytest.mark.parametrize("units", ["NaN", "Infinity", "1.5"])

@@ -409,6 +409,30 @@ def test_a_torn_tail_is_cut_off_and_counted(place: Path, cut: int) -> None:
     journal.close()
 
 
+def test_law_a_write_that_stops_at_any_byte_leaves_whole_records_and_no_false_alarm(
+    place: Path, tmp_path: Path
+) -> None:
+    journal = Journal(place)
+    keep(journal, b"c" * 100)
+    crashed = crash_copy(journal, tmp_path / "crashed")
+    begin = take(journal).position.end
+    keep(journal, b"d" * 60, b"e" * 60)
+    journal.close()
+    before, after = segment_path(crashed, 1).read_bytes(), segment_path(place, 1).read_bytes()
+    for written in range(len(after) - begin + 1):
+        here = shutil.copytree(crashed, tmp_path / f"crashed{written}")
+        segment_path(here, 1).write_bytes(after[: begin + written] + before[begin + written :])
+        again = Journal(here)
+        whole = sum(written >= n * (RECORD_BYTES + 60) for n in (1, 2))
+        assert payloads(drain(again)) == [b"c" * 100, b"d" * 60, b"e" * 60][: 1 + whole], written
+        stats = again.stats()
+        again.close()
+        shutil.rmtree(here)
+        assert stats["corrupt_records"] == 0
+        complete = written in (0, len(after) - begin)
+        assert (stats["torn_bytes"] == 0) is (complete or written == whole * (RECORD_BYTES + 60)), written
+
+
 def test_a_tail_of_zeros_is_a_torn_tail(place: Path) -> None:
     path, starts = written(place, b"whole")
     path.write_bytes(path.read_bytes()[: starts[-1]] + bytes(5000))
@@ -546,6 +570,19 @@ def test_segments_that_somebody_removed_are_counted_and_their_numbers_not_given_
     third.close()
 
 
+def test_a_number_is_not_given_again_although_all_segments_were_removed(place: Path) -> None:
+    tokens = []
+    for _ in range(2):
+        journal = Journal(place)
+        keep(journal, b"same")
+        tokens.append(take(journal).token)
+        journal.release(Batch(tokens[-1], [], None))  # type: ignore[arg-type]
+        journal.close()
+        for number in segment_numbers(place):
+            segment_path(place, number).unlink()
+    assert tokens[0] != tokens[1]
+
+
 def test_a_frozen_batch_that_lost_its_end_is_counted(place: Path) -> None:
     first = Journal(place)
     keep(first, b"a" * 50, b"b" * 50)
@@ -557,94 +594,6 @@ def test_a_frozen_batch_that_lost_its_end_is_counted(place: Path) -> None:
     assert (came.token, came.payloads) == (batch.token, [b"a" * 50])
     assert again.stats()["corrupt_records"] == 1
     again.close()
-
-
-# -- files that are written over --------------------------------------------------------------------------------------
-
-
-def recycled(place: Path) -> tuple[Journal, Path]:
-    """A journal whose newest segment is written over the file of a released one; its path."""
-    journal = Journal(place, segment_bytes=4000)
-    for name in (b"a", b"b"):
-        for _ in range(5):
-            keep(journal, name * 1000)
-        for batch in drain(journal):
-            journal.release(batch)
-    keep(journal, b"c" * 100)
-    (batch,) = drain(journal)
-    newest = segment_path(place, segment_numbers(place)[-1])
-    assert b"a" * 1000 in newest.read_bytes(), "old payloads stand behind the end mark"
-    return journal, newest
-
-
-def test_files_of_released_segments_are_written_over_and_bounded(place: Path) -> None:
-    journal = Journal(place, segment_bytes=1000)
-    files: set[int] = set()
-    for i in range(100):
-        keep(journal, b"%03d" % i * 200)
-        (batch,) = drain(journal)
-        assert batch.payloads == [b"%03d" % i * 200]
-        journal.release(batch)
-        files |= {entry.stat().st_ino for entry in place.glob("s*.log")}
-    journal.close()
-    assert len(files) <= 4
-    assert len(list(place.glob("s*.log"))) <= 4
-
-
-def test_no_old_payload_comes_back_out_of_a_file_that_was_written_over(place: Path) -> None:
-    journal, _ = recycled(place)
-    journal.close()
-    again = Journal(place)
-    assert payloads(drain(again)) == [b"c" * 100]
-    assert again.stats()["torn_bytes"] == again.stats()["corrupt_records"] == 0
-    again.close()
-
-
-def test_law_a_write_that_stops_at_any_byte_leaves_whole_records_and_no_false_alarm(
-    place: Path, tmp_path: Path
-) -> None:
-    journal, newest = recycled(place)
-    before = newest.read_bytes()
-    crashed = crash_copy(journal, tmp_path / "crashed")
-    keep(journal, b"d" * 60, b"e" * 60)
-    after = newest.read_bytes()
-    journal.close()
-    begin = HEADER_BYTES + RECORD_BYTES + 100
-    for written in range(3 * RECORD_BYTES + 120 + 1):
-        here = shutil.copytree(crashed, tmp_path / f"crashed{written}")
-        stop = begin + written
-        (here / newest.name).write_bytes(after[:stop] + before[stop:])
-        again = Journal(here)
-        got = payloads(drain(again))
-        stats = again.stats()
-        again.close()
-        shutil.rmtree(here)
-        whole = sum(written >= n * (RECORD_BYTES + 60) for n in (1, 2))
-        assert got == [b"c" * 100, b"d" * 60, b"e" * 60][: 1 + whole], written
-        assert stats["corrupt_records"] == 0
-        assert stats["torn_bytes"] <= RECORD_BYTES + 60
-
-
-def test_the_last_record_is_not_lost_unseen_when_its_marker_is_damaged(place: Path) -> None:
-    journal, newest = recycled(place)
-    journal.close()
-    flip(newest, HEADER_BYTES + 2)
-    again = Journal(place)
-    assert drain(again) == []
-    assert again.stats()["corrupt_records"] == 1
-    again.close()
-
-
-def test_a_spare_file_that_cannot_be_taken_over_is_given_up(place: Path, disk: Disk) -> None:
-    journal, newest = recycled(place)
-    disk.fail("rename", errno.EIO)
-    with pytest.raises(JournalError):
-        for _ in range(5):
-            journal.append(b"x" * 1000).wait(10)
-    disk.heal()
-    keep(journal, b"after")
-    assert payloads(drain(journal))[-1] == b"after"
-    journal.close()
 
 
 # -- the disk refuses -------------------------------------------------------------------------------------------------

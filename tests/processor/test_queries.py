@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import find, instant, named_queries, run
 from tollspan.processor.report import SECTIONS, build_report, print_report
 from tollspan.processor.schema import TRACES
-from tollspan.processor.store import Store
+from tollspan.processor.store import Store, open_store
 
 Make = Callable[[list[dict[str, Any]]], pa.Table]
 
@@ -39,10 +40,26 @@ app.command("query")(query)
 app.command("report")(report)
 
 
+@pytest.fixture(scope="module")
+def shared(store_directory: Path) -> Iterator[Store]:
+    with open_store(f"chdb://{store_directory}?database=queries") as opened:
+        opened.migrate()
+        yield opened
+        opened.execute("DROP DATABASE queries")
+
+
+@pytest.fixture
+def store(shared: Store) -> Store:
+    """Empty again for every test; a token is not: the tables remember it, so each insert here has its own."""
+    shared.execute("TRUNCATE TABLE ledger")
+    shared.execute("TRUNCATE TABLE traces")
+    return shared
+
+
 @pytest.fixture
 def fill(store: Store, ledger_rows: Make) -> Callable[[list[dict[str, Any]]], Store]:
     def filled(rows: list[dict[str, Any]]) -> Store:
-        store.insert("ledger", ledger_rows(rows), "once")
+        store.insert("ledger", ledger_rows(rows), uuid.uuid4().hex)
         return store
 
     return filled
@@ -97,8 +114,8 @@ def test_money_is_summed_exactly(fill: Any) -> None:
 
 
 def test_a_corrected_row_counts_once_with_its_last_revision(store: Store, ledger_rows: Make) -> None:
-    store.insert("ledger", ledger_rows([{"charges": [INPUT]}]), "first")
-    store.insert("ledger", ledger_rows([{"charges": [], "cost_status": "rollup", "revision": 2}]), "second")
+    store.insert("ledger", ledger_rows([{"charges": [INPUT]}]), uuid.uuid4().hex)
+    store.insert("ledger", ledger_rows([{"charges": [], "cost_status": "rollup", "revision": 2}]), uuid.uuid4().hex)
     row = total(store)
     assert (row["inferences"], row["ledger_rows"], row["cost"]) == (0, 1, Decimal(0))
 
@@ -182,10 +199,15 @@ def test_retries_and_cold_starts_are_found(fill: Any) -> None:
             {"model": "calm", "charges": [INPUT]},
         ]
     )
+    assert (total(store)["retries"], total(store)["cold_starts"]) == (2, 1)
     (row,) = run(store, "retries")
     assert (row["calls"], row["retried_calls"], row["retries"], row["failed_calls"]) == (3, 1, 2, 1)
     (row,) = run(store, "cold-starts")
     assert (row["cold_starts"], row["cold_cost"], row["cold_mean_ns"]) == (1, Decimal("0.5"), 10)
+
+
+def test_retries_that_nobody_tells_are_unknown(fill: Any) -> None:
+    assert total(fill([{"charges": [INPUT]}]))["retries"] is None
 
 
 def test_traces_are_priced_from_the_ledger_and_described_by_their_summaries(fill: Any) -> None:
@@ -196,7 +218,7 @@ def test_traces_are_priced_from_the_ledger_and_described_by_their_summaries(fill
             {"trace_id": b"b" * 16, "charges": []},
         ]
     )
-    store.insert("traces", pa.Table.from_pylist([summary(b"a" * 16)], schema=TRACES), "t")
+    store.insert("traces", pa.Table.from_pylist([summary(b"a" * 16)], schema=TRACES), uuid.uuid4().hex)
     dear, unknown = run(store, "traces")
     assert (dear["trace_id"], dear["cost"], dear["inferences"], dear["root"]) == ("61" * 16, Decimal(1), 2, "ask")
     assert (dear["spans"], dear["kept"], dear["duration_ms"]) == (9, True, 1500)
@@ -308,7 +330,7 @@ def test_the_report_shows_totals_breakdowns_and_what_is_missing(fill: Any, fmt: 
             {"model": "odd", "charges": []},
         ]
     )
-    store.insert("traces", pa.Table.from_pylist([summary(b"a" * 16)], schema=TRACES), "t")
+    store.insert("traces", pa.Table.from_pylist([summary(b"a" * 16)], schema=TRACES), uuid.uuid4().hex)
     print_report(build_report(store), fmt)
     page = capsys.readouterr().out
     for expected in ("0.5 USD for 2 inferences", "1 inference without a price", "acme", "search", "odd", "9 spans"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tollspan.processor.store import (
     StoreInUse,
     connect_for_query,
     locate,
+    lock,
     open_store,
     remove_service_file,
     write_service_file,
@@ -202,14 +204,14 @@ class TestReading:
 
 
 OPEN_AND_HOLD = """
-import sys
+import os, sys
 from tollspan.processor.store import open_store, write_service_file
 store = open_store(sys.argv[1])
 store.migrate()
 if len(sys.argv) > 2:
     from tollspan.processor.sqlfront import SqlFront
     front = SqlFront(store, "127.0.0.1:0")
-    write_service_file(store, {"pid": 1, "grpc": "127.0.0.1:4317", "sql": front.start()})
+    write_service_file(store, {"pid": os.getpid(), "grpc": "127.0.0.1:4317", "sql": front.start()})
 print("open", flush=True)
 sys.stdin.readline()
 """
@@ -262,11 +264,27 @@ class TestOwnership:
         url, process = other("serve")
         process.kill()
         process.wait()
-        with open_store(url) as mine:
-            assert mine.rows("SELECT count() AS n FROM ledger") == [{"n": 0}]
         # Its serve.json is still there and must not lead anybody to a port that is gone.
         with connect_for_query(url) as reader:
             assert reader.rows("SELECT count() AS n FROM ledger") == [{"n": 0}]
+        with open_store(url) as mine:
+            assert mine.rows("SELECT count() AS n FROM ledger") == [{"n": 0}]
+
+    def test_a_service_file_of_somebody_else_is_not_followed(self, other: Any, tmp_path: Path) -> None:
+        url, _ = other()
+        (tmp_path / "theirs" / "serve.json").write_text('{"pid": 1, "sql": "127.0.0.1:9"}')
+        with pytest.raises(StoreInUse, match="no SQL port"):
+            connect_for_query(url)
+
+    def test_a_forked_child_does_not_take_its_parents_hold_along(self, store: Store) -> None:
+        pid = os.fork()
+        if pid == 0:
+            # No engine call here: its threads stayed with the parent.
+            assert store.directory is not None
+            os._exit(0 if lock.holder(store.directory) is not None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert store.directory is not None
+        assert lock.holder(store.directory) is None
 
     def test_queries_go_through_the_port_of_a_running_service(self, other: Any) -> None:
         url, _ = other("serve")

@@ -12,6 +12,7 @@ abandoned, and nothing is guessed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import perf_counter
 from typing import Any, Final
@@ -99,9 +100,11 @@ class Reading:
                 call.attributes[STREAM_ABANDONED] = True
             call.end()
 
-    def __del__(self) -> None:
-        with _ABANDON:
-            self.abandon()
+    def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        # While the interpreter shuts down there is nowhere to send a span, and half of what would end it is gone.
+        if not _exiting():
+            with _ABANDON:
+                self.abandon()
 
 
 class _StreamProxy(wrapt.ObjectProxy):  # type: ignore[misc]

@@ -9,16 +9,23 @@
         selectors=Selectors(provider="openai", model="gpt-5-mini"),
     )
 
-The same over Arrow columns is `PriceEngine.price_columns`. Importing this needs neither NumPy nor pyarrow; price data
-is loaded when something is first priced.
+The same over Arrow columns is `PriceEngine.price_columns`. The names below are loaded when they are first used, so
+that an instrumented program which only needs `attributes` pays for nothing else; price data is loaded when something is
+first priced. Neither needs NumPy or pyarrow.
 """
 
-from tollspan.pricing.book import PriceBook, PriceRow
-from tollspan.pricing.books import load_book, shipped_book
-from tollspan.pricing.engine import Charge, Charges, PriceEngine
-from tollspan.pricing.errors import BookError
-from tollspan.pricing.meters import METERS, Meter
-from tollspan.pricing.selectors import Selectors
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tollspan.pricing.book import PriceBook, PriceRow
+    from tollspan.pricing.books import load_book, shipped_book
+    from tollspan.pricing.engine import Charge, Charges, PriceEngine
+    from tollspan.pricing.errors import BookError
+    from tollspan.pricing.meters import METERS, Meter
+    from tollspan.pricing.selectors import Selectors
 
 __all__ = (
     "METERS",
@@ -33,3 +40,30 @@ __all__ = (
     "load_book",
     "shipped_book",
 )
+
+_HOMES: Final = {
+    "METERS": "meters",
+    "BookError": "errors",
+    "Charge": "engine",
+    "Charges": "engine",
+    "Meter": "meters",
+    "PriceBook": "book",
+    "PriceEngine": "engine",
+    "PriceRow": "book",
+    "Selectors": "selectors",
+    "load_book": "books",
+    "shipped_book": "books",
+}
+"""Public name → module that defines it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # found directly from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

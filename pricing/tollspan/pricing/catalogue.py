@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import cache
-from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -366,6 +365,8 @@ def _clock(time_of_day: int) -> str:
 
 @cache
 def _version() -> str:
+    from importlib.metadata import version
+
     return version("genai-prices")
 
 

@@ -14,110 +14,39 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tollspan.pricing import money
-from tollspan.pricing.arrays import Bools, Int64s, costs, decimals, limbs_of, put_exact, safe_quantity, scaled
+from tollspan.pricing.arrays import Bools, Int64s, costs, decimals, put_exact
 from tollspan.pricing.book import WEEK, week_time
-from tollspan.pricing.meters import METERS, NANO, Axis
+from tollspan.pricing.cost_columns import (
+    CHARGE_STATUS,
+    CHARGE_STATUSES,
+    COST,
+    MAX_FLAGS,
+    METER_ORDER,
+    REASON_BIT,
+    SCHEMA,
+    ChargeLists,
+    Entries,
+    coded,
+    dense,
+    named,
+)
+from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.names import nearest
-from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Quote, Situation, has_fee
+from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Situation, has_fee
 from tollspan.pricing.selectors import SELECTOR_NAMES, Selectors
 
 if TYPE_CHECKING:
     from tollspan.pricing.engine import PriceEngine
 
-COST: Final = pa.decimal128(38, money.PICO)
-QUANTITY: Final = pa.decimal128(38, money.QUANTITY_DECIMALS)
-UNIT_PRICE: Final = pa.decimal128(38, money.UNIT_PRICE_DECIMALS)
-NAME: Final = pa.dictionary(pa.int32(), pa.string())
-
-SCHEMA: Final = pa.schema(
-    [
-        pa.field("cost", COST),
-        pa.field("cost_status", NAME, nullable=False),
-        pa.field("cost_reasons", NAME, nullable=False),
-        pa.field("charges.meter", pa.list_(NAME), nullable=False),
-        pa.field("charges.component", pa.list_(NAME), nullable=False),
-        pa.field("charges.quantity", pa.list_(QUANTITY), nullable=False),
-        pa.field("charges.unit", pa.list_(NAME), nullable=False),
-        pa.field("charges.unit_price", pa.list_(UNIT_PRICE), nullable=False),
-        pa.field("charges.per", pa.list_(NAME), nullable=False),
-        pa.field("charges.cost", pa.list_(COST), nullable=False),
-        pa.field("charges.price_id", pa.list_(NAME), nullable=False),
-        pa.field("charges.matched_by", pa.list_(NAME), nullable=False),
-        pa.field("charges.status", pa.list_(NAME), nullable=False),
-        pa.field("book_version", NAME, nullable=False),
-    ]
-)
-"""The ledger's cost columns. Reasons are joined by commas, empty when there is none; empty strings stand for what an
-unpriced charge has not; decimals are null there."""
-
 _ROW_STATUSES: Final = ("priced", "free", "partial", "unpriced", "invalid")
 _PRICED, _FREE, _PARTIAL, _UNPRICED, _INVALID = range(5)
-_CHARGE_STATUSES: Final = ("priced", "free", "unpriced", "invalid")
-_CHARGE_STATUS: Final = {name: code for code, name in enumerate(_CHARGE_STATUSES)}
-_REASON_BIT: Final = {reason: 1 << position for position, reason in enumerate(REASONS)}
-_METER_ORDER: Final = {name: position for position, name in enumerate(METERS)}
-_MAX_FLAGS: Final = 1 << 24
-"""Number ranges up to this size are made dense with a table of flags, larger ones by sorting."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One step of one quote: what a charge is made of besides its quantity."""
-
-    quote: Quote
-    status: int
-    amount: Decimal | None
-    num: int
-    den: int
-    safe: int
-    reasons: int
-
-
-class _Entries:
-    """Steps of quotes by number, with what the arithmetic needs of them as arrays.
-
-    The arrays grow in steps and are replaced, never changed under a reader.
-    """
-
-    def __init__(self) -> None:
-        self.items: list[_Entry] = []
-        self._numbers: dict[tuple[int, str, tuple[str, ...]], int] = {}
-        self._arrays: tuple[Int64s, ...] | None = None
-
-    def number(self, quote: Quote) -> int:
-        """Number of the quote's first step; its further ones follow. Quotes that say the same share their numbers, so
-        that there are no more of them than prices and ways to find them."""
-        key = (id(quote.row), quote.matched_by, quote.reasons)  # the row lives as long as the entry made from it
-        first = self._numbers.get(key)
-        if first is None:
-            first = self._numbers[key] = len(self.items)
-            for status, amount, rate in quote.steps:
-                num, den = (rate.num, rate.den) if rate is not None else (0, 1)
-                safe = min(safe_quantity(num, den), 2**63 - 1)
-                fits = safe >= 0
-                reasons = sum(_REASON_BIT[reason] for reason in quote.reasons)
-                entry = _Entry(
-                    quote, _CHARGE_STATUS[status], amount, num if fits else 0, den if fits else 1, safe, reasons
-                )
-                self.items.append(entry)
-            self._arrays = None
-        return first
-
-    def arrays(self) -> tuple[Int64s, ...]:
-        """num, den, largest safe quantity, least quantity charged, status, reasons by entry number."""
-        if self._arrays is None:
-            columns = [(e.num, e.den, e.safe, e.quote.minimum, e.status, e.reasons) for e in self.items]
-            self._arrays = tuple(np.array(columns, dtype=np.int64).reshape(-1, 6).T.copy())
-        return self._arrays
 
 
 class ColumnarEngine:
@@ -130,7 +59,7 @@ class ColumnarEngine:
     def __init__(self, engine: PriceEngine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._entries = _Entries()
+        self._entries = Entries()
 
     def price_columns(
         self,
@@ -152,7 +81,7 @@ class _Batch:
     def __init__(
         self,
         engine: PriceEngine,
-        entries: _Entries,
+        entries: Entries,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
         quantities: Mapping[str, pa.Array],
@@ -182,7 +111,7 @@ class _Batch:
             counts += valid
         offsets = np.zeros(n + 1, dtype=np.int32)
         np.cumsum(counts, out=offsets[1:])
-        flat = _Flat(int(offsets[-1]))
+        flat = ChargeLists(int(offsets[-1]))
         position = offsets[:-1].copy()
 
         total = np.zeros(n, dtype=np.int64)
@@ -197,22 +126,22 @@ class _Batch:
             entry, assumed = self._entry(meter, rows, input_tokens, input_given)
             num, den, safe, minimum, status, why = (column[entry] for column in self.entries.arrays())
             if assumed is not None:
-                why |= np.where(assumed, _REASON_BIT[TIER_ASSUMED], 0)
+                why |= np.where(assumed, REASON_BIT[TIER_ASSUMED], 0)
             billed = quantity
             if minimum.any():
                 billed = np.where(quantity > 0, np.maximum(quantity, minimum), quantity)
-            charged = status < _CHARGE_STATUS["unpriced"]
+            charged = status < CHARGE_STATUS["unpriced"]
             off = refused[rows]
             if off.any():
                 charged &= ~off
-                status = np.where(off, _CHARGE_STATUS["invalid"], status)
+                status = np.where(off, CHARGE_STATUS["invalid"], status)
                 why = np.where(off, 0, why)
             unsafe = charged & (billed > safe)
             cost = costs(np.where(charged & ~unsafe, billed, 0), num, den)
             total[rows] += cost
             seen[rows] |= 1 << status
             reasons[rows] |= why
-            flat.put(where, _METER_ORDER[meter], quantity, entry, cost, charged, status)
+            flat.put(where, METER_ORDER[meter], quantity, entry, cost, charged, status)
             for k in np.flatnonzero(unsafe).tolist():
                 rate = self._rate(int(entry[k]))
                 flat.exact[int(where[k])] = rate.cost(int(billed[k]))
@@ -220,15 +149,15 @@ class _Batch:
 
         exact_totals = {row: flat.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows}
         row_status = _row_status(seen, refused)
-        reasons[counts == 0] = _REASON_BIT[USAGE_MISSING]
+        reasons[counts == 0] = REASON_BIT[USAGE_MISSING]
         high = total >> 63
         put_exact(total, high, exact_totals)
         columns = [
             decimals(total, COST, row_status < _UNPRICED, high),
-            _named(row_status, _ROW_STATUSES),
+            named(row_status, _ROW_STATUSES),
             _reasons(reasons, invalid_code, reasons_of_invalid),
             *flat.columns(offsets, self.entries.items),
-            _named(np.zeros(n, dtype=np.int32), (self.engine.book_version,)),
+            named(np.zeros(n, dtype=np.int32), (self.engine.book_version,)),
         ]
         return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -263,7 +192,7 @@ class _Batch:
                 phase = np.where(changing[self.combination_of], phase, 0)
                 key = key * (len(week_cuts) + 1) + phase
                 size *= len(week_cuts) + 1
-            one_row, cell = _dense(key, size)
+            one_row, cell = dense(key, size)
             cells = [(situations[self.combination_of[row]], int(self.at[row])) for row in one_row.tolist()]
             self._cells[axis] = cells, cell
         return self._cells[axis]
@@ -356,89 +285,6 @@ class _Batch:
         return total, given
 
 
-class _Flat:
-    """Charges of all rows, one after another: what the list columns hold."""
-
-    def __init__(self, size: int) -> None:
-        self.meter = np.zeros(size, dtype=np.int32)
-        self.quantity = np.zeros(size, dtype=np.int64)
-        self.entry = np.zeros(size, dtype=np.int64)
-        self.cost = np.zeros(size, dtype=np.int64)
-        self.charged = np.zeros(size, dtype=bool)
-        self.status = np.zeros(size, dtype=np.int32)
-        self.exact: dict[int, int] = {}
-        """Costs that 64 bits do not hold, by position."""
-
-    def put(
-        self,
-        where: NDArray[np.integer[Any]],
-        meter: int,
-        quantity: Int64s,
-        entry: Int64s,
-        cost: Int64s,
-        charged: Bools,
-        status: Int64s,
-    ) -> None:
-        """Charges of one meter, at their positions."""
-        self.meter[where] = meter
-        self.quantity[where] = quantity
-        self.entry[where] = entry
-        self.cost[where] = cost
-        self.charged[where] = charged
-        self.status[where] = status
-
-    def sum(self, start: int, end: int) -> int:
-        """Cost of the charges from one position to another, in Python integers."""
-        return sum(self.exact.get(k, int(self.cost[k])) for k in range(start, end))
-
-    def columns(self, offsets: NDArray[np.int32], entries: Sequence[_Entry]) -> list[pa.Array]:
-        """The ``charges.*`` columns in the order of `SCHEMA`."""
-        meters = [METERS[name] for name in METERS]
-        one_each, code = _dense(self.entry, len(entries))
-        quotes = [entries[number] for number in self.entry[one_each].tolist()]
-        refused = self.status == _CHARGE_STATUS["invalid"]
-        if refused.any():  # an invalid charge has no price: one more entry without any
-            code = np.where(refused, len(quotes), code)
-        rows = [item.quote.row for item in quotes]
-        amounts = [item.amount for item in quotes]
-        limbs = np.array(
-            [
-                limbs_of(int(amount.scaleb(money.UNIT_PRICE_DECIMALS))) if amount else (0, 0)
-                for amount in (*amounts, None)
-            ],
-            dtype=np.int64,
-        )
-        priced = np.array([*(amount is not None for amount in amounts), False], dtype=bool)
-        high = self.cost >> 63
-        put_exact(self.cost, high, self.exact)
-        quantity_low, quantity_high = self._quantities()
-        lists = [
-            _coded(self.meter, [meter.name for meter in meters]),
-            _coded(self.meter, [meter.component for meter in meters]),
-            decimals(quantity_low, QUANTITY, None, quantity_high),
-            _coded(self.meter, [meter.unit for meter in meters]),
-            decimals(limbs[code, 0], UNIT_PRICE, priced[code], limbs[code, 1]),
-            _coded(code, [*(row.per_unit if row is not None else "" for row in rows), ""]),
-            decimals(self.cost, COST, self.charged, high),
-            _coded(code, [*(row.id if row is not None else "" for row in rows), ""]),
-            _coded(code, [*(item.quote.matched_by for item in quotes), ""]),
-            _named(self.status, _CHARGE_STATUSES),
-        ]
-        starts = pa.array(offsets, type=pa.int32())
-        return [pa.ListArray.from_arrays(starts, values) for values in lists]
-
-    def _quantities(self) -> tuple[Int64s, Int64s | None]:
-        """Quantities in the meters' units with nine decimals, as limbs."""
-        factors = np.array([NANO // meter.scale for meter in METERS.values()], dtype=np.int64)
-        if (factors[self.meter] == NANO).all():
-            return scaled(self.quantity, NANO)
-        low, high = scaled(self.quantity, NANO)
-        fine = factors[self.meter] == 1
-        if high is None:
-            high = low >> 63
-        return np.where(fine, self.quantity, low), np.where(fine, self.quantity >> 63, high)
-
-
 def _check(
     n: int, selectors: Mapping[str, pa.Array], quantities: Mapping[str, pa.Array], invalid: pa.Array | None
 ) -> None:
@@ -492,32 +338,18 @@ def _combinations(selectors: Mapping[str, pa.Array], n: int) -> tuple[list[Selec
         if len(values) == 1:
             continue
         columns[name] = values, codes
-        if size * len(values) > _MAX_FLAGS:  # keep the numbers small by numbering what occurs
-            one_row, key = _dense(key, size)
+        if size * len(values) > MAX_FLAGS:  # keep the numbers small by numbering what occurs
+            one_row, key = dense(key, size)
             size = len(one_row)
         key = key * len(values) + codes
         size *= len(values)
-    one_row, combination_of = _dense(key, size)
+    one_row, combination_of = dense(key, size)
     distinct: dict[Selectors, int] = {}
     numbers = np.empty(len(one_row), dtype=np.int64)
     for position, row in enumerate(one_row.tolist()):
         found = {name: values[codes[row]] for name, (values, codes) in columns.items()}
         numbers[position] = distinct.setdefault(Selectors(**found).normalized(), len(distinct))
     return list(distinct), numbers[combination_of]
-
-
-def _dense(key: Int64s, size: int) -> tuple[Int64s, Int64s]:
-    """Numbers without gaps for the keys that occur (keys are below ``size``): one row that has each, and each row's
-    number."""
-    if size > _MAX_FLAGS:
-        _, one_row, dense = np.unique(key, return_index=True, return_inverse=True)
-        return one_row.astype(np.int64), dense.reshape(-1).astype(np.int64)
-    row_of = np.full(size, -1, dtype=np.int64)
-    row_of[key] = np.arange(len(key), dtype=np.int64)
-    occurring = np.flatnonzero(row_of >= 0)
-    number_of = np.empty(size, dtype=np.int64)
-    number_of[occurring] = np.arange(len(occurring), dtype=np.int64)
-    return row_of[occurring], number_of[key]
 
 
 def _week_times(at: Int64s) -> Int64s:
@@ -527,8 +359,8 @@ def _week_times(at: Int64s) -> Int64s:
 
 def _row_status(seen: Int64s, refused: Bools) -> NDArray[np.int32]:
     """Status of a row from the statuses of its charges (bits)."""
-    table = np.full(1 << len(_CHARGE_STATUSES), _PARTIAL, dtype=np.int32)
-    priced, free, unpriced = (1 << _CHARGE_STATUS[name] for name in ("priced", "free", "unpriced"))
+    table = np.full(1 << len(CHARGE_STATUSES), _PARTIAL, dtype=np.int32)
+    priced, free, unpriced = (1 << CHARGE_STATUS[name] for name in ("priced", "free", "unpriced"))
     table[0] = _UNPRICED
     table[unpriced] = _UNPRICED
     table[free] = _FREE
@@ -539,23 +371,11 @@ def _row_status(seen: Int64s, refused: Bools) -> NDArray[np.int32]:
 def _reasons(bits: Int64s, invalid_code: Int64s, names: Sequence[str]) -> pa.Array:
     """Reasons of each row, joined by commas; of an invalid row why it is."""
     size = 1 << len(REASONS)
-    one_row, code = _dense(np.where(invalid_code > 0, size + invalid_code, bits), size + len(names))
+    one_row, code = dense(np.where(invalid_code > 0, size + invalid_code, bits), size + len(names))
     texts = [
         names[invalid_code[row]]
         if invalid_code[row]
-        else ",".join(reason for reason in REASONS if int(bits[row]) & _REASON_BIT[reason])
+        else ",".join(reason for reason in REASONS if int(bits[row]) & REASON_BIT[reason])
         for row in one_row.tolist()
     ]
-    return _coded(code, texts)
-
-
-def _named(codes: NDArray[Any], names: Sequence[str]) -> pa.Array:
-    """Dictionary array of distinct names."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32, copy=False)), pa.array(names, pa.string()))
-
-
-def _coded(codes: NDArray[Any], texts: Sequence[str]) -> pa.Array:
-    """Dictionary array from texts that may repeat: a dictionary holds each once."""
-    distinct: dict[str, int] = {}
-    to = np.array([distinct.setdefault(text, len(distinct)) for text in texts], dtype=np.int32)
-    return _named(to[codes] if len(texts) else codes, list(distinct))
+    return coded(code, texts)

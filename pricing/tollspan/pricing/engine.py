@@ -211,7 +211,7 @@ class PriceEngine:
             invalid: string array of length n or None; a row with a value is ``invalid`` for that reason.
 
         Returns:
-            n rows with the ledger's cost columns: see `columnar.SCHEMA`.
+            n rows with the ledger's cost columns: see `cost_columns.SCHEMA`.
 
         Raises:
             ValueError: unknown meter or selector, or lengths that differ.

@@ -105,6 +105,13 @@ def decimal_of(digits: int, decimals: int) -> Decimal:
     return _EXACT.scaleb(Decimal(digits), -decimals)
 
 
+def digits_of(value: Decimal, decimals: int) -> int:
+    """``value × 10^decimals`` for a value with no more decimals than that: the inverse of `decimal_of`."""
+    num, den = value.as_integer_ratio()
+    scale: int = 10**decimals
+    return num * scale // den
+
+
 def usd(pico: int) -> Decimal:
     """Pico-dollars as a Decimal of USD with twelve decimals."""
     return decimal_of(pico, PICO)

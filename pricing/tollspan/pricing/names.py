@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 def close(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """Up to ``limit`` of the known names that look like ``name``, the likeliest first."""
+    from difflib import get_close_matches
+
     return get_close_matches(name.lower(), list(known), n=limit, cutoff=0.5)
 
 

@@ -77,7 +77,7 @@ def print_report(report: Mapping[str, Any], fmt: Format) -> None:
     for line in summary(report):
         print(f"- {line}" if fmt is Format.markdown else f"  {line}")
     for key, _, title in SECTIONS:
-        rows = _for_people(report[key])
+        rows = for_people(report[key])
         if not rows:
             continue
         if fmt is Format.markdown:
@@ -106,9 +106,8 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if total["not_billed"]:
         count = total["not_billed"]
         lines.append(f"{text(count)} failed {_s(count, 'call')} that the provider did not bill")
-    retries = [row["retries"] for row in report["retries"] if row["retries"] is not None]
-    cold = sum(row["cold_starts"] for row in report["cold_starts"])
-    lines.append(f"{text(sum(retries))} retries, {text(cold)} cold starts")
+    retries = "retries not told" if total["retries"] is None else f"retries: {text(total['retries'])}"
+    lines.append(f"{retries}, cold starts: {text(total['cold_starts'])}")
     kept, spans = telemetry["all_kept_spans"], telemetry["recorded_spans"]
     share = f" ({100 * kept / spans:.1f} %)" if spans else ""
     lines.append(
@@ -123,14 +122,17 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without constant columns, long quotients rounded for reading."""
+def for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a table that is read: no constant columns, quotients rounded, instants to the second (UTC)."""
     shown = []
     for row in rows:
         cells = {name: value for name, value in row.items() if name not in _CONSTANT}
         for name, places in (("cost_per_inference", 9), ("cost_per_1000", 6)):
             if cells.get(name) is not None:
                 cells[name] = round(cells[name], places)
+        for name, value in cells.items():
+            if isinstance(value, datetime):
+                cells[name] = f"{value:%Y-%m-%d %H:%M:%S}"
         shown.append(cells)
     return shown
 

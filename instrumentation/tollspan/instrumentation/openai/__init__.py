@@ -1,9 +1,9 @@
 """OpenAI: ``chat.completions`` and ``responses`` of the ``openai`` client, version 2 and later.
 
 In: the wrap points below; how requests and responses are read stands in `readers`, who is billed in `providers`, raw
-responses in `raw`, further attempts in `retries`. Out: one CLIENT span a request, ``chat {model}``, with the tokens, the
-service tier and the searches that the provider counted. ``stream()`` of either API reaches ``create``, and so gets its
-span there.
+responses in `raw`, further attempts in `retries`. Out: one CLIENT span a request, ``chat {model}``, with the tokens,
+the service tier and the searches that the provider counted. ``stream()`` of either API reaches ``create``, and so gets
+its span there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class _Kinds(NamedTuple):
 
     sync_stream: type
     async_stream: type
-    raw: tuple[type, ...]
+    raw: type
+    streaming: type
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def _kinds() -> _Kinds:
     from openai._legacy_response import LegacyAPIResponse
     from openai._response import BaseAPIResponse
 
-    return _Kinds(Stream, AsyncStream, (LegacyAPIResponse, BaseAPIResponse))
+    return _Kinds(Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
 
 
 def _outliving(read_chunk: ReadChunk) -> Callable[[Call, Any], Any]:
@@ -49,6 +50,8 @@ def _outliving(read_chunk: ReadChunk) -> Callable[[Call, Any], Any]:
         if isinstance(result, kinds.async_stream):
             return observe_async(call, result, read_chunk)
         if isinstance(result, kinds.raw):
+            return raw.hold(call, result) if call.state.streamed else raw.read(call, result)
+        if isinstance(result, kinds.streaming):
             return raw.hold(call, result)
         return None
 

@@ -11,12 +11,14 @@ call that the provider billed and the client then failed to parse (a structured 
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call, open_call
 from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.openai.readers import State
 from tollspan.instrumentation.streams import abandon
 from tollspan.instrumentation.wrapping import Patches
 
@@ -70,32 +72,36 @@ class Held:
             call.note_error(error)
             call.end()
 
-    def dropped(self) -> None:
-        """The response was closed or is gone: take what its body says, if somebody has read it."""
+    def closed(self) -> None:
+        """The response was closed, and with it what was parsed of it."""
         for _, proxy in self._proxies:
             abandon(proxy)
+        self.dropped()
+
+    def dropped(self) -> None:
+        """The response is gone: take what its body says, if somebody has read it. A parsed stream may live on."""
         call, self._call = self._call, None
         if call is not None:
             _read_body(call, self._http)
             call.end()
 
-    def __del__(self) -> None:
-        with _DROPPED:
-            self.dropped()
+    def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        # While the interpreter shuts down there is nowhere to send a span, and half of what would end it is gone.
+        if not _exiting():
+            with _DROPPED:
+                self.dropped()
+
+
+def read(call: Call, response: Any) -> Any:
+    """End ``call`` with what the body of a raw response says, which is in memory. Returns the response."""
+    _read_body(call, response.http_response)
+    call.end()
+    return response
 
 
 def hold(call: Call, response: Any) -> Any:
-    """End ``call``, or keep it open, for the raw response that it returned. Returns the response.
-
-    Args:
-        call: the open call.
-        response: a ``LegacyAPIResponse`` or ``(Async)APIResponse``.
-    """
-    if response.http_response.is_closed:  # the body has been read, and is in memory
-        _read_body(call, response.http_response)
-        call.end()
-    else:
-        _held[response] = Held(call, response.http_response)
+    """Keep ``call`` open for a raw response whose body has not been read. Returns the response."""
+    _held[response] = Held(call, response.http_response)
     return response
 
 
@@ -169,7 +175,7 @@ def _failed(response: Any, error: BaseException) -> None:
             held.failed(error)
         else:
             call = open_call()
-            if call is not None and call.recording:
+            if call is not None and call.recording and isinstance(call.state, State):
                 _read_body(call, response.http_response)
 
 
@@ -177,7 +183,7 @@ def _closed(response: Any) -> None:
     with _DROPPED:
         held = _held.get(response) if _held else None
         if held is not None:
-            held.dropped()
+            held.closed()
 
 
 def _read_body(call: Call, http_response: Any) -> None:

@@ -69,6 +69,22 @@ RESPONSES_USAGE: Final[Groups] = (
     ("output_tokens_details", (("reasoning_tokens", names.USAGE_REASONING_TOKENS),)),
 )
 
+
+class State:
+    """What a call of the client has on `Call.state`.
+
+    Attributes:
+        streamed: the answer comes as a stream of events.
+        reasons: finish reasons seen so far, by the index of their choice.
+    """
+
+    __slots__ = ("reasons", "streamed")
+
+    def __init__(self, streamed: bool) -> None:
+        self.streamed = streamed
+        self.reasons: dict[int, str] = {}
+
+
 _NOTHING: Final[Mapping[str, Any]] = {}
 _WEB_SEARCHES: Final = names.usage("web_searches")
 _UNFINISHED: Final = frozenset({"queued", "in_progress"})
@@ -88,7 +104,8 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
         if isinstance(model, str) and model:
             attributes[names.REQUEST_MODEL] = model
             name = f"chat {model}"
-        if kwargs.get("stream") is True:
+        streamed = kwargs.get("stream") is True
+        if streamed:
             attributes[names.REQUEST_STREAM] = True
         for field, attribute in NUMBERS:
             value = kwargs.get(field)
@@ -106,7 +123,7 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
             conversation = conversation.get("id")
         if isinstance(conversation, str):
             attributes[names.CONVERSATION_ID] = conversation
-        return Opening(name, attributes, {})
+        return Opening(name, attributes, State(streamed))
 
     return request
 
@@ -134,8 +151,9 @@ def read_chat_chunk(call: Call, chunk: Any) -> bool:
         reason = choice.get("finish_reason")
         if reason:
             # Choices may finish in any order; the attribute lists them in theirs.
-            call.state[choice.get("index") or 0] = reason
-            attributes[names.RESPONSE_FINISH_REASONS] = [call.state[index] for index in sorted(call.state)]
+            reasons: dict[int, str] = call.state.reasons
+            reasons[choice.get("index") or 0] = reason
+            attributes[names.RESPONSE_FINISH_REASONS] = [reasons[index] for index in sorted(reasons)]
     usage = fields.get("usage")
     if usage is None:
         return False

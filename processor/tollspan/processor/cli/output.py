@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -93,4 +94,5 @@ def print_rows(
             table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(text(row[c]) for c in columns))
-        Console().print(table)
+        # Into a pipe or a file there is no edge to fold at; a table takes only the width that it needs.
+        Console(width=None if sys.stdout.isatty() else 250).print(table)

@@ -76,7 +76,7 @@ def price(
     if fmt is Format.json:
         print_rows([_object(charges, instant, considered, suggestion)], fmt, single=True)
     else:
-        print_rows([_row(charge) for charge in charges.charges], fmt)
+        print_rows([(_brief_row if fmt is Format.table else _row)(charge) for charge in charges.charges], fmt)
         if fmt is Format.table:
             _print_summary(charges, suggestion)
             for meter, looked_at in considered.items():
@@ -149,6 +149,16 @@ def _row(charge: Charge) -> dict[str, object]:
         "reasons": ",".join(charge.reasons),
         "price_id": charge.price_id,
         "matched_by": charge.matched_by,
+    }
+
+
+def _brief_row(charge: Charge) -> dict[str, object]:
+    """What a terminal has room for; the rest is told by --explain."""
+    return {
+        "meter": charge.meter,
+        "quantity": f"{text(_exact(charge.quantity))} {charge.unit}",
+        "price": "—" if charge.unit_price is None else f"{text(charge.unit_price)} / {charge.per}",
+        "cost": charge.status if charge.cost is None else charge.cost,
     }
 
 

@@ -9,6 +9,7 @@ import typer
 from tollspan.processor.cli.output import Format, print_rows
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import find, named_queries, run, window
+from tollspan.processor.report import for_people
 from tollspan.processor.store import connect_for_query
 
 
@@ -49,4 +50,5 @@ def query(
     if not rows and format is Format.table:
         typer.echo("No rows.", err=True)
         return
-    print_rows(rows, format, title=asked.title, single=asked.single)
+    shown = for_people(rows) if format in (Format.table, Format.markdown) and not asked.single else rows
+    print_rows(shown, format, title=asked.title, single=asked.single)

@@ -12,17 +12,13 @@ Files of a journal directory
 ----------------------------
 All integers are little endian; every CRC is CRC-32 as in zlib.
 
-``segment-NNNNNNNNNN.log``: append-only. Header of 56 bytes: magic ``TOLLSPAN``, format version u32, segment number
-u64, journal id (16 bytes, drawn once per directory), marker (8 bytes, drawn once per segment), stale size u64 (see
-below), CRC u32 of the 52 bytes before. Then records: marker (8 bytes), time of receipt u64 (ns since the epoch),
-payload length u32, payload CRC u32, CRC u32 of the 24 bytes before; then the payload. Behind the last record of each
-sync stands an end mark, a record header of length 0xFFFFFFFF that the next record is written over; a segment that
-gets no more is cut off there. Whoever sends payloads does not know the marker, so nothing inside a payload can be
-taken for a record when reading goes on behind damaged bytes.
-
-``spare-NNNNNNNNNN.log``: a released segment, to be written over by a new one under its new name: allocating blocks
-costs five times as much as writing them. Its old records have another marker and stand behind the end mark; its size
-then is the new segment's stale size.
+``segment-NNNNNNNNNN.log``: append-only. Header of 48 bytes: magic ``TOLLSPAN``, format version u32, segment number
+u64, journal id (16 bytes, drawn once per directory), marker (8 bytes, drawn once per segment), CRC u32 of the 44
+bytes before. Then records: marker (8 bytes), time of receipt u64 (ns since the epoch), payload length u32, payload
+CRC u32, CRC u32 of the 24 bytes before; then the payload. Behind the last record of each sync stands an end mark, a
+record header of length 0xFFFFFFFF that the next record is written over: it tells a write that was cut short from a
+last record that was damaged later. A segment that gets no more is cut off there. Whoever sends payloads does not know
+the marker, so nothing inside a payload can be taken for a record when reading goes on behind damaged bytes.
 
 ``batches.log``: header of 32 bytes (magic ``TOLLBTCH``, version u32, journal id, CRC u32), then one entry of 28 bytes
 for each frozen batch: segment u64, first byte u64, end u64, CRC u32. Rewritten without released batches now and then.

@@ -34,7 +34,6 @@ class Committer:
         next_number: of the first segment that it creates.
         segment_bytes: size from which on a new segment is begun.
         lock: the journal's; guards `pending_bytes` and whether segments are sealed.
-        spare: gives a file to write over instead of a new one, or None.
         on_segment: called with each new segment, before anything is appended to it.
         on_durable: called with the segment and the records that are durable now, before their tickets are settled;
             moves the segment's end.
@@ -48,7 +47,6 @@ class Committer:
         next_number: int,
         segment_bytes: int,
         lock: threading.Lock,
-        spare: Callable[[], Path | None],
         on_segment: Callable[[Segment], None],
         on_durable: Callable[[Segment, list[Record]], None],
         counters: Counters,
@@ -56,7 +54,7 @@ class Committer:
         self.pending_bytes = 0
         self._directory, self._journal, self._counters = directory, journal, counters
         self._next_number, self._segment_bytes = next_number, segment_bytes
-        self._spare, self._on_segment, self._on_durable = spare, on_segment, on_durable
+        self._on_segment, self._on_durable = on_segment, on_durable
         self._lock = lock
         self._handed_in = threading.Condition(lock)
         self._pending: list[Ticket] = []
@@ -132,10 +130,10 @@ class Committer:
             return newest
         if newest is not None and not newest.sealed:
             with contextlib.suppress(OSError):
-                # Only tidier: readers stop at the end mark, too.
+                # Only tidier: readers stop at the end mark too.
                 newest.settle(newest.end)
         number, self._next_number = self._next_number, self._next_number + 1
-        segment = Segment.create(self._directory, number, self._journal, self._spare())
+        segment = Segment.create(self._directory, number, self._journal)
         if newest is not None:
             with self._lock:
                 newest.seal()

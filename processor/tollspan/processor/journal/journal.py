@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 CURSOR_INTERVAL_S: Final = 1.0
 """Least time between two saves of the cursor. What it does not hold yet comes again after a crash, with its tokens."""
-SPARES: Final = 4
-"""Released segment files kept to be written over, at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,8 @@ class Journal:
     Args:
         directory: created if it does not exist; on a local disk.
         segment_bytes: size from which on a new segment is begun.
-        max_bytes: cap on all segments together, spare files included; appends beyond it are refused with `JournalFull`.
-            Room comes back by whole segments, so segments are at most a quarter of it.
+        max_bytes: cap on all segments together; appends beyond it are refused with `JournalFull`. Room comes back by
+            whole segments, so segments are at most a quarter of it.
         memory_bytes: payloads held for the worker at the most; beyond it they are read from disk.
         pending_bytes: payloads that wait for their sync at the most; beyond it appends are refused.
         counters: counts ``journal.*``; one of its own when None.
@@ -85,8 +83,6 @@ class Journal:
         self._lock_fd, self._id, self._batches = found.lock_fd, found.journal, found.batches
         self._segments: OrderedDict[int, Segment] = OrderedDict((s.number, s) for s in found.segments)
         self._first_new = found.next_number
-        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4))
-        self._spares: deque[tuple[Path, int]] = deque(found.spares)
         self._replay: deque[Range] = deque(found.frozen)
 
         # Guards what follows, and the committer's state; never held during reading and writing.
@@ -112,9 +108,8 @@ class Journal:
             self.directory,
             found.journal,
             found.next_number,
-            self._segment_bytes,
+            min(segment_bytes, max(1, max_bytes // 4)),
             self._lock,
-            self._spare,
             self._begin,
             self._publish,
             self.counters,
@@ -157,10 +152,6 @@ class Journal:
         if pending and pending + size > self._pending_limit:
             return JournalFull("Too much waits for the disk.", "Send again a little later.")
         return None
-
-    def _spare(self) -> Path | None:
-        with self._lock:
-            return self._spares.popleft()[0] if self._spares else None
 
     def _begin(self, segment: Segment) -> None:
         """Take in a segment that the committer created."""
@@ -349,7 +340,7 @@ class Journal:
             self._save_cursor()
 
     def _remove_released(self) -> None:
-        """Remove segments that lie before the cursor. The newest stays, so that its number is never given again."""
+        """Delete segments that lie before the cursor. The newest stays, so that its number is never given again."""
         with self._lock:
             self._move_cursor()
             newest = next(reversed(self._segments), 0)
@@ -358,13 +349,7 @@ class Journal:
                 del self._segments[segment.number]
                 self._disk_bytes -= segment.end
         for segment in gone:
-            with self._lock:
-                room = self._disk_bytes + sum(size for _, size in self._spares) + segment.end <= self._max_bytes // 2
-                keep = room and len(self._spares) < SPARES and segment.end >= self._segment_bytes // 2
-            spare = recovery.remove(segment, spare=keep)
-            if spare is not None:
-                with self._lock:
-                    self._spares.append((spare, segment.end))
+            recovery.remove(segment)
 
     def _move_cursor(self) -> None:
         """Set the cursor to the first byte that is not released."""

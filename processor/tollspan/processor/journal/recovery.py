@@ -20,15 +20,7 @@ from tollspan.processor.journal.files import (
     sync_directory,
     unusable,
 )
-from tollspan.processor.journal.segment import (
-    HEADER_BYTES,
-    Damage,
-    End,
-    Segment,
-    segment_numbers,
-    segment_path,
-    spare_files,
-)
+from tollspan.processor.journal.segment import HEADER_BYTES, Damage, End, Segment, segment_numbers, segment_path
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +38,6 @@ class Found:
         next_number: for the next segment.
         batches: the log that further batches are frozen in.
         lock_fd: holds the lock.
-        spares: files to write new segments over, with their sizes.
     """
 
     journal: bytes
@@ -57,7 +48,6 @@ class Found:
     next_number: int
     batches: BatchLog
     lock_fd: int
-    spares: list[tuple[Path, int]]
 
     def offset_in(self, segment: Segment) -> int:
         """The part of ``segment`` that lies before the cursor, in bytes."""
@@ -129,7 +119,6 @@ def _recover(directory: Path, lock_fd: int, counters: Counters) -> Found:
         next_number=max(used, default=0) + 1,
         batches=batches,
         lock_fd=lock_fd,
-        spares=[(path, path.stat().st_size) for path in spare_files(directory)],
     )
 
 
@@ -166,42 +155,29 @@ def _cut_torn_tail(segment: Segment, cursor: Position, directory: Path, counters
     What stays is synced: it may be in the page cache only.
     """
     start = min(cursor.offset, segment.end) if cursor.segment == segment.number else HEADER_BYTES
-    size, good, torn = segment.end, start, 0
+    size, good = segment.end, start
     for found in segment.records(start, size):
         if not isinstance(found, Damage):
             good = found.end
         if isinstance(found, End):
-            break
-    else:
-        torn = segment.torn(good, size)
-    if torn:
-        log.warning("journal %s: torn tail of %s cut off: %d bytes", directory, segment.path.name, torn)
-        counters.add("journal.torn_bytes", torn)
+            size = good
+    if good < size:
+        log.warning("journal %s: torn tail of %s cut off: %d bytes", directory, segment.path.name, size - good)
+        counters.add("journal.torn_bytes", size - good)
     segment.settle(good)
     segment.rest()
 
 
-def remove(segment: Segment, *, spare: bool) -> Path | None:
-    """Remove a released segment; one in which a record could not be read is kept aside for people to look at.
-
-    Args:
-        segment: the segment.
-        spare: keep its file for a new segment.
-
-    Returns:
-        The spare file, if it was kept as one.
-    """
+def remove(segment: Segment) -> None:
+    """Delete a released segment; one in which a record could not be read is kept aside for people to look at."""
     segment.close()
     try:
         if segment.damaged:
             segment.path.rename(segment.path.with_suffix(".damaged"))
-        elif spare:
-            return segment.path.rename(segment.path.with_name(f"spare-{segment.number:010d}.log"))
         else:
             segment.path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("journal: %s cannot be removed: %s", segment.path, error)
-    return None
 
 
 def unlock(lock_fd: int) -> None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from tollspan.processor.journal.files import VERSION, check_version, sync_directory, write_all
 
 _MAGIC: Final = b"TOLLSPAN"
-_HEADER: Final = struct.Struct("<8sIQ16s8sQI")
+_HEADER: Final = struct.Struct("<8sIQ16s8sI")
 _RECORD: Final = struct.Struct("<8sQIII")
 _NAME: Final = re.compile(r"segment-(\d{10,})\.log")
 _END: Final = (1 << 32) - 1
@@ -53,11 +53,6 @@ def segment_numbers(directory: Path) -> list[int]:
     return sorted(int(m[1]) for name in os.listdir(directory) if (m := _NAME.fullmatch(name)))
 
 
-def spare_files(directory: Path) -> list[Path]:
-    """Files of released segments that are kept for new ones."""
-    return sorted(directory.glob("spare-*.log"))
-
-
 def segment_path(directory: Path, number: int) -> Path:
     """Where segment ``number`` lies."""
     return directory / f"segment-{number:010d}.log"
@@ -70,13 +65,12 @@ class Segment:
         number: ascending in the order of arrival, never used twice in a journal.
         marker: 8 bytes in front of each of its records.
         end: offset behind the last durable record; the bytes up to here are what counts.
-        stale: size that the file had when it was taken over from a released segment; 0 for a new file.
         sealed: nothing is appended any more.
         damaged: a record of it could not be read.
     """
 
-    def __init__(self, path: Path, number: int, marker: bytes, end: int, *, stale: int = 0, write_fd: int = -1) -> None:
-        self.path, self.number, self.marker, self.end, self.stale = path, number, marker, end, stale
+    def __init__(self, path: Path, number: int, marker: bytes, end: int, write_fd: int = -1) -> None:
+        self.path, self.number, self.marker, self.end = path, number, marker, end
         self.sealed = write_fd < 0
         self.damaged = False
         # The committer writes while the worker reads, so each has a descriptor and closes it when it is done.
@@ -84,42 +78,29 @@ class Segment:
         self._read_fd = -1
 
     @classmethod
-    def create(cls, directory: Path, number: int, journal: bytes, spare: Path | None = None) -> Segment:
+    def create(cls, directory: Path, number: int, journal: bytes) -> Segment:
         """Create an empty segment, durable with its directory entry.
 
         Args:
             directory: of the journal.
             number: of the segment.
             journal: the journal's id.
-            spare: file of a released segment to write over. Its blocks are allocated already, and that is most of what
-                appending to a file costs.
 
         Raises:
-            OSError: it cannot be created; nothing is left behind, and the spare file is gone.
+            OSError: it cannot be created; nothing is left behind.
         """
         path, marker = segment_path(directory, number), os.urandom(8)
-        stale = 0
-        if spare is None:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        else:
-            # Were the rename to a spare file lost in a crash, the old segment would be back, and with a new header.
-            sync_directory(directory)
-            fd = os.open(spare, os.O_RDWR)
-            stale = os.fstat(fd).st_size
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            body = _HEADER.pack(_MAGIC, VERSION, number, journal, marker, stale, 0)[:-4]
+            body = _HEADER.pack(_MAGIC, VERSION, number, journal, marker, 0)[:-4]
             write_all(fd, [body + zlib.crc32(body).to_bytes(4, "little"), _record(marker, 0, _END, 0)], 0)
             os.fsync(fd)
-            if spare is not None:
-                os.rename(spare, path)
             sync_directory(directory)
         except BaseException:
             os.close(fd)
             path.unlink(missing_ok=True)
-            if spare is not None:
-                spare.unlink(missing_ok=True)
             raise
-        return cls(path, number, marker, HEADER_BYTES, stale=stale, write_fd=fd)
+        return cls(path, number, marker, HEADER_BYTES, fd)
 
     @classmethod
     def open(cls, directory: Path, number: int) -> tuple[Segment, bytes] | None:
@@ -135,14 +116,14 @@ class Segment:
         with path.open("rb") as file:
             head, size = file.read(HEADER_BYTES + 8), os.fstat(file.fileno()).st_size
         journal, marker = b"", head[HEADER_BYTES:]
-        stale, damaged = 0, True
+        damaged = True
         if len(head) >= HEADER_BYTES:
-            magic, version, stated, name, own, reused, crc = _HEADER.unpack_from(head)
+            magic, version, stated, name, own, crc = _HEADER.unpack_from(head)
             if zlib.crc32(head[: HEADER_BYTES - 4]) == crc and magic == _MAGIC:
                 check_version(directory, version)
                 damaged = stated != number
-                journal, marker, stale = name, own, reused
-        segment = cls(path, number, marker, size, stale=stale)
+                journal, marker = name, own
+        segment = cls(path, number, marker, size)
         segment.damaged = damaged
         readable = not damaged or (len(marker) == 8 and isinstance(segment.read(HEADER_BYTES, size), Record))
         segment.close()
@@ -221,19 +202,6 @@ class Segment:
             found = self.read(start, end)
             yield found
             start = found.end
-
-    def torn(self, offset: int, limit: int) -> int:
-        """How many of the bytes from ``offset``, where no record stands and no end mark, belong to this segment.
-
-        All of them, except in a file that was taken over, where old bytes stand behind: there, what the file has grown
-        by, or the record that was begun, if its marker is there, as long as it says it is.
-        """
-        begun = 0
-        head = _read(self._read_fd, offset, min(RECORD_BYTES, limit - offset)) if self._read_fd >= 0 else b""
-        if head[:8] == self.marker:
-            parsed = self._header(head)
-            begun = min(RECORD_BYTES + (parsed[1] if parsed is not None else 0), limit - offset)
-        return max(begun, limit - max(offset, min(self.stale, limit)))
 
     def rest(self) -> None:
         """Close the file for reading; a later `read` opens it again."""

@@ -9,6 +9,9 @@ SELECT
     countIf(kind = 'inference' AND cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
     countIf(kind = 'inference' AND cost_status = 'partial') AS partial_inferences,
     countIf(cost_status = 'not_billed') AS not_billed,
+    -- NULL when no call tells.
+    sum(ledger.retries) AS retries,
+    countIf(cold_start) AS cold_starts,
     count() AS ledger_rows,
     if(count() = 0, NULL, min(start_time)) AS first_start,
     if(count() = 0, NULL, max(start_time)) AS last_start

@@ -12,8 +12,8 @@ SELECT
     -- NULL until the trace is summarized.
     if(summaries.seen, summaries.span_count, NULL) AS spans,
     if(summaries.seen, summaries.milliseconds, NULL) AS duration_ms,
-    if(summaries.seen, summaries.error > 0, NULL) AS failed,
-    if(summaries.seen, summaries.kept > 0, NULL) AS kept,
+    if(summaries.seen, toBool(summaries.error), NULL) AS failed,
+    if(summaries.seen, toBool(summaries.kept), NULL) AS kept,
     nullIf(summaries.keep_reason, '') AS keep_reason
 FROM
 (

@@ -40,6 +40,12 @@ _FIXED: Final = {"result_overflow_mode": "throw", "allow_introspection_functions
 MAX_QUERIES: Final = 8
 """Queries that run at once; one more is answered with TOO_MANY_SIMULTANEOUS_QUERIES."""
 
+MAX_CONNECTIONS: Final = 128
+"""Connections at once; one more is hung up on."""
+
+MAX_QUERY_BYTES: Final = 2**20
+"""Length of a statement; the engine's own limit is lower, and says so better where it is reached first."""
+
 _TRANSPORT: Final = frozenset(
     {
         "query",
@@ -71,7 +77,7 @@ _TRANSPORT: Final = frozenset(
 """URL parameters that are not settings of the query, or that the port decides itself."""
 
 _ALLOWED_SETTING: Final = re.compile(
-    r"max_\w+|limit|offset|extremes|final|session_timezone|timezone|join_\w+|any_join_\w+|cast_\w+|optimize_\w+"
+    r"max_\w+|limit|offset|extremes|final|session_timezone|join_\w+|any_join_\w+|cast_\w+|optimize_\w+"
     r"|group_by_\w+|distinct_overflow_mode|(?:read|timeout|sort)_overflow_mode|totals_\w+|prefer_\w+|describe_\w+"
     r"|date_time_(?:input|output)_format|additional_table_filters|additional_result_filter|log_comment|priority|use_\w+"
     r"|aggregate_functions_null_for_empty|transform_null_in|data_type_default_nullable|union_default_mode"
@@ -131,6 +137,9 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Remember the connection, so that stopping can end an idle one."""
+        if len(self.connections) >= MAX_CONNECTIONS:
+            self.shutdown_request(request)
+            return
         self.connections.add(request)
         super().process_request(request, client_address)
 
@@ -285,6 +294,8 @@ class SqlFront:
             self._prepare(handle, request, writable)
             if insert and writable:
                 return _insert(handle, whole)
+            if len(whole) > MAX_QUERY_BYTES:
+                raise Refused(62, "SYNTAX_ERROR", f"Syntax error: the query is longer than {MAX_QUERY_BYTES} bytes.")
             try:
                 text = whole.decode()
             except UnicodeDecodeError:

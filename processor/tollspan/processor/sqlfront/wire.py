@@ -173,10 +173,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_origin(self) -> None:
         """Keep web pages out: neither a name that was rebound to this machine, nor another site's script."""
-        if self.allowed_hosts is None:
-            return
         host = self.headers.get("Host", "")
-        if host and _host_name(host) not in self.allowed_hosts:
+        if self.allowed_hosts is not None and host and _host_name(host) not in self.allowed_hosts:
             raise Malformed(403, f"Host {host} is not this port's name. Use 127.0.0.1 or localhost.")
         origin = self.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

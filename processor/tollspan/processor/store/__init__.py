@@ -66,8 +66,7 @@ def connect_for_query(url: str | None = None) -> Reader:
     if isinstance(location, Embedded):
         owner = lock.holder(location.directory)
         if owner is not None:
-            service = lock.read_service(location.directory) or {}
-            address = service.get("sql")
+            address = lock.read_service(location.directory, owner).get("sql")
             if not isinstance(address, str) or not address:
                 raise StoreInUse(
                     f"Store {location.directory} is in use by {owner}, which has no SQL port.",

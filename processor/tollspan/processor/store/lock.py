@@ -83,6 +83,8 @@ def acquire(directory: Path) -> None:
                 "Stop it first, or ask it: `tollspan query` and `report` go through a running `tollspan serve`.",
                 owner,
             )
+        # What a killed service left behind leads to a port that is gone, or to somebody else's.
+        remove_service(directory)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode())
         _held[directory] = _Held(descriptor, 1)
@@ -139,16 +141,18 @@ def remove_service(directory: Path) -> None:
     (directory / "serve.json").unlink(missing_ok=True)
 
 
-def read_service(directory: Path) -> dict[str, Any] | None:
-    """What a running service says about itself; None when there is none.
+def read_service(directory: Path, owner: Owner) -> dict[str, Any]:
+    """What the owner of a store says about itself in ``serve.json``; empty when it is not a service.
 
-    Only for a directory that `holder` found to be held: the file of a killed service stays behind.
+    Args:
+        directory: the store's directory.
+        owner: from `holder`; a file that another process wrote does not count.
     """
     try:
         info = json.loads((directory / "serve.json").read_text())
     except (OSError, ValueError):
-        return None
-    return info if isinstance(info, dict) else None
+        return {}
+    return info if isinstance(info, dict) and info.get("pid") == owner.pid else {}
 
 
 def _lock(descriptor: int) -> bool:
@@ -192,6 +196,8 @@ def _command() -> str:
 
 def _forget() -> None:
     """In a forked child: the parent's hold is not the child's, and closing the copy does not free it."""
+    global _guard
+    _guard = threading.Lock()
     for held in _held.values():
         os.close(held.descriptor)
     _held.clear()
