@@ -338,6 +338,25 @@ def test_the_program_runs_under_the_launcher_with_the_console_exporter_and_the_t
     assert all(Decimal(result[part]) > 0 for part in ("llm", "compute", "storage"))
 
 
+def test_in_process_and_without_any_service_the_ledger_is_the_same(stub: Stub, tmp_path: Path) -> None:
+    environment = assistant_environment(stub.base_url, "127.0.0.1:1") | {
+        "OTEL_TRACES_EXPORTER": "tollspan,console",
+        "TOLLSPAN_STORE": f"chdb://{tmp_path}/store",
+        "TOLLSPAN_PRICES": str(EXAMPLE / "prices.yaml"),
+    }
+    spans = run_program(stub, tmp_path, launcher(), environment)
+    stub.stop()
+    expected = tally(stub.served, spans)
+    query = [sys.executable, "-m", "tollspan.processor.main", "query", "total", "--format", "json"]
+    total = json.loads(
+        subprocess.run(
+            [*query, "--store", f"chdb://{tmp_path}/store"], capture_output=True, check=True, env=child_environment()
+        ).stdout
+    )
+    assert Decimal(total["cost"]) == Decimal(expected["cost"])
+    assert total["inferences"] == expected["inferences"]
+
+
 def test_the_program_is_an_ordinary_one_without_any_telemetry(stub: Stub, tmp_path: Path) -> None:
     environment = child_environment(OPENAI_BASE_URL=stub.base_url, OPENAI_API_KEY="stub")
     assert run_program(stub, tmp_path, [], environment).read_text() == ""
