@@ -1,4 +1,4 @@
-"""The drop-in exporter: durable when it says so, priced by the time the program ends, and never in the program's way."""
+"""The drop-in exporter: durable when it says so, priced when the program ends, and never in the program's way."""
 
 from __future__ import annotations
 

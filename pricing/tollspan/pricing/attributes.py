@@ -1,16 +1,16 @@
 """Attribute names on the wire: the one table where instrumentation and processor meet.
 
-The instrumentation writes these names, the processor's normalizer reads them, and neither imports the other. GenAI names
-are those of the OpenTelemetry GenAI semantic conventions (all of them still "Development"); what has no convention
-stands under ``tollspan.``. A name that upstream renames is renamed here and kept as an older spelling in the
-processor's dialect tables.
+The instrumentation writes these names, the processor's normalizer reads them, and neither imports the other. GenAI
+names are those of the OpenTelemetry GenAI semantic conventions (all still "Development"); what has no convention stands
+under ``tollspan.``. A name that upstream renames is renamed here and kept as an older spelling in the processor's
+dialect tables.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# -- who it was for: tags, also the W3C baggage keys ------------------------------------------------------------------
+# -- who it was for: tags, also the W3C baggage keys -------------------------------------------------------------------
 TENANT: Final = "tollspan.tenant"
 TEAM: Final = "tollspan.team"
 FEATURE: Final = "tollspan.feature"
@@ -26,7 +26,7 @@ TAGS: Final[dict[str, str]] = {
 }
 """Tag name, as in ``tag(tenant=...)`` → span attribute and baggage key."""
 
-# -- GenAI conventions ------------------------------------------------------------------------------------------------
+# -- GenAI conventions -------------------------------------------------------------------------------------------------
 OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"
@@ -69,9 +69,9 @@ CLOUD_PROVIDER: Final = "cloud.provider"
 CLOUD_REGION: Final = "cloud.region"
 HOST_TYPE: Final = "host.type"
 
-# -- ours: execution on own hardware, feature stores --------------------------------------------------------------------
+# -- ours: execution on own hardware, feature stores -------------------------------------------------------------------
 OPERATION: Final = "tollspan.operation"
-"""For spans outside the GenAI conventions: one of `OPERATION_INFERENCE`, `OPERATION_MODEL_LOAD`, `OPERATION_FEATURE_READ`."""
+"""For spans outside the GenAI conventions: one of the three below."""
 OPERATION_INFERENCE: Final = "inference"
 OPERATION_MODEL_LOAD: Final = "model_load"
 OPERATION_FEATURE_READ: Final = "feature_read"
@@ -114,7 +114,7 @@ def usage(meter: str) -> str:
     return USAGE_PREFIX + meter
 
 
-# -- written by the processor on kept spans -----------------------------------------------------------------------------
+# -- written by the processor on kept spans ----------------------------------------------------------------------------
 COST_AMOUNT: Final = "tollspan.cost.amount"
 COST_CURRENCY: Final = "tollspan.cost.currency"
 COST_STATUS: Final = "tollspan.cost.status"
