@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tollspan.processor.identity import U64, Mask, find, member
+from tollspan.processor.identity import U64, Layers, Mask, find, member
 
 MAX_DEPTH: Final = 4096
 """Levels that one batch propagates; a deeper chain (or a cycle of parents) ends there."""
@@ -67,9 +67,7 @@ class Assembler:
     max_spans: int = 2_000_000
     _generations: list[_Generation] = field(default_factory=list)
     _written: list[_Written] = field(default_factory=list)
-    _ancestors: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
-    _ancestors_old: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
-    _rotated: float = 0.0
+    _ancestors: Layers = field(default_factory=Layers)
 
     def mark(self, keys: U64, parents: U64, is_root: Mask, tokens: Mask, now: float) -> tuple[Mask, U64]:
         """Take a batch's structure in.
@@ -86,25 +84,18 @@ class Assembler:
         self._expire(now)
         order = np.argsort(keys, kind="stable")
         sorted_keys = keys[order]
-        known = self._known()
 
-        carriers = tokens | member(keys, known) if len(known) else tokens
-        frontier = np.unique(parents[carriers & ~is_root])
-        fresh: list[U64] = []
-        seen = known
+        passed_on = self._ancestors.member(keys)
+        frontier = np.unique(parents[(tokens | passed_on) & ~is_root])
+        announced = np.zeros(0, np.uint64)
         for _ in range(MAX_DEPTH):
-            if len(seen):
-                frontier = frontier[~member(frontier, seen)]
+            frontier = frontier[~(member(frontier, announced) | self._ancestors.member(frontier))]
             if not len(frontier):
                 break
-            fresh.append(frontier)
-            seen = np.union1d(seen, frontier)
+            announced = np.union1d(announced, frontier)
             frontier = self._step_up(frontier, sorted_keys, order, parents, is_root)
-        announced = np.unique(np.concatenate(fresh)) if fresh else np.zeros(0, np.uint64)
-
-        if len(announced):
-            self._ancestors = np.union1d(self._ancestors, announced)
-        rollups = tokens & member(keys, seen) if len(seen) else np.zeros(len(keys), np.bool_)
+        self._ancestors.add(announced, now)
+        rollups = tokens & (passed_on | member(keys, announced))
         self._generations.append(_Generation(now, sorted_keys, parents[order], is_root[order]))
         self._compact()
         return rollups, announced
@@ -134,11 +125,6 @@ class Assembler:
                 written.keys, written.order = written.keys[keep], written.order[keep]
         return pa.Table.from_pylist(found, schema=schema) if found else None
 
-    def _known(self) -> U64:
-        if not len(self._ancestors_old):
-            return self._ancestors
-        return np.union1d(self._ancestors, self._ancestors_old)
-
     def _step_up(self, frontier: U64, sorted_keys: U64, order: Any, parents: U64, is_root: Mask) -> U64:
         """Parents of the spans in ``frontier``, as far as those spans are in this batch or in the window."""
         found = []
@@ -163,9 +149,7 @@ class Assembler:
         self._written = [w for w in self._written if w.born >= horizon and len(w.keys)]
         while len(self._written) > 1 and sum(len(w.keys) for w in self._written) > self.max_spans:
             self._written.pop(0)
-        if now - self._rotated > self.window_s or len(self._ancestors) > self.max_spans:
-            self._ancestors_old, self._ancestors = self._ancestors, np.zeros(0, np.uint64)
-            self._rotated = now
+        self._ancestors.expire(horizon, self.max_spans)
 
     def _compact(self) -> None:
         """Merge the younger half when there are too many generations: searches cost one step for each."""

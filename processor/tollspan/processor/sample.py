@@ -170,6 +170,7 @@ class TailSampler:
         self.forced = 0
         self._pending: list[Pending] = []
         self._memory = Memory()
+        self._next_look = -np.inf
 
     @property
     def waiting(self) -> int:
@@ -183,11 +184,14 @@ class TailSampler:
     def tick(self, now: float, *, everything: bool = False) -> Round:
         """Decide what is due at ``now`` (monotonic seconds), or all of it (shutdown)."""
         out = Round()
-        if not self._pending:
+        # A look sorts all that waits; half the wait between looks keeps that to a few for each span.
+        crowded = sum(p.nbytes for p in self._pending) > self.max_bytes
+        if not self._pending or (now < self._next_look and not everything and not crowded):
             return out
+        self._next_look = now + self.wait_s / 2
         trace = np.concatenate([p.trace for p in self._pending])
         if len(trace):
-            self._decide(trace, now, everything, out)
+            self._decide(trace, now, everything, crowded, out)
         still: list[Pending] = []
         for pending in self._pending:
             if len(pending.rows):
@@ -197,7 +201,7 @@ class TailSampler:
         self._pending = still
         return out
 
-    def _decide(self, trace: U64, now: float, everything: bool, out: Round) -> None:
+    def _decide(self, trace: U64, now: float, everything: bool, crowded: bool, out: Round) -> None:
         parts = self._pending
         sizes = [len(p.rows) for p in parts]
         arrived = np.repeat(np.array([p.arrived for p in parts]), sizes)
@@ -217,7 +221,7 @@ class TailSampler:
         due = (rooted + self.wait_s <= now) | (born + self.timeout_s <= now) | (known >= 0)
         if everything:
             due[:] = True
-        elif sum(p.nbytes for p in parts) > self.max_bytes:
+        elif crowded:
             due |= self._overdue(parts, born, out)
         if not due.any():
             return

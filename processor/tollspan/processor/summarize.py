@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
-from tollspan.processor.charge import plain
+from tollspan.processor.charge import given, plain
 from tollspan.processor.decode import Decoded
 from tollspan.processor.identity import Rows
 from tollspan.processor.sample import DROPPED, REASONS, Decision, encode_threshold
@@ -79,7 +79,7 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
     at_root = pa.array(root_row, mask=root_row < 0)
 
     def of_root(name: str) -> Any:
-        return pc.fill_null(_text(plain(facts[name])).take(at_root), "")
+        return given(plain(facts[name]).take(at_root))
 
     levels, level = np.unique(thresholds[any_row], return_inverse=True)
     names = pa.array([encode_threshold(int(v)) for v in levels])
@@ -103,7 +103,3 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
             "threshold": pc.if_else(pa.array(kept), names.take(pa.array(level)), ""),
         }
     )
-
-
-def _text(column: Any) -> Any:
-    return pc.cast(column, pa.string()) if pa.types.is_dictionary(column.type) else column

@@ -10,7 +10,6 @@ from tollspan.processor.cli.output import Format, print_rows
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import find, named_queries, run, window
 from tollspan.processor.report import for_people
-from tollspan.processor.store import connect_for_query
 
 
 def query(
@@ -45,6 +44,9 @@ def query(
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    # Here, so that the other commands do not wait for the store's libraries.
+    from tollspan.processor.store import connect_for_query
+
     with connect_for_query(store) as reader:
         rows = run(reader, name, start, end, limit)
     if not rows and format is Format.table:

@@ -10,7 +10,6 @@ from tollspan.processor.cli.output import Format
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import window
 from tollspan.processor.report import build_report, print_report
-from tollspan.processor.store import connect_for_query
 
 
 def report(
@@ -38,6 +37,9 @@ def report(
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    # Here, so that the other commands do not wait for the store's libraries.
+    from tollspan.processor.store import connect_for_query
+
     with connect_for_query(store) as reader:
         gathered = build_report(reader, start, end)
     print_report(gathered, format)

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tollspan.processor.memory import keep_freed_memory
+
 
 def serve(
     store: Annotated[
@@ -42,6 +44,7 @@ def serve(
 
     Example: tollspan serve --prices prices.yaml --keep 0.1
     """
+    keep_freed_memory()
     # The service's libraries take a second to import; other commands should not wait for them.
     from tollspan.processor.pipeline import Settings
     from tollspan.processor.runtime import RuntimeConfig, parse_keep
