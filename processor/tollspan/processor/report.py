@@ -33,6 +33,9 @@ _CONSTANT: Final = frozenset({"currency"})
 """Columns that say the same in every row, left out of tables for people."""
 
 
+_EXCEPTIONS: Final = frozenset({"unpriced_inferences", "partial_inferences", "failed_calls", "not_billed"})
+
+
 def build_report(reader: Rows, since: datetime | None = None, until: datetime | None = None) -> dict[str, Any]:
     """Gather the report.
 
@@ -123,10 +126,21 @@ def summary(report: Mapping[str, Any]) -> list[str]:
 
 
 def for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows for a table that is read: no constant columns, quotients rounded, instants to the second (UTC)."""
+    """Rows for a table that is read: quotients rounded, instants to the second (UTC), and no column without news.
+
+    Without news are the currency, a column of unknowns (but never the cost: that it is not known is news), and a count
+    of exceptions that is 0 in every row.
+    """
+    dull = {
+        name
+        for name in (rows[0] if rows else ())
+        if name in _CONSTANT
+        or (name != "cost" and all(row[name] is None or row[name] == "" for row in rows))
+        or (name in _EXCEPTIONS and not any(row[name] for row in rows))
+    }
     shown = []
     for row in rows:
-        cells = {name: value for name, value in row.items() if name not in _CONSTANT}
+        cells = {name: value for name, value in row.items() if name not in dull}
         for name, places in (("cost_per_inference", 9), ("cost_per_1000", 6)):
             if cells.get(name) is not None:
                 cells[name] = round(cells[name], places)

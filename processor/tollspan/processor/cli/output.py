@@ -10,11 +10,13 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -88,10 +90,13 @@ def print_rows(
         for row in rows:
             print("| " + " | ".join(text(row[c]).replace("|", "\\|") for c in columns) + " |")
     else:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             numeric = any(isinstance(row[column], int | float | Decimal) for row in rows)
-            table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+            # A number is never broken over two lines; words are, where the terminal is narrow.
+            widest = max(10, *(len(text(row[column])) for row in rows))
+            heading = "\n".join(textwrap.wrap(column.replace("_", " "), widest))
+            table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
         for row in rows:
             table.add_row(*(text(row[c]) for c in columns))
         # Into a pipe or a file there is no edge to fold at; a table takes only the width that it needs.
