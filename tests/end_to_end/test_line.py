@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import socket
+import subprocess
 import sys
 import time
 import urllib.error
@@ -18,7 +19,7 @@ import grpc
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from service import Service, chat, payload, tollspan
+from service import TOLLSPAN, Service, chat, payload, tollspan
 
 INPUT, OUTPUT = Decimal("0.25") / 1_000_000, Decimal("2") / 1_000_000
 """gpt-5-mini's list price per token in USD."""
@@ -110,6 +111,39 @@ def test_what_was_acknowledged_is_there_once_after_kill_nine(folder: Path) -> No
     assert Decimal(total["cost"]) == sum(stored.values())
     assert bodies[0]["u"] == bodies[0]["n"] == len(stored), "with keep=1 every body survives as well"
     assert stats["decoded.spans"] > 0
+
+
+def test_a_replay_survives_kill_nine_of_the_service(folder: Path, tmp_path: Path) -> None:
+    """The service dies in the middle of a replay and comes back: the replay ends well and every call is there once."""
+    rng = random.Random(3)
+    calls = [(rng.randrange(1, 8000), rng.randrange(1, 900)) for _ in range(60_000)]
+    path = tmp_path / "long.csv"
+    with path.open("w") as file:
+        file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+        for i, (read, written) in enumerate(calls):
+            file.write(f"2023-11-16 {i // 3600:02d}:{i // 60 % 60:02d}:{i % 60:02d}.5,{read},{written}\n")
+    service = Service(folder)
+    with service:
+        service.options = ["--listen", service.info["grpc"]]
+        command = [*TOLLSPAN, "replay", str(path), "--provider", "openai", "--model", "gpt-5-mini"]
+        replay = subprocess.Popen(
+            [*command, "--to", service.info["grpc"]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        journal = folder / "journal"
+        deadline = time.monotonic() + 60
+        while sum(p.stat().st_size for p in journal.glob("segment-*")) < 1_000_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert replay.poll() is None, "still replaying"
+        service.kill()
+        service.start()
+        output, _ = replay.communicate(timeout=90)
+        assert replay.returncode == 0, output
+        assert "accepted 60000, refused 0" in output
+        service.stop()
+    total = service.query("total")
+    assert total["inferences"] == 60_000
+    assert Decimal(total["cost"]) == sum(read * INPUT + written * OUTPUT for read, written in calls)
 
 
 def test_errors_are_kept_and_the_ledger_has_everything(folder: Path) -> None:

@@ -67,7 +67,9 @@ def serve(
     console.print(f"tollspan: spans in at [bold]{service.grpc_address}[/] (OTLP/gRPC)")
     if service.sql_address:
         console.print(f"tollspan: SQL at [bold]http://{service.sql_address}/[/] (ClickHouse HTTP, read-only)")
-    console.print(f"tollspan: ledger in {service.runtime.store.url}, bodies of {keep} of traces and all errors kept")
+    share = f"{100 * settings.keep:g} % of the other traces"
+    console.print(f"tollspan: ledger in {service.runtime.store.url}", soft_wrap=True)
+    console.print(f"tollspan: full spans kept of every trace with an error and of {share}")
     stats = service.wait()
     console.print(
         f"tollspan: stopped; {stats.get('spans_acked', 0):,} spans accepted, {stats.get('ledger.rows', 0):,} billable, "
