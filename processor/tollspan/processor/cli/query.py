@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tollspan.processor.cli.options import Since, Store, Until
 from tollspan.processor.cli.output import Format, print_rows
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import find, named_queries, run, window
@@ -14,17 +15,9 @@ from tollspan.processor.report import for_people
 
 def query(
     name: Annotated[str | None, typer.Argument(help="Name of the query; --list shows them.")] = None,
-    store: Annotated[
-        str,
-        typer.Option(
-            envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."
-        ),
-    ] = "chdb://",
-    since: Annotated[
-        str | None,
-        typer.Option(help="Only what started from here on: 2026-11-01, an ISO instant, or an age (24h, 7d)."),
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Only what started before this; written as --since.")] = None,
+    store: Store = "chdb://",
+    since: Since = None,
+    until: Until = None,
     format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.table,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the queries.")] = False,

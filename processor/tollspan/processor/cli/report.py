@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tollspan.processor.cli.options import Since, Store, Until
 from tollspan.processor.cli.output import Format
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import window
@@ -13,17 +14,9 @@ from tollspan.processor.report import build_report, print_report
 
 
 def report(
-    store: Annotated[
-        str,
-        typer.Option(
-            envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."
-        ),
-    ] = "chdb://",
-    since: Annotated[
-        str | None,
-        typer.Option(help="Only what started from here on: 2026-11-01, an ISO instant, or an age (24h, 7d)."),
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Only what started before this; written as --since.")] = None,
+    store: Store = "chdb://",
+    since: Since = None,
+    until: Until = None,
     format: Annotated[Format, typer.Option(help="table, markdown or json.")] = Format.table,
 ) -> None:
     """Print what inference cost, who caused it and what is not known.

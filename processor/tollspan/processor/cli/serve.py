@@ -9,16 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tollspan.processor.cli.options import Store
 from tollspan.processor.memory import keep_freed_memory
 
 
 def serve(
-    store: Annotated[
-        str,
-        typer.Option(
-            envvar="TOLLSPAN_STORE", help="chdb:// (embedded), chdb:///DIR or clickhouse://user:pass@host/db."
-        ),
-    ] = "chdb://",
+    store: Store = "chdb://",
     listen: Annotated[str, typer.Option(help="OTLP/gRPC address.")] = "127.0.0.1:4317",
     sql: Annotated[
         str, typer.Option(help="Read-only SQL port of an embedded store, ClickHouse's HTTP interface; 'off' for none.")
