@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.exporter import TollspanSpanExporter
+from tollspan.processor.journal import Journal
 from tollspan.processor.pipeline import Settings
 from tollspan.processor.runtime import RuntimeConfig
 from tollspan.processor.store import open_store
@@ -102,3 +106,22 @@ def test_what_the_batch_processor_holds_at_exit_is_written_before_the_process_en
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert '"inferences": 7' in total.stdout, done.stderr + total.stderr
+
+
+def test_a_store_that_is_away_or_silent_holds_up_neither_export_nor_exit(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"clickhouse://127.0.0.1:{silent.getsockname()[1]}/db"
+        exporter = TollspanSpanExporter(RuntimeConfig(url, journal=tmp_path / "j"))
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        began = time.monotonic()
+        provider.get_tracer("test").start_span("chat", attributes=USAGE).end()
+        assert time.monotonic() - began < 5, "accepted by the journal, whatever the store does"
+        provider.shutdown()
+        assert time.monotonic() - began < 30
+    with contextlib.closing(Journal(tmp_path / "j")) as journal:
+        batch = journal.next_batch(1 << 20, 1.0)
+        assert batch is not None, "the span waits in the journal"
+        assert len(batch.payloads) == 1

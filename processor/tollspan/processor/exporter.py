@@ -11,14 +11,19 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from tollspan.processor.runtime import Runtime, RuntimeConfig
+from tollspan.processor.store import StoreInUse
 
 log = logging.getLogger(__name__)
+
+DRAIN_S: Final = 5.0
+"""Seconds that the end of the program waits for the store; the journal keeps what did not get there."""
 
 
 class TollspanSpanExporter(SpanExporter):
@@ -60,7 +65,7 @@ class TollspanSpanExporter(SpanExporter):
         with self._lock:
             runtime, self._runtime, self._closed = self._runtime, None, True
         if runtime is not None and self._pid == os.getpid():
-            runtime.stop()
+            runtime.stop(DRAIN_S)
 
     def _open(self) -> Runtime | None:
         with self._lock:
@@ -75,8 +80,17 @@ class TollspanSpanExporter(SpanExporter):
                 return None
             if self._runtime is None:
                 try:
-                    runtime = Runtime(self._config or RuntimeConfig.from_environment())
+                    config = self._config or RuntimeConfig.from_environment()
+                    runtime = Runtime(config, wait_for_store=True)
                     runtime.start()
+                except StoreInUse as error:
+                    self._broken = True
+                    log.error(
+                        "tollspan exporter is off: %s For several processes run `tollspan serve` and export to it "
+                        "with OTLP (OTEL_TRACES_EXPORTER=otlp).",
+                        error.message,
+                    )
+                    return None
                 except Exception as error:  # noqa: BLE001  (telemetry that cannot start must not stop the program)
                     self._broken = True
                     log.error("tollspan exporter is off: %s", error)

@@ -19,16 +19,21 @@ import platformdirs
 
 from tollspan.pricing import PriceEngine, load_book, shipped_book
 from tollspan.processor.counters import Counters
-from tollspan.processor.errors import ConfigError
+from tollspan.processor.errors import ConfigError, StoreUnavailable, TollspanError
 from tollspan.processor.journal import Journal
 from tollspan.processor.pipeline import Pipeline, Settings
-from tollspan.processor.store import open_store
+from tollspan.processor.store import Server, Store, locate, open_store
 from tollspan.processor.write import Writer
 
 log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 25.0
 """Seconds that a shutdown waits for a store that is away before it leaves the rest in the journal."""
+
+GIVE_UP_S: Final = 2.0
+"""Seconds that a call to the store gets to end once it has been given up on."""
+
+RECONNECT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +100,46 @@ class Runtime:
     Args:
         config: see `RuntimeConfig`.
         counters: shared with whoever feeds the journal.
+        wait_for_store: leave connecting to a server to the worker, so that one which is away or silent holds nobody
+            up: the journal takes spans in until it answers.
 
     Raises:
         TollspanError, BookError: the store, the journal or the price book cannot be used; nothing stays open.
     """
 
-    def __init__(self, config: RuntimeConfig, counters: Counters | None = None) -> None:
+    def __init__(
+        self, config: RuntimeConfig, counters: Counters | None = None, *, wait_for_store: bool = False
+    ) -> None:
         self.config = config
         self.counters = counters or Counters()
         book = shipped_book() if config.prices is None else load_book(config.prices)
         self.engine = PriceEngine(book)
-        self.store = open_store(config.store, create=True)
+        location = locate(config.store)
+        later = wait_for_store and isinstance(location, Server)
+        self._store: Store | None = None if later else _open(config.store)
+        home = self._store.directory if self._store is not None else None
         try:
-            self.store.migrate()
-            self.directory = config.journal or journal_directory(config.store, self.store.directory)
+            self.directory = config.journal or journal_directory(config.store, home)
             self.journal = Journal(self.directory, counters=self.counters)
         except BaseException:
-            self.store.close()
+            if self._store is not None:
+                self._store.close()
             raise
+        self._home = home or self.directory
         self._give_up = threading.Event()
         self._stop = threading.Event()
-        writer = Writer(self.store, self._give_up, self.counters)
-        self.pipeline = Pipeline(self.journal, writer, self.engine, config.settings, self.counters)
         self._thread = threading.Thread(target=self._work, name="tollspan-pipeline", daemon=True)
+
+    @property
+    def store(self) -> Store:
+        """The open store.
+
+        Raises:
+            StoreUnavailable: it has not answered yet.
+        """
+        if self._store is None:
+            raise StoreUnavailable(f"Store {self.config.store} has not answered yet.")
+        return self._store
 
     def start(self) -> None:
         """Start the worker; what the journal still held comes first."""
@@ -131,21 +153,25 @@ class Runtime:
     def stop(self, timeout_s: float = DRAIN_S) -> dict[str, int]:
         """Finish what was accepted, close everything, and return the counters.
 
-        A store that stays away longer than ``timeout_s`` is given up on: the journal keeps the rest.
+        A store that stays away, or answers nothing, longer than ``timeout_s`` is given up on: the journal keeps the
+        rest. This returns soon after that whatever the store does.
         """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
             self._give_up.set()
-            self._thread.join()
+            self._thread.join(GIVE_UP_S)
         self.journal.close()
-        self.store.close()
+        if self._thread.is_alive():
+            # It hangs in a call to the store; the thread is a daemon, and closing the store under it helps nobody.
+            log.warning("the store does not answer; what it has not taken stays in the journal")
+        elif self._store is not None:
+            self._store.close()
         stats = self.counters.snapshot()
         stats["spans_acked"] = stats.get("decoded.spans", 0) + sum(
             count for name, count in stats.items() if name.startswith("rejected.")
         )
-        home = self.store.directory or self.directory
-        (home / "stats.json").write_text(json.dumps(stats, indent=2, sort_keys=True) + "\n")
+        (self._home / "stats.json").write_text(json.dumps(stats, indent=2, sort_keys=True) + "\n")
         return stats
 
     def _work(self) -> None:
@@ -155,4 +181,36 @@ class Runtime:
 
         attach(Context())
         with suppress_instrumentation():
-            self.pipeline.run(self._stop)
+            store = self._connected()
+            if store is None:
+                return
+            writer = Writer(store, self._give_up, self.counters)
+            Pipeline(self.journal, writer, self.engine, self.config.settings, self.counters).run(self._stop)
+
+    def _connected(self) -> Store | None:
+        """The store, once it answers; None when it is time to stop and it has not."""
+        told = False
+        while self._store is None:
+            try:
+                self._store = _open(self.config.store)
+            except StoreUnavailable as error:
+                if not told:
+                    log.warning("%s Spans wait in the journal until it answers.", error)
+                told = True
+                if self._stop.wait(RECONNECT_S):
+                    return None
+            except TollspanError as error:
+                log.error("%s Spans stay in the journal.", error)
+                return None
+        return self._store
+
+
+def _open(url: str) -> Store:
+    """A migrated store."""
+    store = open_store(url, create=True)
+    try:
+        store.migrate()
+    except BaseException:
+        store.close()
+        raise
+    return store
