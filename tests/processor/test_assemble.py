@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollspan.processor.assemble import Assembler, correct
+from tollspan.processor.identity import ascending, distinct, repeated
 
 ROOT = 0
 
@@ -82,7 +83,7 @@ def feed(assembler: Assembler, batches: list[list[Span]]) -> dict[int, dict]:
             if rolled:
                 row.update(cost=None, cost_status="rollup", revision=1)
         mine = tokens & ~rollups
-        assembler.remember(keys[mine], table.filter(pa.array(mine)), float(now))
+        assembler.remember(keys, table, mine, float(now))
         written += late.to_pylist() if late is not None else []
         for row in written:
             if row["id"] not in rows or row["revision"] >= rows[row["id"]]["revision"]:
@@ -143,3 +144,27 @@ def test_a_corrected_row_keeps_what_is_not_tokens() -> None:
     assert fixed["charges.meter"] == ["cpu.seconds"]
     assert fixed["cost_status"] == "priced"
     assert fixed["cost_reasons"] == "rollup"
+
+
+KEYS = st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1), max_size=40).map(lambda keys: np.array(keys, np.uint64))
+
+
+@given(KEYS)
+def test_keys_are_grouped_as_numpy_groups_them(keys: np.ndarray) -> None:
+    for found, expected in zip(distinct(keys), np.unique(keys, return_index=True, return_inverse=True), strict=True):
+        assert found.tolist() == expected.tolist()
+    assert ascending(keys).tolist() == sorted(set(keys.tolist()))
+    assert repeated(keys).tolist() == [key in keys[:row].tolist() for row, key in enumerate(keys.tolist())]
+
+
+def test_remembered_ledger_rows_are_bounded_in_bytes_and_the_youngest_are_still_corrected() -> None:
+    table = ledger([Span(1, 0, True)] * 1000)
+    assembler = Assembler(max_bytes=10 * table.nbytes)
+    every = np.ones(1000, bool)
+    for batch in range(40):
+        assembler.mark(*(np.zeros(0, kind) for kind in (np.uint64, np.uint64, bool, bool)), float(batch))
+        assembler.remember(np.arange(1000, dtype=np.uint64) + np.uint64(1000 * batch + 1), table, every, float(batch))
+        assert assembler._written_bytes <= 11 * table.nbytes
+    corrected = assembler.corrections(np.array([1, 39_001, 40_000], np.uint64), LEDGER)
+    assert corrected is not None
+    assert corrected.num_rows == 2

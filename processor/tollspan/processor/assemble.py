@@ -12,6 +12,7 @@ descendant. Everything is sorted arrays; the one loop is over the depth of the t
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -19,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tollspan.processor.identity import U64, Layers, Mask, find, member
+from tollspan.processor.identity import U64, Layers, Mask, Rows, ascending, find, member
 
 MAX_DEPTH: Final = 4096
 """Levels that one batch propagates; a deeper chain (or a cycle of parents) ends there."""
@@ -47,8 +48,9 @@ class _Written:
 
     born: float
     keys: U64
-    order: Any
+    rows: Rows
     ledger: pa.Table
+    nbytes: int
 
 
 @dataclass(slots=True)
@@ -61,12 +63,17 @@ class Assembler:
     Args:
         window_s: how long the structure of a span is remembered, in seconds.
         max_spans: bound on remembered spans; the oldest are forgotten first.
+        max_bytes: bound on remembered ledger rows, likewise. A child that comes later than that no longer corrects its
+            parent's row.
     """
 
     window_s: float = 120.0
     max_spans: int = 2_000_000
+    max_bytes: int = 256 << 20
     _generations: list[_Generation] = field(default_factory=list)
-    _written: list[_Written] = field(default_factory=list)
+    _written: deque[_Written] = field(default_factory=deque)
+    _written_bytes: int = 0
+    _written_keys: Layers = field(default_factory=Layers)
     _ancestors: Layers = field(default_factory=Layers)
 
     def mark(self, keys: U64, parents: U64, is_root: Mask, tokens: Mask, now: float) -> tuple[Mask, U64]:
@@ -82,11 +89,11 @@ class Assembler:
             (roll-up mask over the batch, keys newly known to have a token-bearing descendant).
         """
         self._expire(now)
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys)
         sorted_keys = keys[order]
 
         passed_on = self._ancestors.member(keys)
-        frontier = np.unique(parents[(tokens | passed_on) & ~is_root])
+        frontier = ascending(parents[(tokens | passed_on) & ~is_root])
         announced = np.zeros(0, np.uint64)
         for _ in range(MAX_DEPTH):
             frontier = frontier[~(member(frontier, announced) | self._ancestors.member(frontier))]
@@ -100,11 +107,24 @@ class Assembler:
         self._compact()
         return rollups, announced
 
-    def remember(self, keys: U64, ledger: pa.Table, now: float) -> None:
-        """Keep the ledger rows of token-bearing spans that were billed, in case a child of theirs comes late."""
-        if len(keys):
-            order = np.argsort(keys, kind="stable")
-            self._written.append(_Written(now, keys[order], order, ledger))
+    def remember(self, keys: U64, ledger: pa.Table, billed: Mask, now: float) -> None:
+        """Keep the ledger rows of token-bearing spans that were billed, in case a child of theirs comes late.
+
+        Args:
+            keys: span key of each ledger row.
+            ledger: the rows of a batch.
+            billed: which of them to keep.
+            now: monotonic seconds.
+        """
+        rows = np.flatnonzero(billed)
+        if len(rows):
+            if 2 * len(rows) < len(billed):
+                # Copying costs more than carrying along a few rows too many, but not than most of the table.
+                ledger, rows = ledger.take(pa.array(rows)), np.arange(len(rows), dtype=np.int64)
+            keys = keys[billed]
+            self._written.append(_Written(now, keys, rows, ledger, ledger.nbytes))
+            self._written_bytes += self._written[-1].nbytes
+            self._written_keys.add(ascending(keys), now)
 
     def corrections(self, announced: U64, schema: pa.Schema) -> pa.Table | None:
         """Ledger rows written earlier that are now known to be roll-ups, with a higher revision; None if none are.
@@ -112,17 +132,12 @@ class Assembler:
         Late children are rare, so this one place works row by row.
         """
         found: list[dict[str, Any]] = []
-        if not len(announced):
-            return None
-        for written in self._written:
-            at = find(announced, written.keys)
-            at = at[at >= 0]
-            if len(at):
-                rows = written.ledger.take(pa.array(written.order[at])).to_pylist()
-                found.extend(correct(row) for row in rows)
-                keep = np.ones(len(written.keys), np.bool_)
-                keep[at] = False
-                written.keys, written.order = written.keys[keep], written.order[keep]
+        late = announced[self._written_keys.member(announced)]
+        for written in self._written if len(late) else ():
+            hit = member(written.keys, late)
+            if hit.any():
+                found.extend(correct(row) for row in written.ledger.take(pa.array(written.rows[hit])).to_pylist())
+                written.keys, written.rows = written.keys[~hit], written.rows[~hit]
         return pa.Table.from_pylist(found, schema=schema) if found else None
 
     def _step_up(self, frontier: U64, sorted_keys: U64, order: Any, parents: U64, is_root: Mask) -> U64:
@@ -139,16 +154,26 @@ class Assembler:
             hit = at[at >= 0]
             found.append(generation.parents[hit][~generation.is_root[hit]])
             rest = rest[at < 0]
-        return np.unique(np.concatenate(found))
+        return ascending(np.concatenate(found))
 
     def _expire(self, now: float) -> None:
         horizon = now - self.window_s
         self._generations = [g for g in self._generations if g.born >= horizon]
         while len(self._generations) > 1 and sum(len(g.keys) for g in self._generations) > self.max_spans:
             self._generations.pop(0)
-        self._written = [w for w in self._written if w.born >= horizon and len(w.keys)]
-        while len(self._written) > 1 and sum(len(w.keys) for w in self._written) > self.max_spans:
-            self._written.pop(0)
+        remembered = sum(len(w.keys) for w in self._written)
+        while self._written and (
+            self._written[0].born < horizon
+            or (len(self._written) > 1 and (remembered > self.max_spans or self._written_bytes > self.max_bytes))
+        ):
+            oldest = self._written.popleft()
+            remembered -= len(oldest.keys)
+            self._written_bytes -= oldest.nbytes
+        if len(self._written_keys) > 2 * remembered + 100_000:
+            # Mostly keys of rows that are forgotten. Exactly those that are left, for a missing one is a wrong bill.
+            self._written_keys = Layers()
+            if self._written:
+                self._written_keys.add(ascending(np.concatenate([w.keys for w in self._written])), now)
         self._ancestors.expire(horizon, self.max_spans)
 
     def _compact(self) -> None:

@@ -52,6 +52,11 @@ _TEXT: Final = (
     "convention",
 )
 
+_USED: Final = sorted(
+    {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
+    | {"batch_size", "invalid", *SELECTORS, *_TEXT}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Charged:
@@ -81,10 +86,9 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
         rollups: shape (n,), spans whose tokens are billed on their descendants.
         engine: prices as of its book's version.
     """
-    every = normalized.table
-    rows = np.flatnonzero(np.asarray(every["billable"]))
+    rows = np.flatnonzero(np.asarray(normalized.table["billable"]))
     index = pa.array(rows)
-    table = every.take(index)
+    table = normalized.table.select(_USED).take(index)
     rolled = rollups[rows]
 
     quantities = {}

@@ -124,7 +124,10 @@ class Pipeline:
             self.counters.add("pipeline.set_aside")
 
     def _process(self, batch: Batch) -> None:
+        received = sum(map(len, batch.payloads))
         decoded = decode(batch.payloads)
+        # The journal has them; a batch that waits a second or more for decisions need not hold them in memory as well.
+        batch.payloads.clear()
         self.counters.add("decoded.spans", len(decoded))
         self.counters.add("decoded.malformed", len(decoded.malformed))
         for reason, count in decoded.rejected.items():
@@ -147,11 +150,11 @@ class Pipeline:
         ledger = charged.ledger
         late = self.assembler.corrections(announced, ledger.schema)
         billed = (tokens & ~rollups)[charged.rows]
-        self.assembler.remember(spans[charged.rows][billed], ledger.filter(pa.array(billed)), now)
+        self.assembler.remember(spans[charged.rows], ledger, billed, now)
         self._count(charged, late)
         self._write(batch.token, pa.concat_tables([ledger, late]) if late is not None else ledger, None, None)
 
-        held = self._hold(decoded, normalized, charged, root, batch)
+        held = self._hold(decoded, normalized, charged, root, received)
         states = decoded.spans["trace_state"]
         chance, incoming = randomness(plain(states), trace)
         self.sampler.offer(
@@ -170,7 +173,7 @@ class Pipeline:
             )
         )
 
-    def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, batch: Batch) -> Held:
+    def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, received: int) -> Held:
         table = normalized.table
         row_of = np.full(len(decoded), -1, np.int64)
         row_of[charged.rows] = np.arange(len(charged.rows))
@@ -189,7 +192,6 @@ class Pipeline:
                 "cost_status": pc.cast(plain(charged.ledger["cost_status"]), pa.string()).take(at),
             }
         )
-        received = sum(len(payload) for payload in batch.payloads)
         return Held(decoded, facts, received // max(len(decoded), 1))
 
     def _settle(self, decided: Round) -> None:

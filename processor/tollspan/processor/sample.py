@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tollspan.processor.identity import U64, Mask, Rows, find
+from tollspan.processor.identity import U64, Mask, Rows, distinct, find, repeated
 
 RANDOM_BITS: Final = 56
 """Bits of trace randomness, and the scale of thresholds (OpenTelemetry probability sampling)."""
@@ -207,7 +207,7 @@ class TailSampler:
         arrived = np.repeat(np.array([p.arrived for p in parts]), sizes)
         root = np.concatenate([p.root for p in parts])
         error = np.concatenate([p.error for p in parts])
-        keys, first, group = np.unique(trace, return_index=True, return_inverse=True)
+        keys, first, group = distinct(trace)
         count = len(keys)
 
         born = np.full(count, np.inf)
@@ -242,15 +242,15 @@ class TailSampler:
 
         number = np.cumsum(due) - 1
         out.traces = int(due.sum())
-        span = np.concatenate([p.span for p in parts])
-        _, firsts = np.unique(span, return_index=True)
-        duplicate = np.ones(len(span), np.bool_)
-        duplicate[firsts] = False
+        leaving = due[group]
+        # Spans of one trace leave together, so a duplicate's first is among them.
+        duplicate = np.zeros(len(trace), np.bool_)
+        duplicate[leaving] = repeated(np.concatenate([p.span for p in parts])[leaving])
         start = 0
         for pending, size in zip(parts, sizes, strict=True):
             mine = slice(start, start + size)
             start += size
-            gone = due[group[mine]]
+            gone = leaving[mine]
             if not gone.any():
                 continue
             of = group[mine][gone]

@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass, field
 
 from tollspan.processor.decode import validate
+from tollspan.processor.memory import settle_objects
 from tollspan.processor.receive import Receiver
 from tollspan.processor.runtime import Runtime, RuntimeConfig
 from tollspan.processor.sqlfront import SqlFront
@@ -76,6 +77,7 @@ class Service:
                 self._front.stop()
             runtime.stop()
             raise
+        settle_objects()
         if runtime.store.embedded:
             write_service_file(runtime.store, {"pid": os.getpid(), "grpc": self.grpc_address, "sql": self.sql_address})
 

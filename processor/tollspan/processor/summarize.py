@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tollspan.pricing import PriceEngine
 from tollspan.processor.charge import given, plain
 from tollspan.processor.decode import Decoded
-from tollspan.processor.identity import Rows
+from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.sample import DROPPED, REASONS, Decision, encode_threshold
 
 
@@ -54,14 +54,12 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
         traces: number of decided traces.
         engine: prices ``telemetry.bytes``; NULL cost when the book has no price for it.
     """
-    facts = pa.concat_tables([d.bodies.facts.take(pa.array(d.rows)) for d in decisions]).combine_chunks()
     group = np.concatenate([d.group for d in decisions])
     reason = np.concatenate([d.reason for d in decisions])
     thresholds = np.concatenate([d.threshold for d in decisions])
     single = ~np.concatenate([d.duplicate for d in decisions])
     size = np.concatenate([np.full(len(d.rows), d.bodies.span_bytes, np.int64) for d in decisions])
-    start, end = np.asarray(facts["start_ns"]), np.asarray(facts["end_ns"])
-    root, error = np.asarray(facts["root"]), np.asarray(facts["error"])
+    start, end, root, error = (_gathered(decisions, name) for name in ("start_ns", "end_ns", "root", "error"))
 
     first = np.full(traces, np.iinfo(np.int64).max)
     np.minimum.at(first, group, start)
@@ -74,19 +72,24 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
     any_row = np.zeros(traces, np.int64)
     any_row[group] = np.arange(len(group))
     kept = reason[any_row] != DROPPED
+    # Text is taken for the one row of a trace that is shown, not for all.
+    roots = _facts(decisions, root, ["name", "service", "tenant"])
     root_row = np.full(traces, -1, np.int64)
-    root_row[group[root]] = np.flatnonzero(root)
+    root_row[group[root]] = np.arange(roots.num_rows)
     at_root = pa.array(root_row, mask=root_row < 0)
+    shown = np.zeros(len(group), np.bool_)
+    shown[any_row] = True
+    of_shown = np.cumsum(shown) - 1
 
     def of_root(name: str) -> Any:
-        return given(plain(facts[name]).take(at_root))
+        return given(plain(roots[name]).take(at_root))
 
     levels, level = np.unique(thresholds[any_row], return_inverse=True)
     names = pa.array([encode_threshold(int(v)) for v in levels])
     priced = engine.price_columns(first, {}, {"telemetry.bytes": pa.array(received)})
     return pa.table(
         {
-            "trace_id": plain(facts["trace_id"]).take(pa.array(any_row)),
+            "trace_id": plain(_facts(decisions, shown, ["trace_id"])["trace_id"]).take(pa.array(of_shown[any_row])),
             "day": pc.cast(pc.cast(pa.array(first), pa.timestamp("ns", "UTC")), pa.date32()),
             "start_time": pc.cast(pa.array(first), pa.timestamp("ns", "UTC")),
             "end_time": pc.cast(pa.array(last), pa.timestamp("ns", "UTC")),
@@ -103,3 +106,18 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
             "threshold": pc.if_else(pa.array(kept), names.take(pa.array(level)), ""),
         }
     )
+
+
+def _gathered(decisions: Sequence[Decision], name: str) -> Any:
+    """A column of facts without nulls for all decided rows, decision after decision."""
+    return np.concatenate([np.asarray(d.bodies.facts[name])[d.rows] for d in decisions])
+
+
+def _facts(decisions: Sequence[Decision], chosen: Mask, names: list[str]) -> pa.Table:
+    """Facts of the chosen ones of all decided rows, in their order."""
+    parts, start = [], 0
+    for decision in decisions:
+        mine = decision.rows[chosen[start : start + len(decision.rows)]]
+        start += len(decision.rows)
+        parts.append(decision.bodies.facts.select(names).take(pa.array(mine)))
+    return pa.concat_tables(parts).combine_chunks()

@@ -49,10 +49,10 @@ def classify(raw: Any) -> Kinds:
     if offsets[-1] == offsets[0]:
         return np.zeros(len(raw), np.uint8)
     starts, sizes = offsets[:-1], np.diff(offsets)
-    last = len(data) - 1
-    kinds = _KIND_OF_TAG[data[np.minimum(starts, last)]]
-    second = data[np.minimum(starts + 1, last)]
-    framed = _FRAMED[kinds]
+    # `take` is twice as fast as indexing; "clip" because an empty value may stand behind the last byte.
+    kinds = _KIND_OF_TAG.take(data.take(starts, mode="clip"))
+    second = data.take(starts + 1, mode="clip")
+    framed = _FRAMED.take(kinds)
     wrong = framed & ((second != sizes - 2) | (second > 127))
     wrong |= (kinds == BOOL) & ((sizes != 2) | (second > 1))
     wrong |= (kinds == DOUBLE) & (sizes != 9)
