@@ -48,6 +48,7 @@ LEDGER = pa.schema(
         ("cost_reasons", pa.string()),
         ("charges.meter", pa.list_(pa.string())),
         ("charges.cost", pa.list_(pa.decimal128(38, 12))),
+        ("charges.status", pa.list_(pa.string())),
         ("revision", pa.uint32()),
     ]
 )
@@ -62,6 +63,7 @@ def ledger(spans: list[Span]) -> pa.Table:
             [""] * len(spans),
             [["tokens.output"]] * len(spans),
             [[Decimal(1)]] * len(spans),
+            [["priced"]] * len(spans),
             [0] * len(spans),
         ],
         schema=LEDGER,
@@ -135,8 +137,9 @@ def test_a_corrected_row_keeps_what_is_not_tokens() -> None:
         "cost": Decimal("3"),
         "cost_status": "priced",
         "cost_reasons": "",
-        "charges.meter": ["tokens.output", "cpu.seconds"],
-        "charges.cost": [Decimal("2"), Decimal("1")],
+        "charges.meter": ["tokens.output", "requests", "cpu.seconds"],
+        "charges.cost": [Decimal("2"), Decimal("5"), Decimal("1")],
+        "charges.status": ["priced", "priced", "priced"],
         "revision": 0,
     }
     fixed = correct(row)
@@ -144,6 +147,8 @@ def test_a_corrected_row_keeps_what_is_not_tokens() -> None:
     assert fixed["charges.meter"] == ["cpu.seconds"]
     assert fixed["cost_status"] == "priced"
     assert fixed["cost_reasons"] == "rollup"
+    unknown = row | {"charges.status": ["priced", "priced", "unpriced"], "charges.cost": [Decimal(2), Decimal(5), None]}
+    assert (correct(unknown)["cost_status"], correct(unknown)["cost"]) == ("unpriced", None)
 
 
 KEYS = st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1), max_size=40).map(lambda keys: np.array(keys, np.uint64))

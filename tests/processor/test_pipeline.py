@@ -160,7 +160,7 @@ def test_a_store_that_is_away_or_loses_its_reply_costs_nothing(store: Store, tmp
     line.journal.close()
 
 
-def test_a_refused_batch_stays_in_the_journal_and_the_next_goes_on(store: Store, tmp_path: Path) -> None:
+def test_a_refused_request_is_set_aside_and_tried_again_at_the_next_start(store: Store, tmp_path: Path) -> None:
     flaky = Flaky(store)
     line = Line(flaky, tmp_path / "journal")
     flaky.faults = [StoreError("no")] * 3
@@ -170,8 +170,10 @@ def test_a_refused_batch_stays_in_the_journal_and_the_next_goes_on(store: Store,
     line.drain()
     assert line.counters.snapshot()["pipeline.set_aside"] == 1
     assert total(line) == (1, CALL)
+    assert line.journal.stats()["outstanding"] == 0, "it does not hold the journal's cursor back"
     line.crash()
     line.open()
+    line.pipeline.take_back()
     line.drain()
     assert total(line) == (2, 2 * CALL), "the next start brings it"
     line.journal.close()
@@ -218,3 +220,65 @@ def test_a_refused_call_is_not_billed_and_one_without_usage_is_unknown(line: Lin
         ("unpriced", "usage_missing", None),
         ("unpriced", "usage_missing", None),
     ]
+
+
+class Picky(Flaky):
+    """Refuses every insert that contains one certain span."""
+
+    def insert(self, table: str, rows: pa.Table, token: str) -> None:
+        if table == "ledger" and (3).to_bytes(8, "big") in rows["span_id"].to_pylist():
+            raise StoreError("refused")
+        super().insert(table, rows, token)
+
+
+def test_one_poisonous_request_does_not_keep_its_batch_out_of_the_ledger(store: Store, tmp_path: Path) -> None:
+    line = Line(Picky(store), tmp_path / "journal")
+    for n in range(1, 8):
+        line.send(chat(n))
+    line.drain()
+    assert total(line) == (6, 6 * CALL)
+    (kept,) = (tmp_path / "journal" / "set-aside").glob("*.otlp")
+    assert kept.read_bytes() == payload([chat(3)])
+    line.journal.close()
+
+
+def test_odd_numbers_and_dates_on_one_span_leave_its_batch_alone(line: Line) -> None:
+    late = chat(3)
+    late.start_time_unix_nano = 7_300_000_000 * 10**9  # in the year 2201
+    late.end_time_unix_nano = late.start_time_unix_nano + 1
+    line.send(
+        chat(1), chat(2, **{"tollspan.batch.size": 2**33, "tollspan.retries": -1}), late, chat(4, tenant="x" * 2000)
+    )
+    line.drain()
+    assert total(line) == (4, 3 * CALL)
+    assert line.rows("SELECT batch_size, retries FROM ledger FINAL WHERE span_id = unhex('0000000000000002')") == [
+        {"batch_size": None, "retries": None}
+    ]
+    assert line.rows("SELECT count() AS n FROM traces FINAL") == [{"n": 4}]
+    assert "pipeline.set_aside" not in line.counters.snapshot()
+
+
+@pytest.mark.parametrize("tokens", [(0, 0), (-5, 1)])
+def test_a_child_that_used_nothing_does_not_take_its_parents_bill(line: Line, tokens: tuple[int, int]) -> None:
+    line.send(chat(1), chat(2, trace=1, parent=1, tokens=tokens))
+    line.drain()
+    statuses = line.rows(
+        "SELECT cost_status AS s, cost AS c FROM ledger FINAL WHERE parent_span_id = unhex('0000000000000000')"
+    )
+    assert statuses == [{"s": "priced", "c": CALL}]
+
+
+def test_an_embedding_inside_a_call_is_billed_beside_it_and_not_instead(line: Line) -> None:
+    embedding = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": "text-embedding-3-small"}
+    line.send(chat(1), chat(2, trace=1, parent=1, tokens=None, **embedding, **{"gen_ai.usage.input_tokens": 1000}))
+    line.send(chat(4, trace=4, tokens=None, **embedding, **{"gen_ai.usage.input_tokens": 1000}))
+    line.send(chat(5, trace=4, parent=4, tokens=None, **embedding, **{"gen_ai.usage.input_tokens": 1000}))
+    line.drain()
+    rows = line.rows("SELECT cost_status AS s FROM ledger FINAL ORDER BY start_time")
+    assert [r["s"] for r in rows] == ["priced", "priced", "rollup", "priced"], "embeddings roll up embeddings"
+
+
+def test_a_span_that_is_its_own_parent_is_billed(line: Line) -> None:
+    line.send(chat(1, trace=1, parent=1))
+    line.drain()
+    assert total(line) == (1, CALL)

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from tollspan.pricing.meters import METERS
 from tollspan.processor.identity import U64, Layers, Mask, Rows, ascending, find, member
 
 MAX_DEPTH: Final = 4096
@@ -29,6 +30,7 @@ MAX_GENERATIONS: Final = 12
 
 BILLED: Final = 0
 ROLLUP: Final = 1
+_EMBEDDING: Final = np.uint64(0x5851F42D4C957F2D)
 """Ledger revisions; the higher replaces the lower."""
 
 
@@ -67,7 +69,7 @@ class Assembler:
             parent's row.
     """
 
-    window_s: float = 120.0
+    window_s: float = 900.0
     max_spans: int = 2_000_000
     max_bytes: int = 256 << 20
     _generations: list[_Generation] = field(default_factory=list)
@@ -75,25 +77,53 @@ class Assembler:
     _written_bytes: int = 0
     _written_keys: Layers = field(default_factory=Layers)
     _ancestors: Layers = field(default_factory=Layers)
+    _embeds: bool = False
 
-    def mark(self, keys: U64, parents: U64, is_root: Mask, tokens: Mask, now: float) -> tuple[Mask, U64]:
+    def mark(
+        self,
+        keys: U64,
+        parents: U64,
+        is_root: Mask,
+        tokens: Mask,
+        now: float,
+        *,
+        used: Mask | None = None,
+        embeddings: Mask | None = None,
+    ) -> tuple[Mask, U64]:
         """Take a batch's structure in.
 
         Args:
             keys, parents: span and parent keys, shape (n,); a root's parent key is not looked at.
             is_root: spans without a parent.
-            tokens: spans that carry token usage.
+            tokens: spans that carry token usage: what can be a roll-up.
             now: monotonic seconds.
+            used: spans whose token usage is right and above zero, by default all of ``tokens``. Only these make
+                roll-ups of their ancestors: usage of nothing accounts for nobody's bill.
+            embeddings: spans that embed. An embedding inside a chat call does not account for the call's tokens, so
+                these only make roll-ups of each other.
 
         Returns:
-            (roll-up mask over the batch, keys newly known to have a token-bearing descendant).
+            (roll-up mask over the batch, keys (see `billing_keys`) newly known to have a token-bearing descendant).
         """
         self._expire(now)
         order = np.argsort(keys)
         sorted_keys = keys[order]
+        # A span that names itself as its parent is a root.
+        is_root = is_root | (keys == parents)
+        used = tokens if used is None else used
+        if embeddings is not None and (embeddings & tokens).any():
+            self._embeds = True
+        own = keys if embeddings is None else billing_keys(keys, embeddings)
 
-        passed_on = self._ancestors.member(keys)
-        frontier = ascending(parents[(tokens | passed_on) & ~is_root])
+        passed_on = self._ancestors.member(own)
+        above = ~is_root
+        carriers = used if embeddings is None else used & ~embeddings
+        frontier = parents[(carriers | self._ancestors.member(keys)) & above]
+        if self._embeds:
+            small = (used & embeddings) if embeddings is not None else np.zeros(len(keys), np.bool_)
+            passing = self._ancestors.member(keys ^ _EMBEDDING)
+            frontier = np.concatenate([frontier, parents[(small | passing) & above] ^ _EMBEDDING])
+        frontier = ascending(frontier)
         announced = np.zeros(0, np.uint64)
         for _ in range(MAX_DEPTH):
             frontier = frontier[~(member(frontier, announced) | self._ancestors.member(frontier))]
@@ -102,7 +132,7 @@ class Assembler:
             announced = np.union1d(announced, frontier)
             frontier = self._step_up(frontier, sorted_keys, order, parents, is_root)
         self._ancestors.add(announced, now)
-        rollups = tokens & (passed_on | member(keys, announced))
+        rollups = tokens & (passed_on | member(own, announced))
         self._generations.append(_Generation(now, sorted_keys, parents[order], is_root[order]))
         self._compact()
         return rollups, announced
@@ -111,7 +141,7 @@ class Assembler:
         """Keep the ledger rows of token-bearing spans that were billed, in case a child of theirs comes late.
 
         Args:
-            keys: span key of each ledger row.
+            keys: key of each ledger row, see `billing_keys`.
             ledger: the rows of a batch.
             billed: which of them to keep.
             now: monotonic seconds.
@@ -142,6 +172,13 @@ class Assembler:
 
     def _step_up(self, frontier: U64, sorted_keys: U64, order: Any, parents: U64, is_root: Mask) -> U64:
         """Parents of the spans in ``frontier``, as far as those spans are in this batch or in the window."""
+        up = self._parents_of(frontier, sorted_keys, order, parents, is_root)
+        if self._embeds:
+            small = self._parents_of(frontier ^ _EMBEDDING, sorted_keys, order, parents, is_root)
+            up = np.concatenate([up, small ^ _EMBEDDING])
+        return ascending(up)
+
+    def _parents_of(self, frontier: U64, sorted_keys: U64, order: Any, parents: U64, is_root: Mask) -> U64:
         found = []
         at = find(frontier, sorted_keys)
         rows = order[at[at >= 0]]
@@ -154,7 +191,7 @@ class Assembler:
             hit = at[at >= 0]
             found.append(generation.parents[hit][~generation.is_root[hit]])
             rest = rest[at < 0]
-        return ascending(np.concatenate(found))
+        return np.concatenate(found)
 
     def _expire(self, now: float) -> None:
         horizon = now - self.window_s
@@ -193,17 +230,36 @@ class Assembler:
         self._generations[half:] = [merged]
 
 
+def is_model(meter: str) -> bool:
+    """Whether a meter is of the part of the bill that a roll-up repeats."""
+    known = METERS.get(meter)
+    return known is not None and known.component == "model"
+
+
+def billing_keys(keys: U64, embeddings: Mask) -> U64:
+    """Keys under which spans are looked up as roll-ups: embeddings stand apart from everything else."""
+    return np.where(embeddings, keys ^ _EMBEDDING, keys)
+
+
 def correct(row: dict[str, Any]) -> dict[str, Any]:
-    """A billed ledger row as the roll-up it turned out to be: token charges gone, the rest and its cost kept."""
+    """A billed ledger row as the roll-up it turned out to be: what its descendants are billed for is gone.
+
+    That is every charge of the model: tokens, and the fees of the same call. Others, CPU time say, stay with their cost.
+    """
     columns = [name for name in row if name.startswith("charges.")]
-    keep = [i for i, meter in enumerate(row["charges.meter"]) if not meter.startswith("tokens.")]
+    keep = [i for i, meter in enumerate(row["charges.meter"]) if not is_model(meter)]
     fixed = dict(row)
     for name in columns:
         fixed[name] = [row[name][i] for i in keep]
     costs = [cost for cost in fixed["charges.cost"] if cost is not None]
     fixed["cost"] = sum(costs, Decimal(0)) if costs else None
+    states = set(fixed["charges.status"])
     if not keep:
         fixed["cost_status"] = "rollup"
+    elif "unpriced" not in states:
+        fixed["cost_status"] = "free" if states == {"free"} else "priced"
+    else:
+        fixed["cost_status"] = "partial" if costs else "unpriced"
     fixed["cost_reasons"] = ",".join(filter(None, [row["cost_reasons"], "rollup"]))
     fixed["revision"] = ROLLUP
     return fixed

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
-from tollspan.processor.assemble import BILLED, ROLLUP
+from tollspan.processor.assemble import BILLED, ROLLUP, is_model
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.normalize import Normalized
 
@@ -94,7 +94,7 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     quantities = {}
     for meter, values in normalized.quantities.items():
         mine = plain(values).take(index)
-        if meter.startswith("tokens.") and rolled.any():
+        if is_model(meter) and rolled.any():
             mine = pc.if_else(pa.array(rolled), pa.scalar(None, mine.type), mine)
         quantities[meter] = mine
     costs = engine.price_columns(
@@ -134,14 +134,20 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
         "duration_ns": plain(table["duration_ns"]),
     }
     columns.update({name: given(plain(table[name])) for name in _TEXT})
-    columns["retries"] = plain(table["retries"])
+    columns["retries"] = counted(plain(table["retries"]))
     columns["cold_start"] = plain(table["cold_start"])
-    columns["batch_size"] = plain(table["batch_size"])
+    columns["batch_size"] = counted(plain(table["batch_size"]))
     columns["cost_status"] = status
     columns["cost_reasons"] = reasons
     columns.update({name: costs[name] for name in costs.column_names if name not in ("cost_status", "cost_reasons")})
     columns["revision"] = pa.array(np.where(rolled, ROLLUP, BILLED).astype(np.uint32))
     return Charged(pa.table(columns), rows)
+
+
+def counted(column: Any) -> Any:
+    """A count as uint32, null where it cannot be one: an odd number on one span must not stop its whole batch."""
+    right = pc.and_(pc.greater_equal(column, 0), pc.less_equal(pc.cast(column, pa.int64()), 2**32 - 1))
+    return pc.cast(pc.if_else(right, pc.cast(column, pa.int64()), None), pa.uint32())
 
 
 def given(column: Any) -> Any:

@@ -11,6 +11,7 @@ still undecided, and the ledger rows that come again land on themselves.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import uuid
@@ -22,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
-from tollspan.processor.assemble import Assembler
+from tollspan.processor.assemble import Assembler, billing_keys
 from tollspan.processor.bodies import bodies
 from tollspan.processor.charge import Charged, charge, plain
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import StoreError, StoreUnavailable
-from tollspan.processor.identity import span_keys, trace_keys, words
+from tollspan.processor.identity import Mask, span_keys, trace_keys, words
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
 from tollspan.processor.sample import DROPPED, REASONS, Decision, Pending, Round, TailSampler, adjusted_count
@@ -40,7 +41,10 @@ from tollspan.processor.write import Writer
 log = logging.getLogger(__name__)
 
 STORE_ATTEMPTS: Final = 3
-"""Times a batch is offered to a store that refuses it for good before it is set aside (it stays in the journal)."""
+"""Times a batch is offered to a store that refuses it for good before it is divided."""
+
+SET_ASIDE: Final = "set-aside"
+"""Folder of the journal for requests that cannot be processed, one OTLP request a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,34 @@ class Settings:
     keep: float = 0.1
     batch_bytes: int = 16 << 20
     linger_s: float = 0.25
-    decision_wait_s: float = 1.0
+    decision_wait_s: float = 5.0
     decision_timeout_s: float = 30.0
     max_pending_bytes: int = 512 << 20
+
+
+@dataclass(slots=True)
+class _Source:
+    """A journal batch whose parts wait for sampling decisions.
+
+    Attributes:
+        batch: to be released when nothing of it waits.
+        waiting: parts whose spans are not all decided and written.
+        complete: every part is in the ledger, or set aside.
+    """
+
+    batch: Batch
+    waiting: int = 0
+    complete: bool = False
+
+
+def used(normalized: Normalized) -> Mask:
+    """Spans whose token usage is right and above zero, shape (n,)."""
+    found = np.zeros(normalized.table.num_rows, np.bool_)
+    for meter, values in normalized.quantities.items():
+        if meter.startswith("tokens."):
+            found |= np.asarray(pc.fill_null(plain(values), 0)) > 0
+    right: Mask = found & np.asarray(pc.is_null(plain(normalized.table["invalid"])))
+    return right
 
 
 class Pipeline:
@@ -80,6 +109,7 @@ class Pipeline:
         self.journal, self.writer, self.engine = journal, writer, engine
         self.settings, self.counters = settings, counters
         self.assembler = Assembler()
+        self._owed: list[pa.Table] = []
         self.sampler = TailSampler(
             settings.keep,
             wait_s=settings.decision_wait_s,
@@ -112,28 +142,76 @@ class Pipeline:
         return batch is not None
 
     def _guarded(self, batch: Batch) -> None:
-        """Process a batch; one that cannot be processed stays in the journal and does not stop the others."""
+        """Process a batch whole or, where that fails, what of it can be."""
+        source = _Source(batch)
+        payloads = list(batch.payloads)
+        # The journal has them; a batch that waits seconds for decisions need not hold them in memory as well.
+        batch.payloads.clear()
         try:
-            self._process(batch)
+            self._divide(source, batch.token, payloads)
         except StoreUnavailable:
             # The writer gives up on an unreachable store only when it is told to stop: the journal has the batch.
             log.warning("store still away at shutdown; batch %s stays in the journal", batch.token)
             self.counters.add("pipeline.left_in_journal")
-        except Exception:
-            log.exception("batch %s cannot be processed; it stays in the journal for the next start", batch.token)
-            self.counters.add("pipeline.set_aside")
+            return
+        source.complete = True
+        self._release(source)
 
-    def _process(self, batch: Batch) -> None:
-        received = sum(map(len, batch.payloads))
-        decoded = decode(batch.payloads)
-        # The journal has them; a batch that waits a second or more for decisions need not hold them in memory as well.
-        batch.payloads.clear()
+    def _divide(self, source: _Source, token: str, payloads: list[bytes]) -> None:
+        """Process payloads; if that fails, halve them until what cannot be processed stands alone, and set it aside.
+
+        Half a batch has a token of its own: the store must not take it for the whole.
+        """
+        try:
+            self._process(source, token, payloads)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            if len(payloads) > 1:
+                log.warning("batch %s cannot be processed whole (%s); trying its halves", token, error)
+                half = len(payloads) // 2
+                self._divide(source, f"{token}.0", payloads[:half])
+                self._divide(source, f"{token}.1", payloads[half:])
+                return
+            log.exception("a request of batch %s cannot be processed", token)
+            self._set_aside(token, payloads[0])
+
+    def _set_aside(self, token: str, payload: bytes) -> None:
+        """Keep a request that nothing can be done with, out of the way of the others; the next start tries it again."""
+        folder = self.journal.directory / SET_ASIDE
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{token}.otlp"
+        with path.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        log.error("its spans are kept in %s and tried again at the next start", path)
+        self.counters.add("pipeline.set_aside")
+
+    def take_back(self) -> None:
+        """Bring what an earlier run set aside into the line again; a newer version may know what to do with it."""
+        for path in sorted((self.journal.directory / SET_ASIDE).glob("*.otlp")):
+            self.journal.append(path.read_bytes()).wait()
+            path.unlink()
+            self.counters.add("pipeline.taken_back")
+
+    def _release(self, source: _Source) -> None:
+        if source.complete and not source.waiting:
+            self.journal.release(source.batch)
+
+    def _process(self, source: _Source, token: str, payloads: list[bytes]) -> None:
+        received = sum(map(len, payloads))
+        decoded = decode(payloads)
         self.counters.add("decoded.spans", len(decoded))
         self.counters.add("decoded.malformed", len(decoded.malformed))
         for reason, count in decoded.rejected.items():
             self.counters.add(f"rejected.{reason}", count)
         if not len(decoded):
-            self.journal.release(batch)
             return
         now = time.monotonic()
         normalized = normalize(decoded, received_ns=time.time_ns())
@@ -144,22 +222,29 @@ class Pipeline:
         parent = words(table["parent_span_id"], 1)[:, 0]
         root = parent == 0
         tokens = np.asarray(table["token_bearing"])
-        rollups, announced = self.assembler.mark(spans, span_keys(traces, parent), root, tokens, now)
+        embeddings = np.asarray(pc.fill_null(pc.equal(plain(table["operation"]), "embeddings"), False))
+        rollups, announced = self.assembler.mark(
+            spans, span_keys(traces, parent), root, tokens, now, used=used(normalized), embeddings=embeddings
+        )
 
         charged = charge(normalized, rollups, self.engine)
         ledger = charged.ledger
         late = self.assembler.corrections(announced, ledger.schema)
+        if late is not None:
+            # Owed until written: a batch that fails is marked again, and its children are then no news.
+            self._owed.append(late)
         billed = (tokens & ~rollups)[charged.rows]
-        self.assembler.remember(spans[charged.rows], ledger, billed, now)
-        self._count(charged, late)
-        self._write(batch.token, pa.concat_tables([ledger, late]) if late is not None else ledger, None, None)
+        self.assembler.remember(billing_keys(spans, embeddings)[charged.rows], ledger, billed, now)
+        self._write(token, pa.concat_tables([ledger, *self._owed]), None, None)
+        self._count(charged)
+        self._owed.clear()
 
         held = self._hold(decoded, normalized, charged, root, received)
         states = decoded.spans["trace_state"]
         chance, incoming = randomness(plain(states), trace)
         self.sampler.offer(
             Pending(
-                source=batch,
+                source=source,
                 bodies=held,
                 rows=np.arange(len(decoded), dtype=np.int64),
                 trace=traces,
@@ -172,6 +257,7 @@ class Pipeline:
                 nbytes=held.nbytes,
             )
         )
+        source.waiting += 1
 
     def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, received: int) -> Held:
         table = normalized.table
@@ -209,10 +295,11 @@ class Pipeline:
                 self._write(uuid.uuid4().hex, None, spans, summaries)
             except StoreError:
                 log.exception("%d kept spans cannot be written; their batches stay in the journal", len(kept))
-                self.counters.add("pipeline.set_aside", len(decided.finished))
+                self.counters.add("pipeline.unwritten_rounds")
                 return
-        for batch in decided.finished:
-            self.journal.release(batch)
+        for source in decided.finished:
+            source.waiting -= 1
+            self._release(source)
 
     def _kept(self, decision: Decision) -> pa.Table | None:
         """Bodies of the kept rows of one batch."""
@@ -251,10 +338,9 @@ class Pipeline:
                 log.warning("store refused %s (attempt %d): %s", token, attempt, error)
                 time.sleep(0.2 * attempt)
 
-    def _count(self, charged: Charged, late: pa.Table | None) -> None:
+    def _count(self, charged: Charged) -> None:
         self.counters.add("ledger.rows", charged.ledger.num_rows)
-        if late is not None:
-            self.counters.add("ledger.corrections", late.num_rows)
+        self.counters.add("ledger.corrections", sum(owed.num_rows for owed in self._owed))
         counts = pc.value_counts(pc.cast(plain(charged.ledger["cost_status"]), pa.string()))
         for entry in counts.to_pylist():
             self.counters.add(f"priced.{entry['values']}", entry["counts"])

@@ -185,7 +185,9 @@ class Runtime:
             if store is None:
                 return
             writer = Writer(store, self._give_up, self.counters)
-            Pipeline(self.journal, writer, self.engine, self.config.settings, self.counters).run(self._stop)
+            pipeline = Pipeline(self.journal, writer, self.engine, self.config.settings, self.counters)
+            pipeline.take_back()
+            pipeline.run(self._stop)
 
     def _connected(self) -> Store | None:
         """The store, once it answers; None when it is time to stop and it has not."""

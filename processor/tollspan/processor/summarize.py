@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,10 @@ from tollspan.processor.charge import given, plain
 from tollspan.processor.decode import Decoded
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.sample import DROPPED, REASONS, Decision, encode_threshold
+
+DAY_NS: Final = 86_400 * 10**9
+LAST_DAY: Final = 65_535
+"""The last day of ClickHouse's Date, in 2149; a span dated later is `invalid`, but has a row like any other."""
 
 
 @dataclass(slots=True)
@@ -90,7 +94,7 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
     return pa.table(
         {
             "trace_id": plain(_facts(decisions, shown, ["trace_id"])["trace_id"]).take(pa.array(of_shown[any_row])),
-            "day": pc.cast(pc.cast(pa.array(first), pa.timestamp("ns", "UTC")), pa.date32()),
+            "day": pa.array(np.minimum(first // DAY_NS, LAST_DAY).astype(np.int32)).cast(pa.date32()),
             "start_time": pc.cast(pa.array(first), pa.timestamp("ns", "UTC")),
             "end_time": pc.cast(pa.array(last), pa.timestamp("ns", "UTC")),
             "root_name": of_root("name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,16 @@ from tollspan.processor.cli.options import Store
 from tollspan.processor.memory import keep_freed_memory
 
 
+class LogLevel(StrEnum):
+    """What `logging` calls its levels."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+    critical = "critical"
+
+
 def serve(
     store: Store = "chdb://",
     listen: Annotated[str, typer.Option(help="OTLP/gRPC address.")] = "127.0.0.1:4317",
@@ -20,7 +31,10 @@ def serve(
         str, typer.Option(help="Read-only SQL port of an embedded store, ClickHouse's HTTP interface; 'off' for none.")
     ] = "127.0.0.1:8123",
     prices: Annotated[
-        Path | None, typer.Option(envvar="TOLLSPAN_PRICES", help="Your price book (YAML), in front of the shipped one.")
+        Path | None,
+        typer.Option(
+            "--prices", "--book", envvar="TOLLSPAN_PRICES", help="Your price book (YAML), in front of the shipped one."
+        ),
     ] = None,
     keep: Annotated[
         str, typer.Option(envvar="TOLLSPAN_KEEP", help="Share of error-free traces whose bodies are kept, 0 to 1.")
@@ -30,11 +44,13 @@ def serve(
     ] = None,
     decision_wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds between a root's end and its trace's sampling decision.")
-    ] = 1.0,
+    ] = 5.0,
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Listen beyond loopback although there is no TLS.")
     ] = False,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[
+        LogLevel, typer.Option(case_sensitive=False, help="Least urgent messages to show.")
+    ] = LogLevel.info,
 ) -> None:
     """Receive spans over OTLP/gRPC, price them exactly and write them to ClickHouse.
 
@@ -46,7 +62,7 @@ def serve(
     from tollspan.processor.runtime import RuntimeConfig, parse_keep
     from tollspan.processor.service import Service, ServiceConfig
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=log_level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # They print a traceback for every refused connection; our own line says what is wrong and what to do.
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
