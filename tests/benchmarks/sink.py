@@ -23,7 +23,7 @@ class Sink(SqlFront):
     def _execute(self, request: Request, whole: bytes, insert: bool) -> Answer:
         if insert and b"schema_migrations" not in whole[:400]:
             return Answer()
-        return super()._execute(request, whole, False)
+        return super()._execute(request, whole, insert)
 
 
 def main() -> None:

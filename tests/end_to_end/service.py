@@ -122,7 +122,9 @@ def chat(
         facts |= {"gen_ai.usage.input_tokens": tokens[0], "gen_ai.usage.output_tokens": tokens[1]}
     for key, value in {**facts, **more}.items():
         target = span.attributes.add(key=key).value
-        if isinstance(value, int):
+        if isinstance(value, bool):
+            target.bool_value = value
+        elif isinstance(value, int):
             target.int_value = value
         elif isinstance(value, float):
             target.double_value = value

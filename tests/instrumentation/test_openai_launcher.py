@@ -48,6 +48,31 @@ asyncio.run(main())
 print("done", flush=True)
 """
 
+LEFT_OPEN = """
+import asyncio, sys
+import openai
+
+client = openai.OpenAI()
+ask = dict(model="gpt-5-mini", messages=[{"role": "user", "content": "hello"}])
+
+stream = client.chat.completions.create(**ask, stream=True)
+next(stream)
+unparsed = client.chat.completions.with_raw_response.create(**ask, stream=True)
+parsed = client.chat.completions.with_raw_response.create(**ask, stream=True).parse()
+whole = client.chat.completions.create(**ask, stream=True)
+list(whole)
+
+async def main():
+    global other, stream_of_other
+    other = openai.AsyncOpenAI()
+    stream_of_other = await other.chat.completions.create(**ask, stream=True)
+    await anext(stream_of_other)
+
+asyncio.new_event_loop().run_until_complete(main())
+print("done", flush=True)
+sys.exit(7)
+"""
+
 
 @pytest.fixture
 def server(wire: Any) -> Iterator[str]:
@@ -100,9 +125,10 @@ def json_objects(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_launcher_switches_everything_on_and_the_program_does_not_notice(server: str, tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(textwrap.dedent(PROGRAM))
+def launch(program: str, server: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program under the launcher with the console exporter, against ``server``."""
+    script = folder / "program.py"
+    script.write_text(textwrap.dedent(program))
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
         "OPENAI_API_KEY": "none",
@@ -114,7 +140,7 @@ def test_the_launcher_switches_everything_on_and_the_program_does_not_notice(ser
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "openai,tollspan_torch,tollspan_onnxruntime,tollspan_feast",
     }
     launcher = Path(sys.executable).with_name("opentelemetry-instrument")
-    ran = subprocess.run(
+    return subprocess.run(
         [str(launcher), sys.executable, str(script)],
         env=environment,
         capture_output=True,
@@ -122,6 +148,10 @@ def test_the_launcher_switches_everything_on_and_the_program_does_not_notice(ser
         timeout=100,
         check=False,
     )
+
+
+def test_the_launcher_switches_everything_on_and_the_program_does_not_notice(server: str, tmp_path: Path) -> None:
+    ran = launch(PROGRAM, server, tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "cut off" in ran.stdout
     assert "done" in ran.stdout
@@ -144,3 +174,20 @@ def test_the_launcher_switches_everything_on_and_the_program_does_not_notice(ser
         ("globex", 100, None, None),
     ]
     assert {span["attributes"]["gen_ai.provider.name"] for span in spans} == {"openai"}
+
+
+def test_what_is_still_open_when_the_program_ends_has_its_span(server: str, tmp_path: Path) -> None:
+    ran = launch(LEFT_OPEN, server, tmp_path)
+    assert ran.returncode == 7
+    assert "done" in ran.stdout
+    assert "tollspan" not in ran.stderr
+    seen = sorted(
+        (
+            span["attributes"].get("tollspan.stream.abandoned", False),
+            span["attributes"].get("gen_ai.usage.input_tokens", 0),
+        )
+        for span in json_objects(ran.stdout)
+        if span["name"].startswith("chat")
+    )
+    # The raw response that was not parsed is not known to have been a stream that somebody gave up.
+    assert seen == [(False, 0), (False, 100), (True, 0), (True, 0), (True, 0)]

@@ -22,7 +22,7 @@ ASK: dict[str, Any] = {"model": "m", "messages": []}
 
 
 def call() -> Call:
-    return Call(POINT, "k", INVALID_SPAN, Context(), readers.State(streamed=False))
+    return Call(POINT, "k", INVALID_SPAN, Context(), readers.State(None, streamed=False))
 
 
 def usage_of(usage: Any) -> dict[str, Any]:

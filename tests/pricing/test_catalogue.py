@@ -15,9 +15,10 @@ from genai_prices.types import ModelInfo, Provider
 
 from tollspan.pricing import PriceEngine, Selectors, shipped_book
 from tollspan.pricing.book import DAY, Interval, PriceRow
-from tollspan.pricing.catalogue import CONDITIONS, PRICE_KEYS, PROVIDERS, Catalogue, clean, compile_model
+from tollspan.pricing.catalogue import CONDITIONS, PRICE_KEYS, Catalogue, clean, compile_model
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import units_of
+from tollspan.pricing.selectors import PROVIDERS
 
 from .books import INPUT, NOON, OUTPUT, at, price
 
@@ -242,6 +243,7 @@ def test_tables_name_meters_and_their_units() -> None:
         assert unit in units_of(meter)
     ids = {provider.id for provider in providers}
     assert set(PROVIDERS.values()) <= ids
+    assert not set(PROVIDERS) & ids
 
 
 def test_misses_are_remembered() -> None:

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from tollspan.pricing import PriceEngine, Selectors
+from tollspan.pricing import PriceBook, PriceEngine, Selectors, shipped_book
+from tollspan.pricing.selectors import PROVIDERS
 
 from .books import INPUT, NOON, OUTPUT, at, book_of, price
 
@@ -44,6 +45,69 @@ def test_a_row_for_the_provider_wins_over_one_for_any() -> None:
     assert price(book, {INPUT: 1}, provider="p", model="m").cost == 2
     assert price(book, {INPUT: 1}, provider="q", model="m").cost == 1
     assert price(book, {INPUT: 1}, model="m").cost == 1
+
+
+SPELLINGS = [
+    ("azure", "azure.ai.openai"),
+    ("azure", "azure.ai.inference"),
+    ("azure", "az.ai.openai"),
+    ("google", "gcp.gemini"),
+    ("google", "gcp.vertex_ai"),
+    ("google", "gcp.gen_ai"),
+    ("aws", "aws.bedrock"),
+    ("bedrock", "aws.bedrock"),
+    ("mistral", "mistral_ai"),
+    ("xai", "x_ai"),
+    ("x-ai", "x_ai"),
+    ("moonshotai", "moonshot_ai"),
+    ("together", "together_ai"),
+    ("fireworks", "fireworks_ai"),
+    *((spelling, name) for spelling, name in PROVIDERS.items()),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_a_provider_is_the_same_in_every_spelling_of_book_and_span(one: str, other: str) -> None:
+    for in_book, on_span in ((one, other), (other, one), (one.title(), other.upper())):
+        book = book_of(
+            rows(f"provider: {in_book}, sku: m, amount: 3") + f"aliases: [{{ref: prod, sku: {in_book}/m}}]\n"
+        )
+        assert price(book, {INPUT: 1}, provider=on_span, model="m").cost == 3
+        assert price(book, {INPUT: 1}, provider="elsewhere", model="prod").cost == 3
+        named = book_of(
+            f"aliases: [{{ref: prod, provider: {in_book}, sku: p/m}}]\n", rows("provider: p, sku: m, amount: 2")
+        )
+        assert price(named, {INPUT: 1}, provider=on_span, model="prod").cost == 2
+        assert price(named, {INPUT: 1}, provider="elsewhere", model="prod").status == "unpriced"
+
+
+def test_a_contract_with_a_provider_wins_over_its_list_in_any_spelling() -> None:
+    contract = book_of(rows("provider: azure, sku: gpt-4o, amount: 7")).layers[0]
+    charges = price(shipped_book().with_front(contract), {INPUT: 1}, provider="azure.ai.openai", model="gpt-4o")
+    assert (charges.cost, charges.charges[0].matched_by) == (7, "exact model")
+
+
+@pytest.mark.parametrize(
+    ("in_book", "on_host"),
+    [("aws.bedrock", "aws"), ("gcp.gemini", "gcp"), ("google", "gcp"), ("azure_openai", "azure")],
+)
+def test_a_cloud_provider_is_no_spelling_of_a_model_provider(in_book: str, on_host: str) -> None:
+    def book(provider: str) -> PriceBook:
+        return book_of(
+            f"prices:\n  - {{provider: {provider}, sku: h100, meter: gpu.seconds, amount: 1}}\n"
+            f"  - {{provider: {provider}, meter: network.egress.bytes, amount: 1}}\n"
+            f"  - {{sku: m5.large, meter: cpu.seconds, amount: 1}}\n"
+            f"aliases: [{{ref: mine, provider: {provider}, sku: '*/m5.large'}}]\n"
+        )
+
+    for usage, selectors in (
+        ({"gpu.seconds": 10**9}, {"device": "h100"}),
+        ({"network.egress.bytes": 1}, {}),
+        ({"cpu.seconds": 10**9}, {"host_type": "mine"}),
+    ):
+        assert price(book(in_book), usage, cloud_provider=on_host, **selectors).status == "unpriced"
+        assert price(book(on_host), usage, cloud_provider=on_host, **selectors).cost == 1
+        assert price(book(in_book), usage, provider=in_book, cloud_provider=on_host, **selectors).status == "unpriced"
 
 
 def test_a_pattern_in_front_wins_over_an_exact_name_behind() -> None:

@@ -166,6 +166,17 @@ def test_a_row_for_both_conditions_settles_a_tie() -> None:
     assert price(book, {INPUT: 1}, provider="p", model="m", region="a", service_tier="flex").cost == 3
 
 
+def test_two_spellings_of_a_provider_tie_like_one() -> None:
+    fields = f"sku: m, meter: {INPUT}, amount: 1"
+    with pytest.raises(BookError, match=r"book\.yaml:3: prices\[1\]: .*ties with .* \(line 2\)"):
+        parse(f"prices:\n  - {{provider: azure, {fields}}}\n  - {{provider: azure.ai.openai, {fields}}}\n")
+    with pytest.raises(BookError, match=r"book\.yaml:3: aliases\[1\]: 'x' already stands for 'a'"):
+        parse(
+            "aliases:\n  - {ref: x, provider: google, sku: p/a}\n  - {ref: x, provider: gcp.gemini, sku: p/b}\n"
+            + row(fields)
+        )
+
+
 def test_an_alias_with_two_meanings_at_one_time_is_an_error() -> None:
     text = "aliases:\n  - {ref: latest, sku: p/a}\n  - {ref: latest, sku: p/b, from: 2026-01-01}\n"
     with pytest.raises(BookError, match=r"book\.yaml:3: aliases\[1\]: 'latest' already stands for 'a'"):

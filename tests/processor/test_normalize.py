@@ -15,7 +15,7 @@ from tollspan.pricing import attributes as names
 from tollspan.pricing.meters import METERS, NANO
 from tollspan.processor.decode import decode
 from tollspan.processor.decode.arrow_bytes import LONGEST_NAME
-from tollspan.processor.dialects import OPERATION_KINDS, TEXT, USAGE
+from tollspan.processor.dialects import NO_MODEL_CALLS, OPERATION_KINDS, TEXT, USAGE
 from tollspan.processor.normalize import CLOCK_SKEW_NS, REASONS, Normalized, normalize
 
 from .otlp_factory import START, chat_payload, request, resource_spans, span
@@ -35,9 +35,11 @@ COLUMNS = {
     "http_status": pa.int32(),
     "retries": pa.int32(),
     "cold_start": pa.bool_(),
+    "sent": pa.bool_(),
     "batch_size": pa.int64(),
     "billable": pa.bool_(),
     "token_bearing": pa.bool_(),
+    "incomplete": pa.bool_(),
     **dict.fromkeys(
         (
             *("name", "service", "environment", "region", "tenant", "team", "feature", "workflow", "variant"),
@@ -77,7 +79,7 @@ def test_a_span_that_says_nothing_has_nulls_and_is_not_billable() -> None:
     made = row({})
     silent = COLUMNS.keys() - {
         *("trace_id", "span_id", "parent_span_id", "start_ns", "end_ns", "duration_ns", "name", "kind"),
-        *("span_status", "billable", "token_bearing"),
+        *("span_status", "billable", "token_bearing", "incomplete"),
     }
     assert {column: made[column] for column in silent} == dict.fromkeys(silent)
     assert (made["kind"], made["span_status"], made["billable"], made["token_bearing"]) == (
@@ -158,6 +160,20 @@ def test_a_name_of_megabytes_is_cut_visibly() -> None:
 @pytest.mark.parametrize(("old", "new"), TEXT["provider"].rename.items())
 def test_older_provider_names_become_current_ones(old: str, new: str) -> None:
     assert row({"gen_ai.system": old})["provider"] == new
+    assert row({"gen_ai.system": old.title()})["provider"] == new
+
+
+def test_a_provider_has_one_spelling_whatever_its_case_and_a_model_stays_as_given() -> None:
+    given = ["OpenAI", None, "openai", "OPENAI", "xAI", "x_ai", "Mistral"]
+    spans = [
+        span({**({"gen_ai.provider.name": name} if name else {}), "gen_ai.request.model": f"GPT-{n}"}, number=n)
+        for n, name in enumerate(given, 1)
+    ]
+    table = normalized(*spans).table
+    provider = table["provider"].combine_chunks()
+    assert provider.to_pylist() == ["openai", None, "openai", "openai", "x_ai", "x_ai", "mistral"]
+    assert sorted(provider.dictionary.to_pylist()) == ["mistral", "openai", "x_ai"]
+    assert table["request_model"].to_pylist() == [f"GPT-{n}" for n in range(1, len(given) + 1)]
 
 
 @pytest.mark.parametrize(
@@ -203,9 +219,26 @@ def test_an_operation_has_its_kind_and_only_model_calls_are_billable_without_usa
         assert made["billable"] is (kind == "inference")
 
 
-def test_an_agent_span_with_usage_is_billable_and_token_bearing() -> None:
-    made = row({"gen_ai.operation.name": "invoke_agent", "gen_ai.usage.input_tokens": 10})
+@pytest.mark.parametrize("operation", [*sorted(NO_MODEL_CALLS), "Invoke_Agent"])
+def test_an_agent_span_with_usage_is_billable_and_token_bearing(operation: str) -> None:
+    made = row({"gen_ai.operation.name": operation, "gen_ai.usage.input_tokens": 10})
     assert (made["kind"], made["billable"], made["token_bearing"]) == ("other", True, True)
+
+
+@pytest.mark.parametrize("key", [TOKENS, "gen_ai.usage.completion_tokens", "tollspan.usage.tokens.input.uncached"])
+@pytest.mark.parametrize("operation", [None, "converse", "Summarize"])
+def test_tokens_without_a_known_operation_are_an_inference(operation: str | None, key: str) -> None:
+    values: dict[str, object] = {} if operation is None else {"gen_ai.operation.name": operation}
+    assert row({**values, key: 10})["kind"] == "inference"
+    assert row({**values, key: -10})["kind"] == "inference"
+    assert row({**values, "tollspan.usage.cpu.seconds": 1.0})["kind"] == "other"
+    assert row(values)["kind"] == "other"
+
+
+@pytest.mark.parametrize(("operation", "kind"), [("Chat", "inference"), ("MODEL_LOAD", "model_load")])
+def test_operations_are_compared_in_lower_case(operation: str, kind: str) -> None:
+    made = row({"gen_ai.operation.name": operation})
+    assert (made["kind"], made["operation"]) == (kind, operation)
 
 
 def test_compute_usage_is_billable_but_bears_no_tokens() -> None:

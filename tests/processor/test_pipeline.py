@@ -212,6 +212,8 @@ def test_a_refused_call_is_not_billed_and_one_without_usage_is_unknown(line: Lin
         chat(1, tokens=None, error=True, **{"http.response.status_code": 429}),
         chat(2, tokens=None),
         chat(3, tokens=None, error=True, **{"error.type": "APITimeoutError"}),
+        chat(4, tokens=None, error=True, **{"error.type": "TypeError", "tollspan.call.sent": False}),
+        chat(5, tokens=None, **{"gen_ai.usage.output_tokens": 100}),
     )
     line.drain()
     rows = line.rows("SELECT cost_status AS s, cost_reasons AS r, cost AS c FROM ledger FINAL ORDER BY start_time")
@@ -219,6 +221,8 @@ def test_a_refused_call_is_not_billed_and_one_without_usage_is_unknown(line: Lin
         ("not_billed", "refused_by_provider", None),
         ("unpriced", "usage_missing", None),
         ("unpriced", "usage_missing", None),
+        ("not_billed", "not_sent", None),
+        ("partial", "usage_incomplete", Decimal("0.0002")),
     ]
 
 

@@ -74,6 +74,60 @@ def test_every_spelling_of_a_count_is_read(count: str, key: str) -> None:
     assert (made["quantities"], made["invalid"]) == (expected, reason)
 
 
+@pytest.mark.parametrize(
+    ("operation", "counts", "incomplete"),
+    [
+        ("chat", {"input_tokens": 10, "output_tokens": 1}, False),
+        ("chat", {"input_tokens": 0, "output_tokens": 0}, False),
+        ("chat", {"prompt_tokens": 10, "completion_tokens": 1}, False),
+        ("chat", {"input_tokens": 10}, True),
+        ("chat", {"output_tokens": 1}, True),
+        ("chat", {"cache_read.input_tokens": 10}, True),
+        ("chat", {"cache_read.input_tokens": 10, "output_tokens": 1}, True),
+        ("Chat", {"input_tokens": 10}, True),
+        ("text_completion", {"input_tokens": 10}, True),
+        ("generate_content", {"output_tokens": 1}, True),
+        ("responses", {"output_tokens": 1}, True),
+        ("embeddings", {"input_tokens": 10}, False),
+        ("invoke_agent", {"input_tokens": 10}, False),
+        (None, {"input_tokens": 10}, False),
+        ("chat", {}, False),
+        ("chat", {"input_tokens": -1}, False),
+    ],
+)
+def test_usage_with_one_of_two_halves_is_incomplete(
+    operation: str | None, counts: dict[str, int], incomplete: bool
+) -> None:
+    values: dict[str, object] = {f"gen_ai.usage.{name}": value for name, value in counts.items()}
+    if operation is not None:
+        values["gen_ai.operation.name"] = operation
+    assert row(values)["incomplete"] is incomplete
+    # Whatever its neighbours tell.
+    whole = span({**CHAT, TOKENS: 5, "gen_ai.usage.output_tokens": 5}, number=2)
+    assert normalized(span(values), whole).table["incomplete"].to_pylist() == [incomplete, False]
+
+
+def test_meters_that_users_set_are_the_two_halves_as_well() -> None:
+    half = {"tollspan.usage.tokens.input.uncached": 10}
+    assert row({**CHAT, **half})["incomplete"] is True
+    assert row({**CHAT, **half, "tollspan.usage.tokens.output": 0})["incomplete"] is False
+    assert row({**CHAT, "tollspan.usage.cpu.seconds": 1.0})["incomplete"] is False
+
+
+def test_older_cache_counts_are_parts_of_the_input() -> None:
+    made = row(
+        {
+            **CHAT,
+            TOKENS: 1000,
+            "gen_ai.usage.output_tokens": 1,
+            "gen_ai.usage.cache_read_input_tokens": 600,
+            "gen_ai.usage.cache_creation_input_tokens": 100,
+        }
+    )
+    parts = [made["quantities"][f"tokens.input.{part}"] for part in ("uncached", "cache_read", "cache_write")]
+    assert parts == [300, 600, 100]
+
+
 @pytest.mark.parametrize("dialect", USAGE)
 def test_every_dialect_names_a_known_convention_and_known_counts(dialect: Any) -> None:
     assert dialect.convention in CONVENTIONS

@@ -23,6 +23,7 @@ from tollspan.processor.cli.report import report
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import find, instant, named_queries, run
 from tollspan.processor.report import SECTIONS, build_report, print_report
+from tollspan.processor.report import summary as summary_lines
 from tollspan.processor.schema import TRACES
 from tollspan.processor.store import Store, open_store
 
@@ -105,6 +106,40 @@ def test_the_total_says_what_it_leaves_out(fill: Any) -> None:
     assert row["unpriced_inferences"] == 2
     assert row["partial_inferences"] == 1
     assert row["not_billed"] == 1
+    assert row["unpriced_rows"] == 2
+
+
+UNPRICED_OF_EVERY_KIND = [
+    {"charges": [INPUT]},
+    {"charges": [], "cost_status": "unpriced"},
+    *({"charges": [], "cost_status": "unpriced", "kind": kind} for kind in ("model_load", "feature_read", "other")),
+    {"charges": [], "cost_status": "invalid", "kind": "other"},
+    {"charges": [], "cost_status": "rollup", "kind": "other"},
+    {"charges": [], "cost_status": "not_billed", "kind": "other"},
+]
+
+
+def test_what_has_no_price_counts_whatever_its_kind(fill: Any) -> None:
+    store = fill(UNPRICED_OF_EVERY_KIND)
+    assert (total(store)["unpriced_inferences"], total(store)["unpriced_rows"]) == (1, 5)
+    listed = {(row["kind"], row["cost_status"]): (row["inferences"], row["rows"]) for row in run(store, "unpriced")}
+    assert listed == {
+        ("inference", "unpriced"): (1, 1),
+        ("model_load", "unpriced"): (0, 1),
+        ("feature_read", "unpriced"): (0, 1),
+        ("other", "unpriced"): (0, 1),
+        ("other", "invalid"): (0, 1),
+    }
+
+
+def test_the_report_says_what_beside_inferences_has_no_price(store: Store, ledger_rows: Make) -> None:
+    store.insert("ledger", ledger_rows(UNPRICED_OF_EVERY_KIND[:2]), uuid.uuid4().hex)
+    assert not any("no inference" in line for line in summary_lines(build_report(store)))
+    store.execute("TRUNCATE TABLE ledger")
+    store.insert("ledger", ledger_rows(UNPRICED_OF_EVERY_KIND), uuid.uuid4().hex)
+    lines = summary_lines(build_report(store))
+    assert any(line.startswith("1 inference without a price") for line in lines)
+    assert any(line.startswith("4 spans that are no inference") for line in lines)
 
 
 def test_money_is_summed_exactly(fill: Any) -> None:

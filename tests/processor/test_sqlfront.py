@@ -245,6 +245,21 @@ class TestReadOnly:
         "SELECT `file`('{secret}')",
         "SELECT \"file\" /* gap */ ('{secret}')",
         "SELECT arrayMap(x -> file(x), ['{secret}'])",
+        "SELECT arrayMap(file, ['{secret}'])",
+        "SELECT arrayMap(`file`, ['{secret}'])",
+        "SELECT arrayMap(\"fi\\x6ce\", ['{secret}'])",
+        "SELECT arrayExists(file, ['{secret}'])",
+        "WITH file AS f SELECT arrayMap(f, ['{secret}'])",
+        "WITH arrayMap(file, ['{secret}']) AS x SELECT x[1]",
+        "SELECT * FROM numbers(1) WHERE arrayMap(file, ['{secret}'])[1] LIKE 'the%'",
+        "SHOW COLUMNS FROM ledger WHERE arrayMap(file, ['{secret}'])[1] LIKE 'the%'",
+        "EXPLAIN SELECT arrayMap(file, ['{secret}'])",
+        "SELECT * FROM viewExplain('EXPLAIN', '', (SELECT arrayMap(file, ['{secret}'])))",
+        "SELECT b FROM values('a String, b String ALIAS file(''{secret}'')', ('x'))",
+        "SELECT b FROM generateRandom('a UInt8, b String ALIAS file(''{secret}'')') LIMIT 1",
+        "SELECT b FROM generateRandom(concat('a UInt8, b String ALIAS fi', 'le(''{secret}'')')) LIMIT 1",
+        "SELECT b FROM format('JSONEachRow', 'a UInt8, b String ALIAS file(''{secret}'')', '{{\"a\":1}}')",
+        "SELECT COLUMNS('a') APPLY(file) FROM (SELECT '{secret}' AS a)",
         "SELECT * APPLY file FROM (SELECT '{secret}')",
         "SELECT * APPLY(x -> file(x)) FROM (SELECT '{secret}')",
         "WITH file('{secret}') AS x SELECT x",
@@ -312,6 +327,69 @@ class TestReadOnly:
         assert port.ask("DROP TABLE ledger", **settings).status >= 400
         assert rows.rows("SELECT count() AS n FROM ledger") == [{"n": 3}]
 
+    @pytest.mark.parametrize(
+        ("sql", "value"),
+        [
+            ("SELECT arrayMap({f:Identifier}, ['%s'])", "file"),
+            ("SELECT arrayMap({f : Identifier}, ['%s'])", "FILE"),
+            ("SELECT arrayMap({f:Identifier}, ['%s'])", "\\x66ile"),
+            ("SELECT arrayMap({f:Identifier}, ['%s'])", "`file`"),
+            ("SELECT arrayMap({f:Identifier}, ['%s']) SETTINGS param_f = 'file'", "length"),
+        ],
+    )
+    def test_a_parameter_is_no_way_to_name_a_function(
+        self, port: Port, places: dict[str, Any], sql: str, value: str
+    ) -> None:
+        reply = port.ask(sql % places["secret"], param_f=value)
+        assert reply.code == "164", reply.text
+
+    def test_parameters_may_name_what_is_in_the_store(self, port: Port) -> None:
+        sql = "SELECT max({c:Identifier}) FROM {t:Identifier} WHERE tenant = {who:String}"
+        assert port.ask(sql, param_c="tenant", param_t="ledger", param_who="acme").text == "acme\n"
+        assert port.ask("SELECT {s:String}", param_s="file").text == "file\n"
+
+    @pytest.mark.parametrize("filtered", ["result", "table"])
+    def test_no_setting_holds_sql(self, port: Port, places: dict[str, Any], filtered: str) -> None:
+        leak = f"throwIf(1, file('{places['secret']}'))"
+        settings = {
+            "result": {"additional_result_filter": leak},
+            "table": {"additional_table_filters": str({"ledger": leak})},
+        }
+        reply = port.ask("SELECT count() FROM ledger", **settings[filtered])
+        assert reply.code == "164"
+        assert "the secret" not in reply.text
+
+    @pytest.mark.parametrize(
+        ("sql", "params"),
+        [
+            ("SELECT query FROM system.processes", {}),
+            ("SELECT query FROM `system`.`processes`", {}),
+            ("SELECT query FROM processes", {"database": "system"}),
+            ("SELECT query FROM {t:Identifier}", {"param_t": "system.processes"}),
+            ("SELECT query FROM {d:Identifier}.processes", {"param_d": "system"}),
+            ("SELECT query FROM system.{t:Identifier}", {"param_t": "processes"}),
+            ("SELECT query FROM merge('system', '^proc')", {}),
+            ("SELECT query FROM merge('^proc')", {"database": "system"}),
+            ("SELECT query FROM merge(currentDatabase(), '^proc')", {"database": "system"}),
+            ("SHOW PROCESSLIST", {}),
+            ("SELECT last_error_message FROM system.errors", {}),
+            ("SELECT count() FROM system.stack_trace", {}),
+        ],
+    )
+    def test_what_others_ask_is_their_business(self, port: Port, sql: str, params: dict[str, str]) -> None:
+        assert port.ask(sql, **params).code == "164"
+
+    def test_a_user_defined_function_is_refused_for_its_body_is_not_checked(self, store: Store) -> None:
+        store.execute("CREATE FUNCTION opens AS (path) -> file(path)")
+        front = SqlFront(store, "127.0.0.1:0")
+        try:
+            port = Port(front.start())
+            for sql in ("SELECT opens('x')", "SELECT arrayMap(opens, ['x'])"):
+                assert port.ask(sql).code == "164"
+        finally:
+            front.stop()
+            store.execute("DROP FUNCTION opens")
+
     @pytest.mark.parametrize("name", ["output_format_schema", "format_schema", "dialect", "x) , readonly = (0"])
     def test_settings_that_could_name_files_or_break_out_are_refused(
         self, port: Port, tmp_path: Path, name: str
@@ -329,11 +407,12 @@ class TestReadOnly:
         [
             "SELECT count() FROM numbers(3)",
             "SELECT count() FROM merge(currentDatabase(), '^ledger$')",
-            "SELECT * FROM values('a UInt8', 1)",
-            "WITH 1 AS file SELECT file",
+            "SELECT * FROM (VALUES (1, 'a'), (2, 'b')) AS t",
+            "SELECT 1 AS url, 2 AS input, 3 AS errors",
+            "SELECT count() AS processes FROM ledger",
+            "SELECT name FROM system.tables WHERE database = currentDatabase()",
             "SELECT 'INTO OUTFILE ''x''', 'file(x)'",
             "SELECT 1 -- file('x')",
-            "SELECT tenant AS file FROM ledger",
             "(SELECT 1) UNION ALL (SELECT 2)",
             "SHOW TABLES",
             "SHOW CREATE TABLE ledger",
@@ -452,6 +531,22 @@ class TestWritable:
         client.command("INSERT INTO t (a) SELECT 5")
         assert client.command("SELECT sum(a) FROM t") == 15
         client.close()
+
+    def test_inserts_take_parameters(self, writable: Port, store: Store) -> None:
+        client = writable.client(database=store.database)
+        client.command("CREATE TABLE t (a UInt32, b String) ENGINE = MergeTree ORDER BY a")
+        client.command("INSERT INTO t (a, b) SELECT {a:UInt32}, {b:String}", {"a": 1, "b": "it's"})
+        client.command("INSERT INTO t (a, b) VALUES ({a:UInt32}, {b:String})", {"a": 2, "b": "x"})
+        client.command("INSERT INTO t SELECT * FROM values('a UInt32, b String', (3, 'y'))")
+        assert client.query("SELECT a, b FROM t ORDER BY a").result_rows == [(1, "it's"), (2, "x"), (3, "y")]
+        client.close()
+
+    def test_a_store_is_migrated_over_the_wire(self, writable: Port, store: Store) -> None:
+        with open_store(f"clickhouse://{writable.address}/{store.database}_wire") as wired:
+            assert wired.migrate()
+            assert wired.migrate() == []
+            assert wired.rows("SELECT count() AS n FROM ledger") == [{"n": 0}]
+            wired.execute(f"DROP DATABASE {wired.database}")
 
     def test_inserts_may_be_lines_of_the_body(self, writable: Port, store: Store) -> None:
         assert writable.ask("CREATE TABLE t (a UInt32) ENGINE = MergeTree ORDER BY a", body=b"").status == 200

@@ -109,6 +109,7 @@ class Call:
         started: `time.perf_counter` at the start, seconds.
         retries: HTTP attempts made again; None when the client does not tell.
         recording: False when nobody will see the span; nothing is worth reading then.
+        sent: a request is known to have gone out. False tells nothing by itself: few clients say when they send.
         ended: the span has ended.
     """
 
@@ -122,6 +123,7 @@ class Call:
         "point",
         "recording",
         "retries",
+        "sent",
         "span",
         "started",
         "state",
@@ -133,6 +135,7 @@ class Call:
         self.attributes: dict[str, Any] = {}
         self.state = state
         self.retries: int | None = None
+        self.sent = False
         self.recording = span.is_recording()
         self.ended = False
         self._once = threading.Lock()

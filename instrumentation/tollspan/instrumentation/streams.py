@@ -5,9 +5,9 @@ stream's place. It is an instance of the stream's class, has its attributes, is 
 the stream is. The span is current while a chunk is being read and at no other time; the user's own code between two
 chunks runs in the user's own context.
 
-The span ends once: when the stream is exhausted, when reading it raises, when it is closed, or when nobody holds it any
-more. In the last two cases the end was not seen, so the usage may be missing; the span then says that the stream was
-abandoned, and nothing is guessed.
+The span ends once: when the stream is exhausted, when reading it raises, when it is closed, when nobody holds it any
+more, or when the interpreter exits. In the last three cases the end was not seen, so the usage may be missing; the span
+then says that the stream was abandoned, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import wrapt
 
+from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.guard import guard
 from tollspan.pricing.attributes import RESPONSE_TIME_TO_FIRST_CHUNK, STREAM_ABANDONED
@@ -38,13 +39,14 @@ class Reading:
     the proxy or with the coroutine that reads for it, that tells an abandoned stream.
     """
 
-    __slots__ = ("_call", "_complete", "_read", "_source")
+    __slots__ = ("__weakref__", "_call", "_complete", "_read", "_source")
 
     def __init__(self, call: Call, source: Any, read: ReadChunk) -> None:
         self._call = call
         self._source = source
         self._read = read
         self._complete = False
+        exits.remember(call, self)
 
     def next(self) -> Any:
         """Next chunk of a synchronous stream, as the stream gives it; raises what the stream raises."""
@@ -101,7 +103,8 @@ class Reading:
             call.end()
 
     def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        # While the interpreter shuts down there is nowhere to send a span, and half of what would end it is gone.
+        # While the interpreter shuts down there is nowhere to send a span, and half of what would end it is gone: what
+        # was open then has been ended by `exits`.
         if not _exiting():
             with _ABANDON:
                 self.abandon()

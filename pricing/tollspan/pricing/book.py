@@ -20,7 +20,7 @@ from typing import Final, Literal, Protocol
 
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.money import Rate, rate, steps_of
-from tollspan.pricing.selectors import SKU_SELECTORS, Selectors
+from tollspan.pricing.selectors import SKU_SELECTORS, Selectors, owner_of
 
 MatchKind = Literal["exact", "alias", "pattern"]
 
@@ -87,7 +87,8 @@ class PriceRow:
         id: unique in its book; kept on every charge.
         meter: a name from `METERS`.
         sku: SKU name in lower case, exact or with ``*`` and ``?``; what it names depends on the meter's axis.
-        provider: provider or cloud provider in lower case; None = any, or none given.
+        provider: model provider under its one name (`selectors.provider_of`) or, where the axis is not ``model``,
+            cloud provider, in lower case; None = any, or none given.
         amount: USD for ``per`` ``unit``, exact.
         per: how many units the amount buys.
         unit: pricing unit, one of `money.units_of` the meter.
@@ -142,7 +143,11 @@ class PriceRow:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """Another name for a SKU, for a time: an Azure deployment, a ``-latest`` name, a device as some driver calls it."""
+    """Another name for a SKU, for a time: an Azure deployment, a ``-latest`` name, a device as some driver calls it.
+
+    Its providers stand as the book spells them: only the axis on which it is asked for tells whether they are model
+    providers or cloud providers.
+    """
 
     ref: str
     target_provider: str | None
@@ -210,7 +215,7 @@ class Layer(Protocol):
     def skus(self, axis: Axis, provider: str | None, name: str | None) -> Sequence[tuple[MatchKind, Sku]]:
         """SKUs of this layer that the name stands for, in the order in which they are tried."""
 
-    def aliases(self, provider: str | None, name: str | None) -> Sequence[Alias]:
+    def aliases(self, axis: Axis, provider: str | None, name: str | None) -> Sequence[Alias]:
         """Aliases of this layer for the name, whatever their time."""
 
     def names(self, axis: Axis, provider: str | None) -> Iterable[str]:
@@ -245,9 +250,9 @@ class TableLayer:
             else:
                 self._exact[axis, provider, sku] = item
         self._patterns = sorted(patterns, key=lambda entry: entry[0])
-        self._aliases: dict[tuple[str | None, str], list[Alias]] = {}
+        self._aliases: dict[str, list[Alias]] = {}
         for alias in aliases:
-            self._aliases.setdefault((alias.provider, alias.ref), []).append(alias)
+            self._aliases.setdefault(alias.ref, []).append(alias)
 
     def skus(self, axis: Axis, provider: str | None, name: str | None) -> list[tuple[MatchKind, Sku]]:
         owners = dict.fromkeys((provider, None))
@@ -260,14 +265,19 @@ class TableLayer:
         )
         return found
 
-    def aliases(self, provider: str | None, name: str | None) -> list[Alias]:
-        if name is None or not self._aliases:
-            return []
-        return [alias for owner in dict.fromkeys((provider, None)) for alias in self._aliases.get((owner, name), ())]
+    def aliases(self, axis: Axis, provider: str | None, name: str | None) -> list[Alias]:
+        named = self._aliases.get(name, ()) if name is not None else ()
+        return [
+            alias
+            for owner in dict.fromkeys((provider, None))
+            for alias in named
+            if owner_of(axis, alias.provider) == owner
+        ]
 
     def names(self, axis: Axis, provider: str | None) -> list[str]:
         known = {sku for of_axis, owner, sku in self._exact if of_axis == axis and owner in (provider, None)}
-        refs = {ref for owner, ref in self._aliases if owner in (provider, None)} if axis == "model" else set()
+        aliases = (alias for named in self._aliases.values() for alias in named) if axis == "model" else ()
+        refs = {alias.ref for alias in aliases if owner_of(axis, alias.provider) in (provider, None)}
         return sorted(known | refs)
 
 
@@ -303,7 +313,7 @@ class PriceBook:
             for name, selector in reversed(names.items()):
                 own = [Match(kind, selector, sku, layer.name) for kind, sku in layer.skus(axis, provider, name)]
                 found.extend(match for match in own if match.kind == "exact")
-                for alias in layer.aliases(provider, name):
+                for alias in layer.aliases(axis, provider, name):
                     found.extend(self._alias_targets(alias, axis, selector, position))
                 found.extend(match for match in own if match.kind != "exact")
         return found
@@ -311,7 +321,7 @@ class PriceBook:
     def _alias_targets(self, alias: Alias, axis: Axis, selector: str, position: int) -> Iterable[Match]:
         """SKUs an alias leads to, in its own layer and those behind it; an alias is never followed to another."""
         for layer in self.layers[position:]:
-            for _, sku in layer.skus(axis, alias.target_provider, alias.target_sku):
+            for _, sku in layer.skus(axis, owner_of(axis, alias.target_provider), alias.target_sku):
                 yield Match("alias", selector, sku, layer.name, alias.effective)
 
     def names(self, axis: Axis, selectors: Selectors) -> list[str]:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tollspan.pricing.book import ALWAYS, DAY, Alias, Interval, MatchKind, PriceRow, Sku, Source, Step
 from tollspan.pricing.meters import Axis
-from tollspan.pricing.selectors import BATCH, ONLINE, STANDARD
+from tollspan.pricing.selectors import BATCH, ONLINE, PROVIDERS, STANDARD
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider
@@ -56,27 +56,6 @@ PRICE_KEYS: Final[dict[str, tuple[str, int, str]]] = {
     "input_document_kpages": ("pages", 1000, "page"),
 }
 """genai-prices' price key → our meter, and what its price is for. Keys that are not here have no meter of ours."""
-
-PROVIDERS: Final[dict[str, str]] = {
-    "aws.bedrock": "aws",
-    "azure.ai.openai": "azure",
-    "azure.ai.inference": "azure",
-    "az.ai.openai": "azure",
-    "az.ai.inference": "azure",
-    "azure.openai": "azure",
-    "azure_openai": "azure",
-    "azure_ai": "azure",
-    "gcp.gemini": "google",
-    "gcp.gen_ai": "google",
-    "gcp.vertex_ai": "google",
-    "mistral_ai": "mistral",
-    "x_ai": "x-ai",
-    "moonshot_ai": "moonshotai",
-    "together_ai": "together",
-    "fireworks_ai": "fireworks",
-}
-"""Provider names of the GenAI conventions and of common SDKs → genai-prices' ids, where its matcher takes them for
-another provider (Azure's for OpenAI) or does not know them."""
 
 CONDITIONS: Final[dict[tuple[str, str], dict[str, str]]] = {
     ("service_tier", "flex"): {"service_tier": "flex", "processing": ONLINE},
@@ -123,7 +102,7 @@ class Catalogue:
         found = self._found[key]
         return () if found is None else (found,)
 
-    def aliases(self, provider: str | None, name: str | None) -> Sequence[Alias]:
+    def aliases(self, axis: Axis, provider: str | None, name: str | None) -> Sequence[Alias]:
         return ()
 
     def names(self, axis: Axis, provider: str | None) -> Iterable[str]:

@@ -1,8 +1,8 @@
 """Selectors: what a price is chosen by, one value or none for each span.
 
 In: the strings of a span. Out: `Selectors` in the one spelling that books are matched in: lower case, no empty
-strings, the last path segment of a host type (cloud metadata gives some as a resource path). Which selectors name the
-SKU of a meter is the meter's axis (`SKU_SELECTORS`).
+strings, one name for each model provider (`PROVIDERS`), the last path segment of a host type (cloud metadata gives some
+as a resource path). Which selectors name the SKU of a meter is the meter's axis (`SKU_SELECTORS`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,32 @@ BATCH: Final = "batch"
 _STANDARD_TIERS: Final = frozenset({"standard", "default", "auto", "on_demand"})
 """Spellings of the standard tier: OpenAI's ``default``, Groq's ``on_demand``, Anthropic's ``standard``. ``auto`` is a
 request setting that names no tier; it is priced as standard and said to be assumed."""
+
+_SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
+    "aws": (
+        *("aws.bedrock", "aws_bedrock", "aws-bedrock", "amazon.bedrock", "amazon_bedrock", "amazon-bedrock"),
+        *("amazon", "bedrock"),
+    ),
+    "azure": (
+        *("azure.ai.openai", "azure.ai.inference", "az.ai.openai", "az.ai.inference", "azure_ai", "azure-ai"),
+        *("azure.openai", "azure_openai", "azure-openai", "azureopenai", "microsoft.azure"),
+    ),
+    "google": (
+        *("gcp.gemini", "gcp.gen_ai", "gcp.vertex_ai", "gemini", "vertex", "vertexai", "vertex_ai", "vertex-ai"),
+        *("google_genai", "google-genai", "google_gemini", "google_vertexai", "google_vertex_ai", "google-vertex"),
+    ),
+    "mistral": ("mistral_ai", "mistral-ai", "mistralai"),
+    "x-ai": ("x_ai", "x.ai", "xai"),
+    "moonshotai": ("moonshot_ai", "moonshot-ai", "moonshot"),
+    "together": ("together_ai", "together-ai", "togetherai"),
+    "fireworks": ("fireworks_ai", "fireworks-ai", "fireworksai"),
+}
+
+PROVIDERS: Final[dict[str, str]] = {spelling: name for name, others in _SPELLINGS.items() for spelling in others}
+"""Model providers as the GenAI conventions and common SDKs spell them → the one name that prices stand under, which is
+genai-prices' id. A book may use any of the spellings, and so may a span. Every offering of a provider is that provider:
+``gcp.vertex_ai`` and ``gcp.gemini`` are both ``google``. Cloud providers (``aws``, ``gcp``, ``azure``) are names of
+another kind and never looked up here."""
 
 WHEN_KEYS: Final = ("service_tier", "processing", "region", "cloud_provider", "host_type", "device")
 """Selectors that a price row may ask for under ``when``."""
@@ -73,7 +99,7 @@ class Selectors:
             tier = STANDARD
         host = _clean(self.host_type)
         return Selectors(
-            provider=_clean(self.provider),
+            provider=provider_of(_clean(self.provider)),
             model=_clean(self.model),
             request_model=_clean(self.request_model),
             service_tier=tier,
@@ -86,6 +112,17 @@ class Selectors:
 
 
 SELECTOR_NAMES: Final = tuple(field.name for field in fields(Selectors))
+
+
+def provider_of(name: str | None) -> str | None:
+    """Model provider, in lower case and any spelling, under the one name that prices stand under."""
+    return None if name is None else PROVIDERS.get(name, name)
+
+
+def owner_of(axis: Axis, name: str | None) -> str | None:
+    """What a row or alias calls ``provider``, as normalized selectors spell it on that axis: a model provider under its
+    one name, a cloud provider as it is."""
+    return provider_of(name) if SKU_SELECTORS[axis][0] == "provider" else name
 
 
 def tier_of(selectors: Selectors) -> str:

@@ -32,7 +32,8 @@ The format::
 Under ``when`` stand ``service_tier``, ``processing``, ``region``, ``cloud_provider``, ``host_type`` and ``device``,
 each with a value or a list of them (a row for each); a selector that is left out is not asked for. More conditions win
 over fewer, then a row with windows over one without. Rows that would tie for some span are an error. Names are compared
-in lower case.
+in lower case, and model providers in any of their spellings (`selectors.PROVIDERS`): ``azure``, ``azure.ai.openai`` and
+``azure_openai`` are one.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import UNIT_PRICE_DECIMALS, rate, steps_of, units_of
 from tollspan.pricing.names import nearest
 from tollspan.pricing.overlaps import tied_aliases, tied_rows
-from tollspan.pricing.selectors import WHEN_KEYS, normalize_when
+from tollspan.pricing.selectors import WHEN_KEYS, normalize_when, owner_of, provider_of
 
 KINDS: Final = ("list", "contract", "amortised", "estimate", "included")
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -96,7 +97,8 @@ def parse_layer(content: bytes, file: str) -> TableLayer:
     placed = [(row, item) for position, item in enumerate(listed) for row in _prices(item, name, position)]
     rows, price_fields = [row for row, _ in placed], [item for _, item in placed]
     aliases = [_alias(item) for item in alias_fields]
-    for tie, items in ((tied_rows(rows), price_fields), (tied_aliases(aliases), alias_fields)):
+    one_spelling = [replace(alias, provider=provider_of(alias.provider)) for alias in aliases]
+    for tie, items in ((tied_rows(rows), price_fields), (tied_aliases(one_spelling), alias_fields)):
         if tie is not None:
             first, second, reason = tie
             raise items[second].error(f"{reason} (line {items[first].line})", "Change one of the two.")
@@ -281,7 +283,7 @@ def _prices(item: Field, book: str, position: int) -> Iterator[PriceRow]:
         meter=meter,
         sku=sku,
         amount=amount,
-        provider=None if provider == "*" else provider,
+        provider=None if provider == "*" else owner_of(METERS[meter].axis, provider),
         per=per,
         unit=unit,
         effective=fields["effective"].interval() if "effective" in fields else ALWAYS,

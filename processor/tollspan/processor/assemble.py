@@ -244,7 +244,7 @@ def billing_keys(keys: U64, embeddings: Mask) -> U64:
 def correct(row: dict[str, Any]) -> dict[str, Any]:
     """A billed ledger row as the roll-up it turned out to be: what its descendants are billed for is gone.
 
-    That is every charge of the model: tokens, and the fees of the same call. Others, CPU time say, stay with their cost.
+    That is every charge of the model: tokens, and fees of the same call. Others, CPU time say, stay with their cost.
     """
     columns = [name for name in row if name.startswith("charges.")]
     keep = [i for i, meter in enumerate(row["charges.meter"]) if not is_model(meter)]

@@ -54,7 +54,7 @@ _TEXT: Final = (
 
 _USED: Final = sorted(
     {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
-    | {"batch_size", "invalid", *SELECTORS, *_TEXT}
+    | {"batch_size", "invalid", "incomplete", "sent", *SELECTORS, *_TEXT}
 )
 
 
@@ -114,9 +114,15 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     )
     status, reasons = plain(costs["cost_status"]), plain(costs["cost_reasons"])
     valid = np.asarray(pc.is_null(table["invalid"]))
+    unsent = empty & ~np.asarray(pc.fill_null(plain(table["sent"]), True))
+    half = np.asarray(table["incomplete"]) & ~rolled
+    if half.any():
+        half &= np.asarray(pc.is_in(_text(status), pa.array(["priced", "free"])))
     for mask, state, reason in (
+        (half, "partial", "usage_incomplete"),
         (empty & valid, "unpriced", "usage_missing"),
         (refused & valid, "not_billed", "refused_by_provider"),
+        (unsent & valid, "not_billed", "not_sent"),
         (rolled & empty, "rollup", "rollup"),
         (rolled & ~empty, None, "rollup"),
     ):

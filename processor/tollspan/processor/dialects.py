@@ -5,7 +5,8 @@ of preference, and for every dialect of token usage the keys of its counts and t
 `normalize` walks the tables; a new dialect is a new entry here and a fixture in the tests.
 
 Sources: OpenTelemetry GenAI semantic conventions (current names in `tollspan.pricing.attributes`; older spellings from
-semantic-conventions 1.27 to 1.40 and the renames in semantic-conventions-genai).
+semantic-conventions 1.27 to 1.40 and the renames in semantic-conventions-genai); OpenLLMetry's semantic conventions for
+its older cache counts.
 """
 
 from __future__ import annotations
@@ -25,23 +26,31 @@ class Source:
         keys: attribute keys, the preferred one first.
         resource: whether the span's resource is asked under the same keys when the span itself does not say.
         ignore: values that say nothing.
-        rename: older spellings of values.
+        rename: older spellings of values, in lower case.
+        fold: whether values are names in any case, kept in lower case (and compared with ``rename`` in it).
     """
 
     keys: tuple[str, ...]
     resource: bool = False
     ignore: frozenset[str] = frozenset()
     rename: dict[str, str] = field(default_factory=dict)
+    fold: bool = False
 
 
 OLD_PROVIDERS: Final[dict[str, str]] = {
     "az.ai.inference": "azure.ai.inference",
     "az.ai.openai": "azure.ai.openai",
+    "azure_openai": "azure.ai.openai",
+    "bedrock": "aws.bedrock",
     "gemini": "gcp.gemini",
+    "mistralai": "mistral_ai",
+    "togetherai": "together_ai",
     "vertex_ai": "gcp.vertex_ai",
+    "vertexai": "gcp.vertex_ai",
     "xai": "x_ai",
 }
-"""Values of ``gen_ai.system`` that ``gen_ai.provider.name`` spells otherwise."""
+"""Values of ``gen_ai.system``, and names that SDKs use, in lower case → how ``gen_ai.provider.name`` spells them, so
+that the ledger has one name a provider. Pricing knows more spellings (`tollspan.pricing.selectors.PROVIDERS`)."""
 
 TEXT: Final[dict[str, Source]] = {
     "service": Source((names.SERVICE_NAME,), resource=True),
@@ -52,7 +61,7 @@ TEXT: Final[dict[str, Source]] = {
     "feature": Source((names.FEATURE,), resource=True),
     "workflow": Source((names.WORKFLOW,), resource=True),
     "variant": Source((names.VARIANT,), resource=True),
-    "provider": Source((names.PROVIDER_NAME, "gen_ai.system", names.PROVIDER), rename=OLD_PROVIDERS),
+    "provider": Source((names.PROVIDER_NAME, "gen_ai.system", names.PROVIDER), rename=OLD_PROVIDERS, fold=True),
     "model": Source((names.RESPONSE_MODEL, names.MODEL)),
     "request_model": Source((names.REQUEST_MODEL,)),
     "operation": Source((names.OPERATION_NAME, names.OPERATION)),
@@ -81,7 +90,7 @@ INTEGERS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Canonical integer column that takes no part in a price → keys. A value that is no count is as good as none."""
 
-FLAGS: Final[dict[str, tuple[str, ...]]] = {"cold_start": (names.COLD_START,)}
+FLAGS: Final[dict[str, tuple[str, ...]]] = {"cold_start": (names.COLD_START,), "sent": (names.CALL_SENT,)}
 """Canonical boolean column → keys."""
 
 BATCH_TIER: Final = "batch"
@@ -108,8 +117,32 @@ OPERATION_KINDS: Final[dict[str, str]] = {
     names.OPERATION_MODEL_LOAD: "model_load",
     names.OPERATION_FEATURE_READ: "feature_read",
 }
-"""Operation → kind. Every other operation (``invoke_agent``, ``invoke_workflow``, ``create_agent``, ``execute_tool``,
-``fetch_response`` ...) is ``other``: billable only by what it says it used."""
+"""Operation, in lower case → kind. Every other operation is ``other`` and billable only by what it says it used; if
+that is tokens, it is a model call after all, unless it is one of `NO_MODEL_CALLS`."""
+
+NO_MODEL_CALLS: Final = frozenset(
+    {
+        "invoke_agent",
+        "invoke_workflow",
+        "create_agent",
+        "execute_tool",
+        "fetch_response",
+        "handoff",
+        "plan",
+        "retrieval",
+        "create_memory",
+        "create_memory_store",
+        "delete_memory",
+        "delete_memory_store",
+        "search_memory",
+        "update_memory",
+        "upsert_memory",
+    }
+)
+"""Operations, in lower case, that call no model themselves: the tokens they report were spent by calls below them."""
+
+TWO_SIDED: Final = frozenset({"chat", "text_completion", "generate_content", "responses"})
+"""Operations, in lower case, that take tokens in and give tokens out: usage with only one of the two is incomplete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +167,12 @@ USAGE: Final[tuple[Usage, ...]] = (
         {
             "input_tokens": (names.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens"),
             "output_tokens": (names.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens"),
-            "cache_read": (names.USAGE_CACHE_READ_TOKENS,),
-            "cache_write": (names.USAGE_CACHE_WRITE_TOKENS, "gen_ai.usage.cache_creation.input_tokens"),
+            "cache_read": (names.USAGE_CACHE_READ_TOKENS, "gen_ai.usage.cache_read_input_tokens"),
+            "cache_write": (
+                names.USAGE_CACHE_WRITE_TOKENS,
+                "gen_ai.usage.cache_creation.input_tokens",
+                "gen_ai.usage.cache_creation_input_tokens",
+            ),
             "reasoning": (names.USAGE_REASONING_TOKENS,),
             "audio_input": (names.USAGE_AUDIO_INPUT_TOKENS,),
             "audio_output": (names.USAGE_AUDIO_OUTPUT_TOKENS,),

@@ -23,7 +23,16 @@ from tollspan.pricing.conventions import INVALID_REASONS, disjoint_columns
 from tollspan.pricing.meters import METERS
 from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask
-from tollspan.processor.dialects import BATCH_TIER, FLAGS, INTEGERS, OPERATION_KINDS, TEXT, USAGE
+from tollspan.processor.dialects import (
+    BATCH_TIER,
+    FLAGS,
+    INTEGERS,
+    NO_MODEL_CALLS,
+    OPERATION_KINDS,
+    TEXT,
+    TWO_SIDED,
+    USAGE,
+)
 from tollspan.processor.pivot import FRACTIONAL, GOOD, NEGATIVE, NOT_A_NUMBER, TEXT_TYPE, TOO_LARGE, Pivot
 
 REASONS: Final = (
@@ -62,6 +71,8 @@ _WANTED: Final = pa.array(
     ),
     pa.string(),
 )
+_WHOLES: Final = ("tokens.input.uncached", "tokens.output")
+"""Meters that a span has exactly when it tells its input and its output."""
 _KINDS: Final = ("inference", "model_load", "feature_read", "other")
 _STATUSES: Final = ("unset", "ok", "error")
 
@@ -71,7 +82,10 @@ class Normalized:
     """Canonical columns of a batch.
 
     Attributes:
-        table: one row a span, in the order of ``Decoded.spans``; the columns are those of ARCHITECTURE.md.
+        table: one row a span, in the order of ``Decoded.spans``; the columns are those of ARCHITECTURE.md, and
+            ``incomplete`` (bool): usage of which a part is certainly missing. A call that takes tokens in and gives
+            tokens out (`dialects.TWO_SIDED`) tells some tokens but not both its input and its output, so that what the
+            quantities cost is a lower bound. Never set where no tokens were told, or what was told is ``invalid``.
         quantities: meter → int64 array of n base steps, null = not given; only meters that some span gave.
     """
 
@@ -96,7 +110,11 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     times = _times(decoded, received_ns, invalid)
     text = pivot.texts(TEXT)
     text["service_tier"], text["processing"] = _processing(text["service_tier"], text["processing"])
-    kind = _kinds(text["operation"])
+    for column, source in TEXT.items():
+        if source.fold:
+            text[column] = _folded(text[column], source.rename)
+    kind, two_sided = _kinds(text["operation"], tokens)
+    incomplete = two_sided & tokens & (invalid == 0) & ~_whole(quantities, len(decoded))
     status = np.asarray(decoded.spans["status_code"])
     status = np.where((status < 0) | (status >= len(_STATUSES)), 0, status)
     table = pa.table(
@@ -112,11 +130,13 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "http_status": pivot.integer(INTEGERS["http_status"], pa.int32()),
             "retries": pivot.integer(INTEGERS["retries"], pa.int32()),
             "cold_start": pivot.flag(FLAGS["cold_start"]),
+            "sent": pivot.flag(FLAGS["sent"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
             "convention": convention,
             "billable": pa.array(given | (kind == 0)),
             "token_bearing": pa.array(tokens),
+            "incomplete": pa.array(incomplete),
         }
     )
     return Normalized(table, quantities)
@@ -219,14 +239,40 @@ def _processing(tier: Any, processing: Any) -> tuple[Any, Any]:
     return tier, pc.cast(said.dictionary_encode(), TEXT_TYPE)
 
 
-def _kinds(operation: Any) -> npt.NDArray[np.int32]:
-    """Index in `_KINDS` of each span's operation."""
-    other = _KINDS.index("other")
+def _folded(column: Any, rename: dict[str, str]) -> Any:
+    """A text column with its values in lower case and in their current spelling."""
+    values = column.dictionary.to_pylist()
+    lowered = [value.lower() for value in values]
+    current = [rename.get(value, value) for value in lowered]
+    if current == values:
+        return column
+    words = {word: position for position, word in enumerate(dict.fromkeys(current))}
+    place = pa.array([words[value] for value in current], pa.int32())
+    return pa.DictionaryArray.from_arrays(place.take(column.indices), pa.array(words, pa.string()))
+
+
+def _kinds(operation: Any, tokens: Mask) -> tuple[npt.NDArray[np.int32], Mask]:
+    """Index in `_KINDS` of each span's kind, and whether its operation is one of `TWO_SIDED`.
+
+    Tokens are spent by calls of models: a span with token usage is an inference where its operation is not given or
+    not known.
+    """
+    other, inference = _KINDS.index("other"), _KINDS.index("inference")
     # By distinct operation; the last entry is for spans without one.
-    of_value = [_KINDS.index(OPERATION_KINDS.get(value, "other")) for value in operation.dictionary.to_pylist()]
-    kinds: npt.NDArray[np.int32] = np.array([*of_value, other], np.int32)
+    values = [value.lower() for value in operation.dictionary.to_pylist()]
+    without = np.array([_KINDS.index(OPERATION_KINDS.get(value, "other")) for value in values] + [other], np.int32)
+    unknown = np.array([value not in OPERATION_KINDS and value not in NO_MODEL_CALLS for value in values] + [True])
+    two_sided = np.array([value in TWO_SIDED for value in values] + [False])
     at: npt.NDArray[np.int32] = np.asarray(pc.fill_null(operation.indices, -1))
-    return kinds[at]
+    return np.where(tokens, np.where(unknown, inference, without)[at], without[at]).astype(np.int32), two_sided[at]
+
+
+def _whole(quantities: dict[str, Any], length: int) -> Mask:
+    """Which spans tell both their input and their output."""
+    whole: Mask = np.ones(length, np.bool_)
+    for meter in _WHOLES:
+        whole &= np.asarray(pc.is_valid(quantities[meter])) if meter in quantities else np.False_
+    return whole
 
 
 def _dictionary(codes: npt.NDArray[np.int32], values: tuple[str, ...]) -> Any:

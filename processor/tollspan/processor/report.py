@@ -103,6 +103,10 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if total["unpriced_inferences"]:
         count = total["unpriced_inferences"]
         lines.append(f"{text(count)} {_s(count, 'inference')} without a price, in none of these sums")
+    if total["unpriced_rows"] > total["unpriced_inferences"]:
+        count = total["unpriced_rows"] - total["unpriced_inferences"]
+        other = f"{_s(count, 'span')} that {'is' if count == 1 else 'are'} no inference"
+        lines.append(f"{text(count)} {other} (model loads, feature reads ...) without a price, in none of these sums")
     if total["partial_inferences"]:
         count = total["partial_inferences"]
         lines.append(f"{text(count)} {_s(count, 'inference')} priced in part: the sums are a lower bound")

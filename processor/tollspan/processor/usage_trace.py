@@ -120,7 +120,7 @@ def read_usage_trace(path: Path, trace_format: TraceFormat = TraceFormat.azure_l
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text.", f"A {trace_format.value} trace is a CSV file.") from None
+        raise ConfigError(f"{path}:{line}: not UTF-8 text.", f"The format {trace_format.value} is CSV.") from None
 
     trace = UsageTrace(hashlib.sha256(raw).digest())
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -131,7 +131,7 @@ def read_usage_trace(path: Path, trace_format: TraceFormat = TraceFormat.azure_l
         if missing:
             raise ConfigError(
                 f"{path}:1: column {missing[0]} is missing; the header is {','.join(header)!r}.",
-                f"A {trace_format.value} trace has the columns {', '.join(wanted)}.",
+                f"The format {trace_format.value} has the columns {', '.join(wanted)}.",
             )
         at = [header.index(name) for name in wanted]
         blank = 0

@@ -53,6 +53,12 @@ def _outliving(read_chunk: ReadChunk) -> Callable[[Call, Any], Any]:
             return raw.hold(call, result) if call.state.streamed else raw.read(call, result)
         if isinstance(result, kinds.streaming):
             return raw.hold(call, result)
+        if call.state.streamed:
+            # Somebody else's instrumentation beneath ours may have put an iterator of its own in the stream's place.
+            if hasattr(result, "__next__"):
+                return observe(call, result, read_chunk)
+            if hasattr(result, "__anext__"):
+                return observe_async(call, result, read_chunk)
         return None
 
     return outlives

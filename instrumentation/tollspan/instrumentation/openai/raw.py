@@ -2,7 +2,8 @@
 
 In: a response object that the user parses later, or never. Out: the same object, and the call's usage all the same.
 Where the body is in memory when the call returns, it is read there and then. Where it is not, the call stays open until
-``parse()``, until the response is closed, or until nobody holds it any more; a parsed stream is watched as any other.
+``parse()``, until the response is closed, until nobody holds it any more, or until the interpreter exits; a parsed
+stream is watched as any other.
 
 For that ``parse`` and ``close`` of the client's response classes are wrapped. The same place also saves the usage of a
 call that the provider billed and the client then failed to parse (a structured output cut short, for instance).
@@ -16,6 +17,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
+from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call, open_call
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.openai.readers import State
@@ -37,13 +39,14 @@ _ASYNC: Final = "openai._response:AsyncAPIResponse"
 class Held:
     """A call that waits for its raw response to be parsed, closed or dropped."""
 
-    __slots__ = ("_call", "_http", "_proxies")
+    __slots__ = ("__weakref__", "_call", "_http", "_proxies")
 
     def __init__(self, call: Call, http_response: Any) -> None:
         self._call: Call | None = call
         self._http = http_response
         # `parse()` gives the same object each time, so the proxy of a stream has to be kept too.
         self._proxies: list[tuple[Any, Any]] = []
+        exits.remember(call, self)
 
     def parsed(self, result: Any) -> Any:
         """What the user gets for the parsed ``result``."""
@@ -76,20 +79,20 @@ class Held:
         """The response was closed, and with it what was parsed of it."""
         for _, proxy in self._proxies:
             abandon(proxy)
-        self.dropped()
+        self.abandon()
 
-    def dropped(self) -> None:
-        """The response is gone: take what its body says, if somebody has read it. A parsed stream may live on."""
+    def abandon(self) -> None:
+        """Nobody will parse the response: take what its body says, if it was read. A parsed stream may live on."""
         call, self._call = self._call, None
         if call is not None:
             _read_body(call, self._http)
             call.end()
 
     def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        # While the interpreter shuts down there is nowhere to send a span, and half of what would end it is gone.
+        # While the interpreter shuts down there is nowhere to send a span; `exits` was there before.
         if not _exiting():
             with _DROPPED:
-                self.dropped()
+                self.abandon()
 
 
 def read(call: Call, response: Any) -> Any:

@@ -74,13 +74,15 @@ class State:
     """What a call of the client has on `Call.state`.
 
     Attributes:
+        client: the client that was asked.
         streamed: the answer comes as a stream of events.
         reasons: finish reasons seen so far, by the index of their choice.
     """
 
-    __slots__ = ("reasons", "streamed")
+    __slots__ = ("client", "reasons", "streamed")
 
-    def __init__(self, streamed: bool) -> None:
+    def __init__(self, client: Any, streamed: bool) -> None:
+        self.client = client
         self.streamed = streamed
         self.reasons: dict[int, str] = {}
 
@@ -95,7 +97,8 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
     """Reader of the requests of one API (``chat_completions`` or ``responses``), for `WrapPoint.request`."""
 
     def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
-        attributes = client_attributes(args[0]._client).copy()
+        client = args[0]._client
+        attributes = client_attributes(client).copy()
         attributes[names.OPERATION_NAME] = "chat"
         attributes[names.OPENAI_API_TYPE] = api_type
         name = "chat"
@@ -123,7 +126,7 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
             conversation = conversation.get("id")
         if isinstance(conversation, str):
             attributes[names.CONVERSATION_ID] = conversation
-        return Opening(name, attributes, State(streamed))
+        return Opening(name, attributes, State(client, streamed))
 
     return request
 

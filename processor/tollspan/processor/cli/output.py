@@ -72,6 +72,8 @@ def print_rows(
         title: heading of the table form.
         single: the answer is one object: JSON prints it bare instead of in a list.
     """
+    if not rows and fmt in (Format.csv, Format.markdown):
+        return  # without rows nobody knows the columns, and an empty line would be a row to a reader of CSV
     columns = list(rows[0]) if rows else []
     if fmt is Format.json:
         body: object = [{k: plain(v) for k, v in row.items()} for row in rows]

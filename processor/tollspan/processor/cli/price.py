@@ -42,7 +42,9 @@ def price(
     cloud_provider: Annotated[str | None, typer.Option(help="aws, gcp, azure ...")] = None,
     host_type: Annotated[str | None, typer.Option(help="Instance type, e.g. m7i.xlarge.")] = None,
     device: Annotated[str | None, typer.Option(help="Device name as the driver gives it.")] = None,
-    book: Annotated[Path | None, typer.Option(help="Your own price book (YAML), in front of the shipped one.")] = None,
+    book: Annotated[
+        Path | None, typer.Option("--book", "--prices", help="Your own price book (YAML), in front of the shipped one.")
+    ] = None,
     fmt: Annotated[Format, typer.Option("--format", help="How to print the charges.")] = Format.table,
     explain: Annotated[bool, typer.Option("--explain", help="Say which prices were looked at, and why.")] = False,
 ) -> None:

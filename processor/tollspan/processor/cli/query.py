@@ -9,7 +9,7 @@ import typer
 from tollspan.processor.cli.options import Since, Store, Until
 from tollspan.processor.cli.output import Format, print_rows
 from tollspan.processor.errors import ConfigError
-from tollspan.processor.queries import find, named_queries, run, window
+from tollspan.processor.queries import check_limit, find, named_queries, run, window
 from tollspan.processor.report import for_people
 
 
@@ -19,7 +19,7 @@ def query(
     since: Since = None,
     until: Until = None,
     format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.table,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows, 1 or more.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the queries.")] = False,
 ) -> None:
     """Ask the ledger a named question, also while `tollspan serve` runs on it.
@@ -34,6 +34,7 @@ def query(
             raise ConfigError("Which query?", f"One of: {', '.join(named_queries())}.")
         asked = find(name)
         start, end = window(since, until)
+        check_limit(limit)
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries.window import EARLIEST, LATEST, bound, instant, window
 
-__all__ = ["NO_LIMIT", "NamedQuery", "Rows", "find", "instant", "named_queries", "run", "window"]
+__all__ = ["NO_LIMIT", "NamedQuery", "Rows", "check_limit", "find", "instant", "named_queries", "run", "window"]
 
 NO_LIMIT: Final = 2**63 - 1
 
@@ -91,6 +91,16 @@ def find(name: str) -> NamedQuery:
     return known[name]
 
 
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of rows that shows none.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit {limit} would show no rows.", "Give 1 or more, or leave it out.")
+
+
 def run(
     reader: Rows,
     name: str,
@@ -110,10 +120,11 @@ def run(
         Rows in the query's order; money as Decimal, instants as aware datetimes, unknowns as None.
 
     Raises:
-        ConfigError: no such query.
+        ConfigError: no such query, or a limit below 1.
         StoreError: see `Reader.query`.
     """
     query = find(name)
+    check_limit(limit)
     parameters: dict[str, Any] = {
         "since": bound(since, EARLIEST),
         "until": bound(until, LATEST),

@@ -7,6 +7,8 @@ SELECT
        NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS cost,
     'USD' AS currency,
     countIf(kind = 'inference' AND cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
+    -- Whatever its kind: all that the cost leaves out.
+    countIf(cost_status IN ('unpriced', 'invalid')) AS unpriced_rows,
     countIf(kind = 'inference' AND cost_status = 'partial') AS partial_inferences,
     countIf(cost_status = 'not_billed') AS not_billed,
     -- NULL when no call tells.

@@ -79,17 +79,22 @@ _TRANSPORT: Final = frozenset(
 _ALLOWED_SETTING: Final = re.compile(
     r"max_\w+|limit|offset|extremes|final|session_timezone|join_\w+|any_join_\w+|cast_\w+|optimize_\w+"
     r"|group_by_\w+|distinct_overflow_mode|(?:read|timeout|sort)_overflow_mode|totals_\w+|prefer_\w+|describe_\w+"
-    r"|date_time_(?:input|output)_format|additional_table_filters|additional_result_filter|log_comment|priority|use_\w+"
+    r"|date_time_(?:input|output)_format|log_comment|priority|use_\w+"
     r"|aggregate_functions_null_for_empty|transform_null_in|data_type_default_nullable|union_default_mode"
     r"|output_format_(?!schema$)\w+|format_csv_\w+|format_tsv_\w+|input_format_null_as_default"
 )
-"""Settings that a client of a read-only port may send. Others may name files: ``output_format_schema`` writes one."""
+"""Settings that a client of a read-only port may send.
+
+Others may name files (``output_format_schema`` writes one) or hold SQL that nobody checks (``additional_*_filter``).
+"""
 
 _SETTING_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INSERT: Final = re.compile(r"\s*INSERT\s+INTO\b", re.IGNORECASE)
 _INSERT_FORMAT: Final = re.compile(
-    rb"\s*(INSERT\s+INTO\b.*?)\s+(?:FORMAT\s+(\w+)[ \t]*(?:\r?\n|;|\Z)|(VALUES)\s*)", re.IGNORECASE | re.DOTALL
+    rb"\s*(INSERT\s+INTO\b(?:(?!\b(?:SELECT|WITH)\b).)*?)\s+(?:FORMAT\s+(\w+)[ \t]*(?:\r?\n|;|\Z)|(VALUES)\s*)",
+    re.IGNORECASE | re.DOTALL,
 )
+"""An insert whose rows follow it; one that selects them is a statement like any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +196,7 @@ class SqlFront:
         self._idle = threading.Condition()
         self._running = 0
         self._stopping = threading.Event()
-        self._outside: frozenset[str] = frozenset()
+        self._outside = sql.Outside()
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -289,11 +294,13 @@ class SqlFront:
                 48, "NOT_IMPLEMENTED", "ClickHouse's block compression is not supported: use Accept-Encoding."
             )
         writable = self._writable and request.method == "POST"
+        values = {name[6:]: value for name, value in request.params.items() if name.startswith("param_")}
+        database = request.params.get("database") or request.headers.get("x-clickhouse-database") or self._database
         handle = _connect(self._path)
         try:
-            self._prepare(handle, request, writable)
+            self._prepare(handle, request, writable, database)
             if insert and writable:
-                return _insert(handle, whole)
+                return _insert(handle, whole, values)
             if len(whole) > MAX_QUERY_BYTES:
                 raise Refused(62, "SYNTAX_ERROR", f"Syntax error: the query is longer than {MAX_QUERY_BYTES} bytes.")
             try:
@@ -302,10 +309,9 @@ class SqlFront:
                 raise Refused(62, "SYNTAX_ERROR", "Syntax error: the query is not UTF-8.") from None
             asked = sql.parse(handle, text)
             if not writable:
-                sql.check_readable(asked, self._outside)
+                sql.check_readable(asked, self._outside, values, database)
             form = asked.format or request.params.get("default_format") or request.headers.get("x-clickhouse-format")
             form = form or "TabSeparated"
-            values = {name[6:]: value for name, value in request.params.items() if name.startswith("param_")}
             result = handle.query(asked.text, form, params=values)
             body = result.bytes() or b""
             if not body and form == "Native" and asked.kind in ("SELECT", "WITH", "("):
@@ -317,8 +323,7 @@ class SqlFront:
         finally:
             handle.close()
 
-    def _prepare(self, handle: Any, request: Request, writable: bool) -> None:
-        database = request.params.get("database") or request.headers.get("x-clickhouse-database") or self._database
+    def _prepare(self, handle: Any, request: Request, writable: bool, database: str) -> None:
         handle.query(f"USE {_quote(database, '`')}", "TabSeparated")
         settings = {
             name: value
@@ -339,7 +344,7 @@ class SqlFront:
             changes = ", ".join(f"{name} = {_quote(value, chr(39))}" for name, value in settings.items())
             handle.query(f"SET {changes}", "TabSeparated")
 
-    def _facts(self) -> tuple[frozenset[str], str]:
+    def _facts(self) -> tuple[sql.Outside, str]:
         handle = _connect(self._path)
         try:
             zone = handle.query("SELECT timezone()", "TabSeparated").bytes().decode().strip()
@@ -359,10 +364,11 @@ def _connect(path: str) -> Any:
     return chdb.connect(path)
 
 
-def _insert(handle: Any, whole: bytes) -> Answer:
+def _insert(handle: Any, whole: bytes, values: dict[str, str]) -> Answer:
     match = _INSERT_FORMAT.match(whole)
-    if match is None:
-        result = handle.query(whole.decode(), "TabSeparated")
+    # Rows that are sent by themselves cannot name parameters; those of VALUES can.
+    if match is None or (values and match[3]):
+        result = handle.query(whole.decode(), "TabSeparated", params=values)
         return Answer(summary={"written_rows": str(result.rows_read())})
     inserter = handle.send_insert(match[1].decode(), match[2].decode() if match[2] else "Values")
     try:
