@@ -110,7 +110,11 @@ class Reading:
                 self.abandon()
 
 
-class _StreamProxy(wrapt.ObjectProxy):  # type: ignore[misc]
+# wrapt 1 is untyped and wrapt 2 generic; neither form of a typed base suits both.
+_ObjectProxy: Any = wrapt.ObjectProxy
+
+
+class _StreamProxy(_ObjectProxy):  # type: ignore[misc]
     """What the two kinds of stream share: closing, by whichever name the stream has for it."""
 
     _self_reading: Reading
