@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,8 @@ class Assistant:
         self._intent = IntentClassifier(folder / "intent-classifier.onnx")
         self._rerank: Callable[[str, int], list[str]] = make_reranker(seed)
         self._features = make_store(folder, seed)
+        # Feast's sqlite online store has one connection, which only one thread may use at a time.
+        self._one_reader = threading.Lock()
         self._profile = self._features.get_feature_service(FEATURE_SERVICE)
 
     def handle(self, request: SupportRequest) -> str:
@@ -77,9 +80,10 @@ class Assistant:
             return self._answer(request, profile, articles, str(plan.get("tone", "warm")))
 
     def _customer(self, customer_id: int) -> dict[str, Any]:
-        response = self._features.get_online_features(
-            features=self._profile, entity_rows=[{"customer_id": customer_id}]
-        )
+        with self._one_reader:
+            response = self._features.get_online_features(
+                features=self._profile, entity_rows=[{"customer_id": customer_id}]
+            )
         return {name: values[0] for name, values in response.to_dict().items()}
 
     def _plan(self, request: SupportRequest, intent: str) -> dict[str, Any]:
