@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 demo: $(VENV)/.demo
 	$(BIN)/tollspan demo
 
-test: lint types unit wheel
+test: lint types wheel unit
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
