@@ -62,14 +62,14 @@ def test_a_replayed_trace_costs_what_ten_lines_of_decimal_say_and_only_once(fold
     assert total["unpriced_inferences"] == 0
 
 
-def test_what_was_acknowledged_is_there_once_after_kill_nine(folder: Path) -> None:
-    """kill -9 in the middle of a load, three times; acked ⊆ stored ⊆ sent, and each costs what it costs."""
+def die_and_come_back(folder: Path, kills: int) -> None:
+    """kill -9 in the middle of a load, so many times; acked ⊆ stored ⊆ sent, and each costs what it costs."""
     rng = random.Random(11)
     acked: dict[int, Decimal] = {}
     sent: dict[int, Decimal] = {}
     number = 0
     service = Service(folder, ["--keep", "1.0"])
-    for life in range(4):
+    for life in range(kills + 1):
         with service:
             with grpc.insecure_channel(service.info["grpc"]) as channel:
                 export = channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")
@@ -83,7 +83,7 @@ def test_what_was_acknowledged_is_there_once_after_kill_nine(folder: Path) -> No
                         costs[number] = tokens[0] * INPUT + tokens[1] * OUTPUT
                     sent |= costs
                     flights.append((export.future(payload(spans), timeout=20), costs))
-                if life < 3:
+                if life < kills:
                     for flight, costs in flights[: rng.randrange(10, 50)]:
                         flight.result()
                         acked |= costs
@@ -92,7 +92,7 @@ def test_what_was_acknowledged_is_there_once_after_kill_nine(folder: Path) -> No
                     # What was acknowledged before the kill counts, whenever we look.
                     if flight.exception() is None:
                         acked |= costs
-            if life == 3:
+            if life == kills:
                 stats = service.stop()
     assert acked
     total = service.query("total")
@@ -111,6 +111,16 @@ def test_what_was_acknowledged_is_there_once_after_kill_nine(folder: Path) -> No
     assert Decimal(total["cost"]) == sum(stored.values())
     assert bodies[0]["u"] == bodies[0]["n"] == len(stored), "with keep=1 every body survives as well"
     assert stats["decoded.spans"] > 0
+
+
+def test_what_was_acknowledged_is_there_once_after_kill_nine(folder: Path) -> None:
+    die_and_come_back(folder, kills=3)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_what_was_acknowledged_is_there_once_after_many_kills(folder: Path) -> None:
+    die_and_come_back(folder, kills=25)
 
 
 def test_a_replay_survives_kill_nine_of_the_service(folder: Path, tmp_path: Path) -> None:
