@@ -5,18 +5,16 @@ BIN    := $(VENV)/bin
 # torch is for tests and examples only; the pinned version is a CPU build where the index offers one.
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test lint types unit wheel bench soak clean
+.PHONY: demo test lint unit wheel bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tollspan demo
 
-test: lint types wheel unit
+test: lint wheel unit
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: $(VENV)/.test
 	$(BIN)/mypy
 
 unit: $(VENV)/.test
