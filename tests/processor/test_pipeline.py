@@ -241,6 +241,7 @@ def test_one_poisonous_request_does_not_keep_its_batch_out_of_the_ledger(store: 
         line.send(chat(n))
     line.drain()
     assert total(line) == (6, 6 * CALL)
+    assert line.counters.snapshot()["decoded.spans"] == 6, "dividing a batch counts no span twice"
     (kept,) = (tmp_path / "journal" / "set-aside").glob("*.otlp")
     assert kept.read_bytes() == payload([chat(3)])
     line.journal.close()

@@ -141,6 +141,8 @@ class TestRows:
 
     def test_no_rows_are_no_insert(self, store: Store) -> None:
         store.insert("no_such_table", self.ROWS.slice(0, 0), "a")
+        with pytest.raises(StoreError):
+            store.insert("no_such_table", self.ROWS, "a")
 
     def test_a_missing_table_is_an_error_that_stays(self, store: Store) -> None:
         with pytest.raises(StoreError, match="insert into nowhere") as caught:

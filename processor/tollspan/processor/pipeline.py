@@ -28,7 +28,7 @@ from tollspan.processor.bodies import bodies
 from tollspan.processor.charge import Charged, charge, plain
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Decoded, decode
-from tollspan.processor.errors import StoreError, StoreUnavailable
+from tollspan.processor.errors import JournalError, StoreError, StoreUnavailable
 from tollspan.processor.identity import Mask, span_keys, trace_keys, words
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
@@ -109,7 +109,7 @@ class Pipeline:
         self.journal, self.writer, self.engine = journal, writer, engine
         self.settings, self.counters = settings, counters
         self.assembler = Assembler()
-        self._owed: list[pa.Table] = []
+        self._owed: list[dict[str, Any]] = []
         self.sampler = TailSampler(
             settings.keep,
             wait_s=settings.decision_wait_s,
@@ -196,7 +196,12 @@ class Pipeline:
     def take_back(self) -> None:
         """Bring what an earlier run set aside into the line again; a newer version may know what to do with it."""
         for path in sorted((self.journal.directory / SET_ASIDE).glob("*.otlp")):
-            self.journal.append(path.read_bytes()).wait()
+            try:
+                self.journal.append(path.read_bytes()).wait()
+            except JournalError as error:
+                # No room now: the file stays for the next start, and the worker goes on.
+                log.warning("%s cannot be taken back yet: %s", path, error)
+                return
             path.unlink()
             self.counters.add("pipeline.taken_back")
 
@@ -207,11 +212,8 @@ class Pipeline:
     def _process(self, source: _Source, token: str, payloads: list[bytes]) -> None:
         received = sum(map(len, payloads))
         decoded = decode(payloads)
-        self.counters.add("decoded.spans", len(decoded))
-        self.counters.add("decoded.malformed", len(decoded.malformed))
-        for reason, count in decoded.rejected.items():
-            self.counters.add(f"rejected.{reason}", count)
         if not len(decoded):
+            self._count_decoded(decoded)
             return
         now = time.monotonic()
         normalized = normalize(decoded, received_ns=time.time_ns())
@@ -232,10 +234,14 @@ class Pipeline:
         late = self.assembler.corrections(announced, ledger.schema)
         if late is not None:
             # Owed until written: a batch that fails is marked again, and its children are then no news.
-            self._owed.append(late)
+            self._owed.extend(late.to_pylist())
         billed = (tokens & ~rollups)[charged.rows]
         self.assembler.remember(billing_keys(spans, embeddings)[charged.rows], ledger, billed, now)
-        self._write(token, pa.concat_tables([ledger, *self._owed]), None, None)
+        # Rows owed from another try take this batch's column types: which are dictionaries differs between batches.
+        owed = pa.Table.from_pylist(self._owed, schema=ledger.schema)
+        self._write(token, pa.concat_tables([ledger, owed]) if self._owed else ledger, None, None)
+        # Counted once written: a batch that is divided comes through here again.
+        self._count_decoded(decoded)
         self._count(charged)
         self._owed.clear()
 
@@ -338,9 +344,15 @@ class Pipeline:
                 log.warning("store refused %s (attempt %d): %s", token, attempt, error)
                 time.sleep(0.2 * attempt)
 
+    def _count_decoded(self, decoded: Decoded) -> None:
+        self.counters.add("decoded.spans", len(decoded))
+        self.counters.add("decoded.malformed", len(decoded.malformed))
+        for reason, count in decoded.rejected.items():
+            self.counters.add(f"rejected.{reason}", count)
+
     def _count(self, charged: Charged) -> None:
         self.counters.add("ledger.rows", charged.ledger.num_rows)
-        self.counters.add("ledger.corrections", sum(owed.num_rows for owed in self._owed))
+        self.counters.add("ledger.corrections", len(self._owed))
         counts = pc.value_counts(pc.cast(plain(charged.ledger["cost_status"]), pa.string()))
         for entry in counts.to_pylist():
             self.counters.add(f"priced.{entry['values']}", entry["counts"])
