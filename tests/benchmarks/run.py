@@ -14,6 +14,7 @@ BENCHMARKS = (
     "openai_overhead.py",
     "torch_overhead.py",
     "ledger_bytes.py",
+    "pricing.py",
 )
 
 

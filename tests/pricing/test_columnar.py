@@ -12,14 +12,65 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollspan.pricing import PriceEngine, Selectors
+from tollspan.pricing import PriceBook, PriceEngine, PriceRow, Selectors
+from tollspan.pricing.book import Alias, Factor, Interval, Step, TableLayer
 from tollspan.pricing.cost_columns import SCHEMA
 from tollspan.pricing.meters import METERS
+from tollspan.pricing.money import PICO, decimal_of, digits_of
+from tollspan.pricing.schedule import Schedule
 
 from .books import INPUT, NOON, OUTPUT, book_of
 
 AT = int(NOON.timestamp()) * 10**9
 DAY = 86_400 * 10**9
+
+HOUR = 3600 * 10**9
+
+
+def million(sku: str, meter: str, amount: str, **fields: Any) -> PriceRow:
+    key = "|".join([sku, meter, amount, *map(str, fields.values())])
+    unit = METERS[meter].unit
+    return PriceRow(
+        id=key, meter=meter, sku=sku, amount=Decimal(amount), per=1_000_000, unit=unit, provider="p", **fields
+    )
+
+
+CONTRACTS = TableLayer(
+    "contracts",
+    "1",
+    [
+        million("agreed", INPUT, "3"),
+        million("agreed", INPUT, "2.1", kind="contract"),
+        million("agreed", INPUT, "1.9", kind="amortised", effective=Interval(AT, None)),
+        million("agreed", OUTPUT, "15"),
+        million("agreed", OUTPUT, "0", kind="included", when={"service_tier": "flex"}),
+        million("agreed-only", OUTPUT, "7", kind="contract"),
+        million("steps", OUTPUT, "5", steps=(Step(100, Decimal(3)), Step(2000, Decimal(0))), graduated=True),
+        million("steps", INPUT, "5", steps=(Step(100, Decimal(9)),)),
+        million("steps", INPUT, "4", kind="contract", steps=(Step(1000, Decimal(2)),)),
+        million("local", INPUT, "1"),
+        million(
+            "local",
+            INPUT,
+            "2",
+            schedule=Schedule(
+                ((9 * HOUR, 17 * HOUR), (5 * DAY, 7 * DAY)), "America/New_York", frozenset({NOON.date()})
+            ),
+        ),
+        million("steps", "overhead.calls", "2500", kind="amortised"),
+        million("withdrawn", OUTPUT, "1", status="cancelled"),
+        million("soon", OUTPUT, "1", status="announced"),
+    ],
+    [Alias("slice", "aws", "h100", share=Fraction(1, 7))],
+    factors=[
+        Factor("in-eu", Fraction(11, 10), provider="p", when={"region": "eu"}),
+        Factor("odd", Fraction(1, 3), meter="tokens.output", sku="agr*"),
+    ],
+    adjustments=[
+        Factor("ten-off", Fraction(9, 10), provider="p", sku="?o*", effective=Interval(AT - DAY, AT + DAY)),
+        Factor("more-off", Fraction(1, 2), provider="p", sku="steps", meter="tokens.output"),
+    ],
+)
 
 BOOK = book_of(
     f"""\
@@ -51,12 +102,13 @@ BOOK = book_of(
       - {{provider: p, sku: tiered, meter: {OUTPUT}, amount: 1, per: 7, when: {{service_tier: flex}}}}
     """,
 )
-ENGINE = PriceEngine(BOOK)
+ENGINE = PriceEngine(PriceBook([BOOK.layers[0], CONTRACTS, BOOK.layers[1]]))
 
 MODELS = ["dated", "windowed", "tiered", "alias-of-tiered", "pattern-a", "dear", "fee", "nobody-knows", "", None]
+MODELS += ["agreed", "agreed-only", "steps", "local", "withdrawn", "soon"]
 QUANTITIES = st.sampled_from([0, 0, 1, 2, 99, 100, 101, 2001, 10**6, 10**9, 10**15, 2**53, 2**63 - 1, -1])
 USED = [INPUT, "tokens.input.cache_read", OUTPUT, "tokens.output.reasoning", "requests", "audio.seconds", "gpu.seconds"]
-USED += ["gpu.idle_seconds", "network.egress.bytes", "web_searches"]
+USED += ["gpu.idle_seconds", "network.egress.bytes", "web_searches", "overhead.calls"]
 INSTANTS = st.integers(AT - 10 * DAY, AT + 10 * DAY) | st.sampled_from([AT - 1, AT, AT + 1, -1, 0])
 
 row = st.fixed_dictionaries(
@@ -68,7 +120,7 @@ row = st.fixed_dictionaries(
         "service_tier": st.sampled_from([None, "default", "auto", "flex", "scale", "batch"]),
         "cloud_provider": st.sampled_from([None, "aws"]),
         "region": st.sampled_from([None, "eu", "us"]),
-        "device": st.sampled_from([None, "H100"]),
+        "device": st.sampled_from([None, "H100", "slice"]),
         "invalid": st.sampled_from([None, None, None, "usage_inconsistent"]),
         "usage": st.dictionaries(st.sampled_from(USED), QUANTITIES, max_size=4),
     }
@@ -91,14 +143,28 @@ def columns_of(rows: list[dict[str, Any]], dictionary: bool = False) -> pa.Table
     return table
 
 
+DIFFERENCES = {
+    "charges.negotiated": ("list_cost", "contracted_cost"),
+    "charges.committed": ("contracted_cost", "cost"),
+}
+
+
+def difference(more: Decimal | None, less: Decimal | None) -> Decimal | None:
+    if more is None or less is None:
+        return None
+    return decimal_of(digits_of(more, PICO) - digits_of(less, PICO), PICO)
+
+
 def single(row: dict[str, Any]) -> dict[str, Any]:
     """What the scalar face says, in the form of a row of the columnar one."""
     selectors = Selectors(**{name: row[name] for name in SELECTED})
     charges = ENGINE.price(row["usage"], at=row["at"], selectors=selectors, invalid=row["invalid"])
     shown = {"cost": charges.cost, "cost_status": charges.status, "cost_reasons": ",".join(charges.reasons)}
     for name in SCHEMA.names:
-        if name.startswith("charges."):
+        if name.startswith("charges.") and name not in DIFFERENCES:
             shown[name] = [getattr(charge, name.removeprefix("charges.")) for charge in charges.charges]
+    for name, (more, less) in DIFFERENCES.items():
+        shown[name] = [difference(getattr(charge, more), getattr(charge, less)) for charge in charges.charges]
     return {**shown, "book_version": charges.book_version}
 
 
@@ -123,7 +189,7 @@ def test_no_cost_is_said_exactly_where_nothing_is_priced(rows: list[dict[str, An
         assert (priced["cost"] is None) == (priced["cost_status"] in ("unpriced", "invalid"))
         costs = [cost for cost in priced["charges.cost"] if cost is not None]
         assert Fraction(priced["cost"] or 0) == sum(map(Fraction, costs))  # Decimals of this size would be rounded
-        unpriced = [s in ("unpriced", "invalid") for s in priced["charges.status"]]
+        unpriced = [s in ("unpriced", "ambiguous", "invalid") for s in priced["charges.status"]]
         assert [cost is None for cost in priced["charges.cost"]] == unpriced
 
 

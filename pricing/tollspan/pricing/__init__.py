@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from tollspan.pricing.book import PriceBook, PriceRow
     from tollspan.pricing.books import load_book, shipped_book
-    from tollspan.pricing.engine import Charge, Charges, PriceEngine
+    from tollspan.pricing.charges import Charge, Charges
+    from tollspan.pricing.engine import PriceEngine
     from tollspan.pricing.errors import BookError
     from tollspan.pricing.meters import METERS, Meter
     from tollspan.pricing.selectors import Selectors
@@ -44,8 +45,8 @@ __all__ = (
 _HOMES: Final = {
     "METERS": "meters",
     "BookError": "errors",
-    "Charge": "engine",
-    "Charges": "engine",
+    "Charge": "charges",
+    "Charges": "charges",
     "Meter": "meters",
     "PriceBook": "book",
     "PriceEngine": "engine",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Int64s = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-SAFE_COST: Final = 2**58
-"""Pico-dollars ($288,230) up to which a charge is worked out in 64 bits: 32 such charges still add up without wrapping
+SAFE_COST: Final = 2**56
+"""Pico-dollars ($72,057) up to which a charge is worked out in 64 bits: 64 such charges still add up without wrapping
 round, and there are fewer meters than that."""
 
 _LOW: Final = np.uint64(0xFFFFFFFF)
@@ -61,8 +61,13 @@ def decimals(low: Int64s, type_: pa.DataType, valid: Bools | None = None, high: 
     limbs = np.empty((len(low), 2), dtype=np.int64)
     limbs[:, 0] = low
     limbs[:, 1] = (low >> 63) if high is None else high
+    return decimals_of(limbs, type_, valid)
+
+
+def decimals_of(limbs: Int64s, type_: pa.DataType, valid: Bools | None = None) -> pa.Array:
+    """`decimals` of limbs that already stand side by side, shape (n, 2), lower one first."""
     nulls = None if valid is None or valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-    return pa.Array.from_buffers(type_, len(low), [nulls, pa.py_buffer(limbs)])
+    return pa.Array.from_buffers(type_, len(limbs), [nulls, pa.py_buffer(limbs)])
 
 
 def limbs_of(value: int) -> tuple[int, int]:

@@ -15,26 +15,29 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cached_property
+from fractions import Fraction
+from functools import cache, cached_property
 from typing import Final, Literal, Protocol
 
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.money import Rate, rate, steps_of
+from tollspan.pricing.schedule import Schedule
 from tollspan.pricing.selectors import SKU_SELECTORS, Selectors, owner_of
 
 MatchKind = Literal["exact", "alias", "pattern"]
+Status = Literal["active", "announced", "cancelled"]
+Kind = Literal["list", "estimate", "contract", "amortised", "included"]
 
-DAY: Final = 86_400 * 10**9
-WEEK: Final = 7 * DAY
+LEVELS: Final[dict[Kind, int]] = {"list": 0, "estimate": 0, "contract": 1, "amortised": 2, "included": 2}
+"""Kind of a price → its level: what anybody pays (0), what this customer agreed to pay (1), what is paid in effect,
+commitments spread and prepaid things at nothing (2). The higher level is taken first."""
+LIST_LEVEL: Final = 0
+CONTRACT_LEVEL: Final = 1
+EFFECTIVE_LEVEL: Final = 2
+
+WHOLE: Final = Fraction(1)
 ANY: Final = "*"
 """The SKU of rows that apply to whatever the span names."""
-_THURSDAY: Final = 3 * DAY
-"""1970-01-01 was a Thursday; weeks here begin on Monday."""
-
-
-def week_time(at: int) -> int:
-    """Nanoseconds since Monday 00:00 UTC of the week in which the instant ``at`` (ns since the epoch) lies."""
-    return (at + _THURSDAY) % WEEK
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,11 @@ ALWAYS: Final = Interval()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A cliff tier: above ``above`` input tokens in the request, all of the meter's quantity costs ``amount``."""
+    """A tier of a price.
+
+    A cliff: above ``above`` input tokens in the request, all of the meter's quantity costs ``amount``. A graduated one:
+    what is above ``above`` of the meter's own quantity in the call costs ``amount``, what is below the steps before.
+    """
 
     above: int
     amount: Decimal
@@ -71,12 +78,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a price was read."""
+    """Where a price was read.
+
+    Attributes:
+        url: the page that decides.
+        retrieved_at: the day on which it was read.
+        via: what was read in its place, where it was not read itself.
+        note: what the price leaves out, or how it was made.
+        sha256: of the document read.
+    """
 
     url: str = ""
     retrieved_at: str = ""
     via: str = ""
     note: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,13 +109,18 @@ class PriceRow:
         per: how many units the amount buys.
         unit: pricing unit, one of `money.units_of` the meter.
         effective: instants in which the price holds.
-        windows: half-open stretches of the week, ns since Monday 00:00 UTC, sorted and disjoint; empty = always.
-        when: selector → value that the span must have; ``service_tier`` and ``processing`` are compared with
-            ``standard`` and ``online`` where the span names none.
-        steps: cliff tiers by the request's input tokens, ascending.
+        schedule: hours in which it holds; None = always.
+        when: selector → value that the span must have; ``service_tier``, ``processing`` and ``purchase`` are compared
+            with ``standard``, ``online`` and ``on_demand`` where the span names none.
+        steps: tiers, ascending.
+        graduated: the steps are graduated, by the meter's own quantity in the call; else they are cliffs by the
+            request's input tokens.
         minimum: least quantity charged when any was used, in the meter's unit.
-        kind: ``list`` | ``contract`` | ``amortised`` | ``estimate`` | ``included`` (a zero price: paid for elsewhere).
+        kind: ``list`` | ``estimate`` | ``contract`` | ``amortised`` | ``included`` (costs nothing: paid for elsewhere).
+        status: ``announced`` (not yet in force when the book was written, and said on the charge) and ``cancelled``
+            (kept for the record, never charged) beside ``active``.
         source: where it was read.
+        stated: the price as the book states it, where that is in another currency: ``1.20 EUR``.
     """
 
     id: str
@@ -110,12 +131,19 @@ class PriceRow:
     per: int = 1
     unit: str = ""
     effective: Interval = ALWAYS
-    windows: tuple[tuple[int, int], ...] = ()
+    schedule: Schedule | None = None
     when: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    graduated: bool = False
     minimum: Decimal | None = None
-    kind: str = "list"
+    kind: Kind = "list"
+    status: Status = "active"
     source: Source = Source()
+    stated: str = ""
+
+    @property
+    def level(self) -> int:
+        return LEVELS[self.kind]
 
     @property
     def axis(self) -> Axis:
@@ -137,13 +165,83 @@ class PriceRow:
         """Least quantity charged, in base steps; 0 = none."""
         return 0 if self.minimum is None else steps_of(self.meter, self.minimum)
 
-    def in_window(self, at: int) -> bool:
-        return not self.windows or any(start <= week_time(at) < end for start, end in self.windows)
+    def in_hours(self, at: int) -> bool:
+        return self.schedule is None or self.schedule.holds(at)
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What a list price is multiplied by under some condition: a region's or data residency's uplift, or a contract's
+    percentage.
+
+    Attributes:
+        id: unique in its book; named on the charge.
+        factor: exact.
+        provider: as in a row; None = any.
+        sku: name of the SKU as its row spells it, with ``*`` and ``?``.
+        meter: name of a meter, with ``*`` and ``?``.
+        when: as in a row.
+        effective: instants in which it holds.
+        source: where it was read.
+    """
+
+    id: str
+    factor: Fraction
+    provider: str | None = None
+    sku: str = ANY
+    meter: str = ANY
+    when: Mapping[str, str] = field(default_factory=dict)
+    effective: Interval = ALWAYS
+    source: Source = Source()
+
+    def sold_by(self, axis: Axis, owner: str | None) -> bool:
+        """Whether it is about what the span's provider (cloud provider, by the axis) sells."""
+        return self.provider is None or owner_of(axis, self.provider) == owner
+
+    def covers(self, row: PriceRow) -> bool:
+        """Whether it is about prices of this meter and SKU; seller and conditions aside."""
+        return (self.meter == ANY or _matches(self.meter, row.meter)) and (
+            self.sku == ANY or _matches(self.sku, row.sku)
+        )
+
+    @property
+    def specificity(self) -> tuple[int, int, bool, int]:
+        """The more, the more specific: literal characters of SKU and of meter, a provider, conditions."""
+        return literal_length(self.sku), literal_length(self.meter), self.provider is not None, len(self.when)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What a contract grants over a period, settled at its end (`settle`) and never on a span.
+
+    Attributes:
+        id: unique in its book.
+        kind: ``volume`` (the factor falls as the period's list cost grows), ``commitment`` (``amount`` USD are paid in
+            any case), ``allotment`` (so many units of a meter are free).
+        provider, sku, meter: what counts towards it, as in `Factor`.
+        amount: USD committed, or units allotted.
+        steps: volume: (above so many USD or units, factor), ascending; the first is above 0.
+        graduated: volume: each step is for what is above it; else the step reached is for everything.
+        basis: volume: ``cost`` (USD) or ``quantity`` (units of the meter).
+        effective: instants in which it holds.
+    """
+
+    id: str
+    kind: Literal["volume", "commitment", "allotment"]
+    provider: str | None = None
+    sku: str = ANY
+    meter: str = ANY
+    amount: Decimal = Decimal(0)
+    steps: tuple[tuple[Decimal, Fraction], ...] = ()
+    graduated: bool = True
+    basis: Literal["cost", "quantity"] = "cost"
+    effective: Interval = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """Another name for a SKU, for a time: an Azure deployment, a ``-latest`` name, a device as some driver calls it.
+    """Another name for a SKU, for a time: an Azure deployment, a ``-latest`` name, a device as some driver calls it; or
+    a part of one, a MIG slice of a device say, which costs that ``share`` of the whole.
 
     Its providers stand as the book spells them: only the axis on which it is asked for tells whether they are model
     providers or cloud providers.
@@ -154,6 +252,7 @@ class Alias:
     target_sku: str
     provider: str | None = None
     effective: Interval = ALWAYS
+    share: Fraction = WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,10 +275,14 @@ class Sku:
         return frozenset().union(*(row.effective.cuts for rows in self.rows.values() for row in rows))
 
     @cached_property
-    def week_cuts(self) -> frozenset[int]:
-        """Times of the week at which any of its prices begins or ends."""
-        bounds = {bound for rows in self.rows.values() for row in rows for window in row.windows for bound in window}
-        return frozenset(bounds - {0, WEEK})
+    def schedules(self) -> frozenset[Schedule]:
+        """Hours that any of its prices keeps."""
+        return frozenset(row.schedule for rows in self.rows.values() for row in rows if row.schedule is not None)
+
+    @cached_property
+    def levelled(self) -> bool:
+        """Whether it has prices above the list level."""
+        return any(row.level for rows in self.rows.values() for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +295,7 @@ class Match:
         sku: what was found.
         layer: name of the layer that holds it.
         effective: as long as the alias on the way holds.
+        share: what part of the SKU's price the name costs.
     """
 
     kind: MatchKind
@@ -199,6 +303,7 @@ class Match:
     sku: Sku
     layer: str
     effective: Interval = ALWAYS
+    share: Fraction = WHOLE
 
     @property
     def by(self) -> str:
@@ -207,10 +312,27 @@ class Match:
 
 
 class Layer(Protocol):
-    """A source of prices: a YAML book, or the compiled catalogue."""
+    """A source of prices: a YAML book, or the compiled catalogue.
+
+    Attributes:
+        name: of the book, for people and for the book version.
+        version: of its content.
+        factors: multiply list prices of every layer, all that apply.
+        adjustments: percentages of a contract on list prices of every layer; the most specific one applies.
+        terms: settled over a period.
+    """
 
     name: str
     version: str
+
+    @property
+    def factors(self) -> Sequence[Factor]: ...
+
+    @property
+    def adjustments(self) -> Sequence[Factor]: ...
+
+    @property
+    def terms(self) -> Sequence[Term]: ...
 
     def skus(self, axis: Axis, provider: str | None, name: str | None) -> Sequence[tuple[MatchKind, Sku]]:
         """SKUs of this layer that the name stands for, in the order in which they are tried."""
@@ -221,6 +343,9 @@ class Layer(Protocol):
     def names(self, axis: Axis, provider: str | None) -> Iterable[str]:
         """SKU names a person may have meant, for suggestions."""
 
+    def owners(self, name: str) -> Iterable[str]:
+        """Model providers that list a model of exactly this name: for spans that name no provider."""
+
 
 class TableLayer:
     """A layer of listed rows and aliases, indexed by SKU.
@@ -230,11 +355,26 @@ class TableLayer:
         version: of the book's content.
         rows: its rows, already checked (`yamlbook`).
         aliases: its aliases, likewise.
+        factors, adjustments, terms: see `Layer`.
+        known_at: when its author knew this, ISO; empty = not said.
     """
 
-    def __init__(self, name: str, version: str, rows: Sequence[PriceRow], aliases: Sequence[Alias] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        rows: Sequence[PriceRow],
+        aliases: Sequence[Alias] = (),
+        *,
+        factors: Sequence[Factor] = (),
+        adjustments: Sequence[Factor] = (),
+        terms: Sequence[Term] = (),
+        known_at: str = "",
+    ) -> None:
         self.name = name
         self.version = version
+        self.factors, self.adjustments, self.terms = tuple(factors), tuple(adjustments), tuple(terms)
+        self.known_at = known_at
         self.rows = tuple(rows)
         grouped: dict[tuple[Axis, str | None, str], dict[str, list[PriceRow]]] = {}
         for row in rows:
@@ -274,6 +414,11 @@ class TableLayer:
             if owner_of(axis, alias.provider) == owner
         ]
 
+    def owners(self, name: str) -> list[str]:
+        return sorted(
+            owner for axis, owner, sku in self._exact if axis == "model" and sku == name and owner is not None
+        )
+
     def names(self, axis: Axis, provider: str | None) -> list[str]:
         known = {sku for of_axis, owner, sku in self._exact if of_axis == axis and owner in (provider, None)}
         aliases = (alias for named in self._aliases.values() for alias in named) if axis == "model" else ()
@@ -295,6 +440,26 @@ class PriceBook:
     def version(self) -> str:
         """What every charge is stamped with: the layers' names and versions, front to back."""
         return "+".join(f"{layer.name}@{layer.version}" for layer in self.layers)
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """Of all layers."""
+        return tuple(factor for layer in self.layers for factor in layer.factors)
+
+    @cached_property
+    def adjustments(self) -> tuple[Factor, ...]:
+        """Of all layers, the most specific first; among equals those of the layer in front."""
+        found = (factor for layer in self.layers for factor in layer.adjustments)
+        return tuple(sorted(found, key=lambda factor: factor.specificity, reverse=True))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Of all layers."""
+        return tuple(term for layer in self.layers for term in layer.terms)
+
+    def owners(self, name: str) -> list[str]:
+        """Model providers that list a model of exactly this name."""
+        return sorted({owner for layer in self.layers for owner in layer.owners(name)})
 
     def with_front(self, layer: Layer) -> PriceBook:
         """A book with one more layer in front."""
@@ -322,7 +487,7 @@ class PriceBook:
         """SKUs an alias leads to, in its own layer and those behind it; an alias is never followed to another."""
         for layer in self.layers[position:]:
             for _, sku in layer.skus(axis, owner_of(axis, alias.target_provider), alias.target_sku):
-                yield Match("alias", selector, sku, layer.name, alias.effective)
+                yield Match("alias", selector, sku, layer.name, alias.effective, alias.share)
 
     def names(self, axis: Axis, selectors: Selectors) -> list[str]:
         """SKU names known for the span's provider, for suggestions."""
@@ -339,6 +504,11 @@ def literal_length(pattern: str) -> int:
     return len(pattern) - pattern.count("*") - pattern.count("?")
 
 
+def _matches(pattern: str, name: str) -> bool:
+    return compile_pattern(pattern).fullmatch(name) is not None if is_pattern(pattern) else pattern == name
+
+
+@cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """``*`` any characters, ``?`` one, everything else itself."""
     special = {"*": ".*", "?": "."}

@@ -2,36 +2,36 @@
 
 In: instants, selectors and quantities as arrays of length n. Out: the ledger's cost columns. Rows that name the same
 selectors are one combination; the instants of a batch are cut wherever a price of its combinations begins or ends; a
-combination between two cuts is a cell, in which every price is constant. For each cell that occurs, `resolve` is asked
-once for each meter, with one row's instant: the same code, so the same answer, as for a single call. The rest is
-gathering by cell number.
+combination between two cuts, while the same schedules hold, is a cell, in which every price is constant. For each cell
+that occurs, `resolve` is asked once for each meter, with one row's instant: the same code, so the same answer, as for a
+single call. The rest is gathering by cell number.
 
 Loops here run over selectors, combinations, cells and meters. Rows are touched one by one only where a cost does not
-fit in 64 bits.
+fit in 64 bits or its price is graduated.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tollspan.pricing import money
-from tollspan.pricing.arrays import Bools, Int64s, costs, decimals, put_exact
-from tollspan.pricing.book import WEEK, week_time
+from tollspan.pricing.arrays import SAFE_COST, Bools, Int64s, costs, decimals, put_exact
 from tollspan.pricing.cost_columns import (
     CHARGE_STATUS,
     CHARGE_STATUSES,
+    CHARGED,
     COST,
     MAX_FLAGS,
     METER_ORDER,
     REASON_BIT,
     SCHEMA,
     ChargeLists,
+    Differences,
     Entries,
     coded,
     dense,
@@ -45,8 +45,10 @@ from tollspan.pricing.selectors import SELECTOR_NAMES, Selectors
 if TYPE_CHECKING:
     from tollspan.pricing.engine import PriceEngine
 
-_ROW_STATUSES: Final = ("priced", "free", "partial", "unpriced", "invalid")
-_PRICED, _FREE, _PARTIAL, _UNPRICED, _INVALID = range(5)
+_ROW_STATUSES: Final = ("priced", "free", "included", "partial", "unpriced", "invalid")
+_PRICED, _FREE, _INCLUDED, _PARTIAL, _UNPRICED, _INVALID = range(6)
+
+_Level: TypeAlias = Literal["contracted", "listed"]
 
 
 class ColumnarEngine:
@@ -75,6 +77,31 @@ class ColumnarEngine:
             return _Batch(self._engine, self._entries, at, selectors, quantities, invalid).table()
 
 
+class _Costs(NamedTuple):
+    """Costs of m charges at one level of their prices.
+
+    Attributes:
+        cost: pico-dollars, int64; 0 where there is none and where it is in ``exact``.
+        charged: whether there is one.
+        status, reasons: of the entries.
+        exact: costs that 64 bits do not hold, by position.
+    """
+
+    cost: Int64s
+    charged: Bools
+    status: Int64s
+    reasons: Int64s
+    exact: dict[int, int]
+
+
+def _put_difference(into: Differences, where: NDArray[np.integer[Any]], more: _Costs, less: _Costs) -> None:
+    """``more - less`` of the same charges."""
+    into.put(where, more.cost - less.cost, more.charged & less.charged)
+    for k in more.exact.keys() | less.exact.keys():
+        difference = more.exact.get(k, int(more.cost[k])) - less.exact.get(k, int(less.cost[k]))
+        into.exact[int(where[k])] = difference
+
+
 class _Batch:
     """One call of `price_columns`, step by step."""
 
@@ -96,13 +123,15 @@ class _Batch:
         self.given: dict[str, tuple[Int64s, Bools]] = {m: column for m, column in given.items() if column[1].any()}
         self._refuse_negative()
         self.combinations, self.combination_of = _combinations(selectors, self.n)
+        self.implied: dict[str, Bools] = {}
+        """Rows by meter that are charged one without having counted it."""
         self._cells: dict[Axis, tuple[list[tuple[Situation, int]], Int64s]] = {}
 
     def table(self) -> pa.Table:
         reasons_of_invalid, invalid_code = self.invalid
-        self._add_requests()
-        self._drop_zeros()
+        self._add_implied()
         input_tokens, input_given = self._input_tokens()
+        self._drop_zeros()
 
         n = self.n
         refused = invalid_code > 0
@@ -124,28 +153,26 @@ class _Batch:
             where = position[rows]
             position[rows] += 1
             entry, assumed = self._entry(meter, rows, input_tokens, input_given)
-            num, den, safe, minimum, status, why = (column[entry] for column in self.entries.arrays())
-            if assumed is not None:
-                why |= np.where(assumed, REASON_BIT[TIER_ASSUMED], 0)
-            billed = quantity
-            if minimum.any():
-                billed = np.where(quantity > 0, np.maximum(quantity, minimum), quantity)
-            charged = status < CHARGE_STATUS["unpriced"]
             off = refused[rows]
-            if off.any():
-                charged &= ~off
-                status = np.where(off, CHARGE_STATUS["invalid"], status)
-                why = np.where(off, 0, why)
-            unsafe = charged & (billed > safe)
-            cost = costs(np.where(charged & ~unsafe, billed, 0), num, den)
-            total[rows] += cost
+            effective = self._costs(entry, quantity, off)
+            status = np.where(off, CHARGE_STATUS["invalid"], effective.status)
+            why = effective.reasons
+            if assumed is not None:
+                why = why | np.where(assumed, REASON_BIT[TIER_ASSUMED], 0)
+            total[rows] += effective.cost
             seen[rows] |= 1 << status
-            reasons[rows] |= why
-            flat.put(where, METER_ORDER[meter], quantity, entry, cost, charged, status)
-            for k in np.flatnonzero(unsafe).tolist():
-                rate = self._rate(int(entry[k]))
-                flat.exact[int(where[k])] = rate.cost(int(billed[k]))
+            reasons[rows] |= np.where(off, 0, why)
+            flat.put(where, METER_ORDER[meter], quantity, entry, effective.cost, status)
+            for k, cost in effective.exact.items():
+                flat.exact[int(where[k])] = cost
                 unsafe_rows.add(int(rows[k]))
+            if meter in self.implied:
+                flat.mark_implied(where[self.implied[meter][rows]])
+            levels = self._levels(meter, rows, input_tokens, input_given)
+            if levels is not None:
+                contracted, listed = (self._costs(level, quantity, off) for level in levels)
+                _put_difference(flat.negotiated, where, listed, contracted)
+                _put_difference(flat.committed, where, contracted, effective)
 
         exact_totals = {row: flat.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows}
         row_status = _row_status(seen, refused)
@@ -185,22 +212,30 @@ class _Batch:
             if cuts:
                 key = key * (len(cuts) + 1) + np.searchsorted(np.array(cuts, dtype=np.int64), self.at, side="right")
                 size *= len(cuts) + 1
-            week_cuts = sorted({cut for situation in situations for cut in situation.week_cuts})
-            if week_cuts:
-                phase = np.searchsorted(np.array(week_cuts, dtype=np.int64), _week_times(self.at), side="right")
-                changing = np.array([bool(situation.week_cuts) for situation in situations])
-                phase = np.where(changing[self.combination_of], phase, 0)
-                key = key * (len(week_cuts) + 1) + phase
-                size *= len(week_cuts) + 1
+            for schedule in {s: None for situation in situations for s in situation.schedules}:
+                keeps = np.array([schedule in situation.schedules for situation in situations])[self.combination_of]
+                holds = np.zeros(self.n, dtype=bool)
+                holds[keeps] = schedule.holds_many(self.at[keeps])
+                if size > MAX_FLAGS:  # keep the numbers small by numbering what occurs
+                    one_row, key = dense(key, size)
+                    size = len(one_row)
+                key = key * 2 + holds
+                size *= 2
             one_row, cell = dense(key, size)
             cells = [(situations[self.combination_of[row]], int(self.at[row])) for row in one_row.tolist()]
             self._cells[axis] = cells, cell
         return self._cells[axis]
 
     def _entry(
-        self, meter: str, rows: Int64s, input_tokens: Int64s | None, input_given: Bools | None
+        self,
+        meter: str,
+        rows: Int64s,
+        input_tokens: Int64s | None,
+        input_given: Bools | None,
+        level: _Level | None = None,
     ) -> tuple[Int64s, Bools | None]:
-        """Entry number of a meter's charge in each of the rows, and where the step was only assumed."""
+        """Entry number of a meter's charge in each of the rows, and where the step was only assumed. Of the effective
+        price, or of another level."""
         cells, cell_of = self._cell_of(METERS[meter].axis)
         cell = cell_of[rows]
         used = np.zeros(len(cells), dtype=bool)
@@ -211,8 +246,10 @@ class _Batch:
         for number in np.flatnonzero(used).tolist():
             situation, instant = cells[number]
             quote = situation.quote(meter, instant)
+            if level is not None:
+                quote = getattr(quote, level) or quote
             first[number] = self.entries.number(quote)
-            if quote.bounds:
+            if quote.bounds and not quote.graduated:
                 ladder[number] = ladders.setdefault(quote.bounds, len(ladders) + 1)
         entry = first[cell]
         if not ladders:
@@ -226,33 +263,65 @@ class _Batch:
                 entry[on] += np.searchsorted(np.array(bounds, dtype=np.int64), tokens[on], side="left")
         return entry, (which > 0) & ~known
 
-    def _rate(self, entry: int) -> money.Rate:
-        """The exact rate behind an entry, which its arrays may not hold."""
-        item = self.entries.items[entry]
-        step = entry - self.entries.number(item.quote)
-        rate = item.quote.steps[step][2]
-        assert rate is not None  # only charged entries are asked for
-        return rate
+    def _levels(
+        self, meter: str, rows: Int64s, input_tokens: Int64s | None, input_given: Bools | None
+    ) -> tuple[Int64s, Int64s] | None:
+        """Entry numbers of the contracted and the list price in each of the rows; None where all are the effective."""
+        cells, cell_of = self._cell_of(METERS[meter].axis)
+        used = np.zeros(len(cells), dtype=bool)
+        used[cell_of[rows]] = True
+        quotes = (cells[number][0].quote(meter, cells[number][1]) for number in np.flatnonzero(used).tolist())
+        if all(quote.contracted is None and quote.listed is None for quote in quotes):
+            return None
+        contracted, _ = self._entry(meter, rows, input_tokens, input_given, "contracted")
+        listed, _ = self._entry(meter, rows, input_tokens, input_given, "listed")
+        return contracted, listed
 
-    def _add_requests(self) -> None:
-        """One request where a model with a fee for each request was called and none was counted."""
-        from tollspan.pricing.engine import CALL_METERS, REQUESTS
+    def _costs(self, entry: Int64s, quantity: Int64s, off: Bools) -> _Costs:
+        """What quantities cost at entries; nothing where ``off``."""
+        num, den, safe, minimum, status, reasons = (column[entry] for column in self.entries.arrays())
+        billed = quantity
+        if minimum.any():
+            billed = np.where(quantity > 0, np.maximum(quantity, minimum), quantity)
+        charged = (status < CHARGED) & ~off
+        unsafe = charged & (billed > safe)
+        cost = costs(np.where(charged & ~unsafe, billed, 0), num, den)
+        exact: dict[int, int] = {}
+        known: dict[tuple[int, int], int] = {}
+        for k in np.flatnonzero(unsafe).tolist():
+            key = int(entry[k]), int(quantity[k])
+            if key not in known:
+                quote, step = self.entries.step(key[0])
+                known[key] = quote.cost(key[1], step) or 0
+            exact[k] = known[key]
+        small = [k for k, value in exact.items() if value <= SAFE_COST]
+        for k in small:  # a graduated price
+            cost[k] = exact.pop(k)
+        return _Costs(cost, charged, status, reasons, exact)
+
+    def _add_implied(self) -> None:
+        """One request, and one share of overhead, where a model with a fee for it was called and none was counted."""
+        from tollspan.pricing.charges import CALL_METERS
+        from tollspan.pricing.engine import IMPLIED
 
         called = np.zeros(self.n, dtype=bool)
         for meter, (_, valid) in self.given.items():
             if meter in CALL_METERS:
                 called |= valid
-        if REQUESTS in self.given:
-            called &= ~self.given[REQUESTS][1]
-        if not called.any():
-            return
-        cells, cell_of = self._cell_of("model")
-        fee = np.array([has_fee(situation.quote(REQUESTS, instant)) for situation, instant in cells], dtype=bool)
-        if not fee.any():
-            return
-        implied = called & fee[cell_of] & (self.invalid[1] == 0)
-        values, valid = self.given.get(REQUESTS, (np.zeros(self.n, dtype=np.int64), np.zeros(self.n, dtype=bool)))
-        self.given[REQUESTS] = np.where(implied, 1, values), valid | implied
+        called &= self.invalid[1] == 0
+        for meter in IMPLIED:
+            uncounted = called & ~self.given[meter][1] if meter in self.given else called
+            if not uncounted.any():
+                continue
+            cells, cell_of = self._cell_of("model")
+            fee = np.array([has_fee(situation.quote(meter, instant)) for situation, instant in cells], dtype=bool)
+            if not fee.any():
+                continue
+            implied = uncounted & fee[cell_of]
+            zeros = np.zeros(self.n, dtype=np.int64), np.zeros(self.n, dtype=bool)
+            values, valid = self.given.get(meter, zeros)
+            self.given[meter] = np.where(implied, 1, values), valid | implied
+            self.implied[meter] = implied
         self.given = {meter: self.given[meter] for meter in METERS if meter in self.given}
 
     def _drop_zeros(self) -> None:
@@ -352,20 +421,17 @@ def _combinations(selectors: Mapping[str, pa.Array], n: int) -> tuple[list[Selec
     return list(distinct), numbers[combination_of]
 
 
-def _week_times(at: Int64s) -> Int64s:
-    """`book.week_time` of many instants."""
-    return (at % WEEK + week_time(0)) % WEEK
-
-
 def _row_status(seen: Int64s, refused: Bools) -> NDArray[np.int32]:
     """Status of a row from the statuses of its charges (bits)."""
     table = np.full(1 << len(CHARGE_STATUSES), _PARTIAL, dtype=np.int32)
-    priced, free, unpriced = (1 << CHARGE_STATUS[name] for name in ("priced", "free", "unpriced"))
-    table[0] = _UNPRICED
-    table[unpriced] = _UNPRICED
-    table[free] = _FREE
-    table[priced] = table[priced | free] = _PRICED
-    return np.where(refused, np.int32(_INVALID), table[seen & (priced | free | unpriced)])
+    priced, free, included = (1 << CHARGE_STATUS[name] for name in ("priced", "free", "included"))
+    missing = (1 << CHARGE_STATUS["unpriced"]) | (1 << CHARGE_STATUS["ambiguous"])
+    for bits in range(len(table)):
+        if not bits & (priced | free | included):
+            table[bits] = _UNPRICED
+        elif not bits & missing:
+            table[bits] = _PRICED if bits & priced else _INCLUDED if bits & included else _FREE
+    return np.where(refused, np.int32(_INVALID), table[seen])
 
 
 def _reasons(bits: Int64s, invalid_code: Int64s, names: Sequence[str]) -> pa.Array:

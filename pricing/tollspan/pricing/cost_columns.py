@@ -17,9 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tollspan.pricing import money
-from tollspan.pricing.arrays import Bools, Int64s, decimals, limbs_of, put_exact, safe_quantity, scaled
+from tollspan.pricing.arrays import Bools, Int64s, decimals, decimals_of, limbs_of, put_exact, safe_quantity, scaled
 from tollspan.pricing.meters import METERS, NANO
-from tollspan.pricing.resolve import REASONS, Quote
+from tollspan.pricing.resolve import IMPLIED_MARK, REASONS, Quote
 
 COST: Final = pa.decimal128(38, money.PICO)
 QUANTITY: Final = pa.decimal128(38, money.QUANTITY_DECIMALS)
@@ -38,17 +38,23 @@ SCHEMA: Final = pa.schema(
         pa.field("charges.unit_price", pa.list_(UNIT_PRICE), nullable=False),
         pa.field("charges.per", pa.list_(NAME), nullable=False),
         pa.field("charges.cost", pa.list_(COST), nullable=False),
+        pa.field("charges.negotiated", pa.list_(COST), nullable=False),
+        pa.field("charges.committed", pa.list_(COST), nullable=False),
         pa.field("charges.price_id", pa.list_(NAME), nullable=False),
         pa.field("charges.matched_by", pa.list_(NAME), nullable=False),
         pa.field("charges.status", pa.list_(NAME), nullable=False),
         pa.field("book_version", NAME, nullable=False),
     ]
 )
-"""The ledger's cost columns. Reasons are joined by commas, empty when there is none; empty strings stand for what an
-unpriced charge has not; decimals are null there."""
+"""The ledger's cost columns. ``charges.cost`` is the effective cost. The other two are kept as differences, which are
+mostly 0 and then cost nothing to store: the contracted cost is ``cost + committed``, the list cost ``cost + committed +
+negotiated``; null where there is no such price. Reasons are joined by commas, empty when there is none; empty strings
+stand for what an unpriced charge has not; decimals are null there."""
 
-CHARGE_STATUSES: Final = ("priced", "free", "unpriced", "invalid")
+CHARGE_STATUSES: Final = ("priced", "free", "included", "unpriced", "ambiguous", "invalid")
 CHARGE_STATUS: Final = {name: code for code, name in enumerate(CHARGE_STATUSES)}
+CHARGED: Final = CHARGE_STATUS["unpriced"]
+"""Statuses below this one have a cost."""
 REASON_BIT: Final = {reason: 1 << position for position, reason in enumerate(REASONS)}
 METER_ORDER: Final = {name: position for position, name in enumerate(METERS)}
 MAX_FLAGS: Final = 1 << 24
@@ -81,14 +87,14 @@ class Entries:
 
     def number(self, quote: Quote) -> int:
         """Number of the quote's first step; its further ones follow. Quotes that say the same share their numbers, so
-        that there are no more of them than prices and ways to find them."""
+        that there are no more of them than prices and ways to find them. A graduated price is worked out exactly."""
         key = (id(quote.row), quote.matched_by, quote.reasons)  # the row lives as long as the entry made from it
         first = self._numbers.get(key)
         if first is None:
             first = self._numbers[key] = len(self.items)
             for status, amount, rate in quote.steps:
                 num, den = (rate.num, rate.den) if rate is not None else (0, 1)
-                safe = min(safe_quantity(num, den), 2**63 - 1)
+                safe = -1 if quote.graduated else safe_quantity(num, den)
                 fits = safe >= 0
                 reasons = sum(REASON_BIT[reason] for reason in quote.reasons)
                 entry = Entry(
@@ -97,6 +103,11 @@ class Entries:
                 self.items.append(entry)
             self._arrays = None
         return first
+
+    def step(self, number: int) -> tuple[Quote, int]:
+        """The quote of an entry, and which of its steps it is."""
+        quote = self.items[number].quote
+        return quote, number - self.number(quote)
 
     def arrays(self) -> tuple[Int64s, ...]:
         """num, den, largest safe quantity, least quantity charged, status, reasons by entry number."""
@@ -112,12 +123,14 @@ class ChargeLists:
     def __init__(self, size: int) -> None:
         self.meter = np.zeros(size, dtype=np.int32)
         self.quantity = np.zeros(size, dtype=np.int64)
-        self.entry = np.zeros(size, dtype=np.int64)
+        self.entry = np.zeros(size, dtype=np.int32)
         self.cost = np.zeros(size, dtype=np.int64)
-        self.charged = np.zeros(size, dtype=bool)
         self.status = np.zeros(size, dtype=np.int32)
         self.exact: dict[int, int] = {}
         """Costs that 64 bits do not hold, by position."""
+        self.negotiated = Differences(size)
+        self.committed = Differences(size)
+        self.implied_at: list[NDArray[np.integer[Any]]] = []
 
     def put(
         self,
@@ -126,7 +139,6 @@ class ChargeLists:
         quantity: Int64s,
         entry: Int64s,
         cost: Int64s,
-        charged: Bools,
         status: Int64s,
     ) -> None:
         """Charges of one meter, at their positions."""
@@ -134,8 +146,11 @@ class ChargeLists:
         self.quantity[where] = quantity
         self.entry[where] = entry
         self.cost[where] = cost
-        self.charged[where] = charged
         self.status[where] = status
+
+    def mark_implied(self, where: NDArray[np.integer[Any]]) -> None:
+        """These charges are for what the rows did not count."""
+        self.implied_at.append(where)
 
     def sum(self, start: int, end: int) -> int:
         """Cost of the charges from one position to another, in Python integers."""
@@ -143,6 +158,7 @@ class ChargeLists:
 
     def columns(self, offsets: NDArray[np.int32], entries: Sequence[Entry]) -> list[pa.Array]:
         """The ``charges.*`` columns in the order of `SCHEMA`."""
+        charged = self.status < CHARGED
         meters = [METERS[name] for name in METERS]
         one_each, code = dense(self.entry, len(entries))
         quotes = [entries[number] for number in self.entry[one_each].tolist()]
@@ -162,20 +178,35 @@ class ChargeLists:
         high = self.cost >> 63
         put_exact(self.cost, high, self.exact)
         quantity_low, quantity_high = self._quantities()
+        matched_by = coded(code, [*(item.quote.matched_by for item in quotes), ""])
+        if self.implied_at:
+            matched_by = self._implied(matched_by)
         lists = [
             coded(self.meter, [meter.name for meter in meters]),
             coded(self.meter, [meter.component for meter in meters]),
             decimals(quantity_low, QUANTITY, None, quantity_high),
             coded(self.meter, [meter.unit for meter in meters]),
-            decimals(limbs[code, 0], UNIT_PRICE, priced[code], limbs[code, 1]),
+            decimals_of(
+                limbs.take(code, axis=0), UNIT_PRICE, None if priced[:-1].all() and not refused.any() else priced[code]
+            ),
             coded(code, [*(row.per_unit if row is not None else "" for row in rows), ""]),
-            decimals(self.cost, COST, self.charged, high),
+            decimals(self.cost, COST, charged, high),
+            self.negotiated.column(charged),
+            self.committed.column(charged),
             coded(code, [*(row.id if row is not None else "" for row in rows), ""]),
-            coded(code, [*(item.quote.matched_by for item in quotes), ""]),
+            matched_by,
             named(self.status, CHARGE_STATUSES),
         ]
         starts = pa.array(offsets, type=pa.int32())
         return [pa.ListArray.from_arrays(starts, values) for values in lists]
+
+    def _implied(self, matched_by: pa.Array) -> pa.Array:
+        """``matched_by`` with the mark of implied charges."""
+        names = matched_by.dictionary.to_pylist()
+        codes = matched_by.indices.to_numpy().copy()
+        where = np.concatenate(self.implied_at)
+        codes[where] += len(names)
+        return coded(codes, [*names, *(f"{name}{IMPLIED_MARK}" for name in names)])
 
     def _quantities(self) -> tuple[Int64s, Int64s | None]:
         """Quantities in the meters' units with nine decimals, as limbs."""
@@ -189,7 +220,39 @@ class ChargeLists:
         return np.where(fine, self.quantity, low), np.where(fine, self.quantity >> 63, high)
 
 
-def dense(key: Int64s, size: int) -> tuple[Int64s, Int64s]:
+class Differences:
+    """How much less one level of a price comes to than another, by charge: mostly nothing.
+
+    Args:
+        size: charges in all.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.low: Int64s | None = None
+        self.unknown: Bools | None = None
+        self.exact: dict[int, int] = {}
+
+    def put(self, where: NDArray[np.integer[Any]], amounts: Int64s, known: Bools) -> None:
+        """Differences at positions; unknown where one of the two prices is."""
+        if self.low is None:
+            self.low = np.zeros(self.size, dtype=np.int64)
+        self.low[where] = np.where(known, amounts, 0)
+        if not known.all():
+            if self.unknown is None:
+                self.unknown = np.zeros(self.size, dtype=bool)
+            self.unknown[where] = ~known
+
+    def column(self, charged: Bools) -> pa.Array:
+        """The differences as decimals, null where nothing is charged or they are unknown."""
+        if self.low is None:  # zeros that nobody has to write
+            return decimals_of(np.zeros((self.size, 2), dtype=np.int64), COST, charged)
+        high = self.low >> 63
+        put_exact(self.low, high, self.exact)
+        return decimals(self.low, COST, charged if self.unknown is None else charged & ~self.unknown, high)
+
+
+def dense(key: NDArray[np.signedinteger[Any]], size: int) -> tuple[Int64s, Int64s]:
     """Numbers without gaps for the keys that occur (keys are below ``size``): one row that has each, and each row's
     number."""
     if size > MAX_FLAGS:
@@ -210,6 +273,8 @@ def named(codes: NDArray[Any], names: Sequence[str]) -> pa.Array:
 
 def coded(codes: NDArray[Any], texts: Sequence[str]) -> pa.Array:
     """Dictionary array from texts that may repeat: a dictionary holds each once."""
+    if len(set(texts)) == len(texts):
+        return named(codes, texts)
     distinct: dict[str, int] = {}
     to = np.array([distinct.setdefault(text, len(distinct)) for text in texts], dtype=np.int32)
     return named(to[codes] if len(texts) else codes, list(distinct))

@@ -4,28 +4,30 @@ In: quantities by meter, an instant, selectors. Out: a charge for each meter and
 none. The instant is the span's, never the clock's. Unknown is never zero: a meter without a price has no cost, and the
 sum says that it leaves something out.
 
-Two rules beside prices. A quantity of 0 is charged only where the span gives nothing else. A call is one request: where
-a book has a fee for each request of the model and the usage counts none, one is charged.
+Two rules beside prices. A quantity of 0 is charged only where the span gives nothing else. A call is one request, and
+carries one share of the overhead: where a book asks a fee for either and the usage counts none, one is charged
+(`IMPLIED`).
+
+A call of a known model takes about two microseconds: everything that its selectors and its instant decide is found once
+and kept (`charges.Line`), and the charges are made into objects when somebody reads them.
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from tollspan.pricing import money
 from tollspan.pricing.book import PriceBook
+from tollspan.pricing.charges import CALL, Charges, Line, Raw, overall
 from tollspan.pricing.conventions import INVALID_REASONS
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.names import nearest
 from tollspan.pricing.resolve import (
-    INPUT_TOKENS,
-    REASON_ORDER,
-    TIER_ASSUMED,
     USAGE_MISSING,
     Considered,
     Quote,
@@ -33,80 +35,48 @@ from tollspan.pricing.resolve import (
     has_fee,
     resolve,
 )
-from tollspan.pricing.selectors import Selectors
+from tollspan.pricing.schedule import Schedule
+from tollspan.pricing.selectors import SKU_SELECTORS, Selectors
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
-CostStatus = Literal["priced", "free", "partial", "unpriced", "invalid"]
-ChargeStatus = Literal["priced", "free", "unpriced", "invalid"]
-
-CURRENCY: Final = "USD"
 USAGE_NEGATIVE: Final = INVALID_REASONS[1] or ""
 USAGE_TOO_LARGE: Final = INVALID_REASONS[2] or ""
 REQUESTS: Final = "requests"
-CALL_METERS: Final = frozenset(name for name, meter in METERS.items() if meter.component == "model")
-"""Meters of which any one shows that a model was called."""
+OVERHEAD: Final = "overhead.calls"
+IMPLIED: Final = (REQUESTS, OVERHEAD)
+"""Meters of which one is charged for a call of a model that counts none, where a book has a fee for it."""
 
-_INPUT: Final = frozenset(INPUT_TOKENS)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LARGEST: Final = money.LARGEST_QUANTITY
 _KEPT_DESKS: Final = 50_000
 """Sets of selectors remembered before all are forgotten: they come from spans, so their number has no bound."""
 
-_ORDER: Final = {name: position for position, name in enumerate(METERS)}
 
-
-class Charge(NamedTuple):
-    """What one meter cost.
+class _Card(dict[str, Line]):
+    """Lines by meter, found when first asked for, and the fees that are implied in every call.
 
     Attributes:
-        meter: name from `METERS`.
-        component: part of the bill it belongs to.
-        quantity: in ``unit``, nine decimals.
-        unit: the meter's unit.
-        unit_price: USD for ``per``; None when unpriced.
-        per: pricing unit, ``1000000 token``, ``1 hour``; empty when unpriced.
-        cost: USD, twelve decimals; None when unpriced or invalid.
-        price_id: the price row; empty when unpriced.
-        matched_by: how it was found.
-        status: ``priced`` | ``free`` (an explicit zero price) | ``unpriced`` | ``invalid``.
-        reasons: why it is unpriced, or what was assumed.
+        fees: lines of the implied meters that have a fee.
+        first, last: the instants between which the card holds, if there are no schedules; ``last`` is not in it.
     """
 
-    meter: str
-    component: str
-    quantity: Decimal
-    unit: str
-    unit_price: Decimal | None
-    per: str
-    cost: Decimal | None
-    price_id: str
-    matched_by: str
-    status: ChargeStatus
-    reasons: tuple[str, ...]
+    __slots__ = ("at", "desk", "fees", "first", "last")
 
+    def __init__(self, desk: _Desk, at: int) -> None:
+        super().__init__()
+        self.desk = desk
+        self.at = at
+        model = desk.situation("model")
+        quotes = [(meter, model.quote(meter, at)) for meter in IMPLIED]
+        self.fees = [Line(meter, quote, implied=True) for meter, quote in quotes if has_fee(quote)]
 
-@dataclass(frozen=True, slots=True)
-class Charges:
-    """What one call cost.
-
-    Attributes:
-        cost: sum of the charges that have a cost, USD, twelve decimals; None when none has.
-        status: ``priced`` | ``free`` | ``partial`` (``cost`` is a lower bound) | ``unpriced`` | ``invalid``.
-        reasons: of all charges, each once, in the order of `resolve.REASONS`.
-        charges: in the order of `METERS`.
-        book_version: of the book that priced it.
-        currency: always USD.
-    """
-
-    cost: Decimal | None
-    status: CostStatus
-    reasons: tuple[str, ...]
-    charges: list[Charge] = field(default_factory=list)
-    book_version: str = ""
-    currency: str = CURRENCY
+    def __missing__(self, meter: str) -> Line:
+        line = self[meter] = Line(_known(meter), self.desk.situation(METERS[meter].axis).quote(meter, self.at))
+        return line
 
 
 class PriceEngine:
@@ -144,55 +114,69 @@ class PriceEngine:
             TypeError: a quantity that is neither int nor Decimal (a float does not say exactly how much).
         """
         instant = at if isinstance(at, int) else instant_of(at)
-        desk = self._desk(selectors)
-        given = _ordered(usage)
-        if invalid is None:
-            invalid = _impossible(given)
         if invalid is not None:
-            refused = [_charge(meter, steps, None, 0, None, "invalid", (invalid,)) for meter, steps in given.items()]
-            return Charges(None, "invalid", (invalid,), refused, self.book_version)
-        if REQUESTS not in given and not CALL_METERS.isdisjoint(given):
-            fee = desk.situation("model").quote(REQUESTS, instant)
-            if has_fee(fee):
-                given = _ordered({**given, REQUESTS: 1})
-        if not given:
-            return Charges(None, "unpriced", (USAGE_MISSING,), [], self.book_version)
-        if any(given.values()):
-            given = {meter: steps for meter, steps in given.items() if steps}
-        counted = [steps for meter, steps in given.items() if meter in _INPUT]
-        input_tokens = sum(counted) if counted else None
-
-        charges: list[Charge] = []
-        total = unpriced = free = 0
-        reasons: tuple[str, ...] = ()
-        for meter, steps in given.items():
-            quote = desk.situation(METERS[meter].axis).quote(meter, instant)
-            step = quote.step(input_tokens) if quote.bounds else 0
-            status, _, rate = quote.steps[step]
-            why = quote.reasons
-            if quote.bounds and input_tokens is None and TIER_ASSUMED not in why:
-                why = (*why, TIER_ASSUMED)
-            reasons += why
-            cost = None
-            if rate is not None:
-                cost = rate.cost(max(steps, quote.minimum) if steps else 0)
+            return self._invalid(usage, invalid)
+        card = (self._desks.get(selectors) or self._desk(selectors)).card(instant)
+        raw: list[Raw] = []
+        later: list[tuple[Line, int]] = []  # what takes more than a multiplication
+        total = bits = 0
+        input_tokens: int | None = None
+        for meter, steps in usage.items():
+            line = card[meter]
+            if type(steps) is not int:
+                steps = _steps(meter, steps)
+            if steps < 0 or steps > _LARGEST:
+                return self._invalid(usage, USAGE_NEGATIVE if steps < 0 else USAGE_TOO_LARGE)
+            if line.is_input:
+                input_tokens = steps if input_tokens is None else input_tokens + steps
+            if not steps:
+                bits |= line.bits & CALL
+                continue
+            bits |= line.bits
+            if line.plain:
+                cost = steps * line.num
+                if line.den != 1:
+                    cost = money.divide_half_even(cost, line.den)
                 total += cost
-                free += status == "free"
+                raw.append((line, steps, cost, None, ()))
             else:
-                unpriced += 1
-            charges.append(_charge(meter, steps, quote, step, cost, status, why))
-        overall: CostStatus = "priced"
-        if unpriced:
-            overall = "unpriced" if unpriced == len(charges) else "partial"
-        elif free == len(charges):
-            overall = "free"
-        return Charges(
-            None if overall == "unpriced" else money.usd(total),
-            overall,
-            tuple(sorted(set(reasons), key=REASON_ORDER.__getitem__)),
-            charges,
-            self.book_version,
-        )
+                later.append((line, steps))
+        if card.fees and bits & CALL:
+            for line in card.fees:
+                if line.meter not in usage:
+                    bits |= line.bits
+                    later.append((line, 1))
+        if not raw and not later:  # zeros alone are charged, at zero
+            if not usage:
+                return Charges("unpriced", (USAGE_MISSING,), None, raw, self.book_version)
+            later.extend((card[meter], 0) for meter in usage)
+            bits = 0
+            for line, _ in later:
+                bits |= line.bits
+        for line, steps in later:
+            if line.cliffs and input_tokens is not None:
+                num, den, added = line.cliffs[bisect_left(line.bounds, input_tokens)]
+                cost = steps * num
+                if den != 1:
+                    cost = money.divide_half_even(cost, den)
+                total += cost
+                raw.append((line, steps, cost, input_tokens, ()))
+            else:
+                charged, added, why = line.cost(steps, input_tokens)
+                total += charged or 0
+                raw.append((line, steps, charged, input_tokens, why))
+            bits |= added
+        status, known, reasons = overall(bits)
+        return Charges(status, reasons, total if known else None, raw, self.book_version)
+
+    def _invalid(self, usage: Mapping[str, int | Decimal], reason: str) -> Charges:
+        """Nothing is priced, everything is shown."""
+        given = {_known(meter): _steps(meter, value) for meter, value in usage.items()}
+        # Of several reasons that the quantities give themselves, the same one whatever their order.
+        if reason == USAGE_TOO_LARGE and min(given.values()) < 0:
+            reason = USAGE_NEGATIVE
+        raw: list[Raw] = [(meter, steps, None, None, (reason,)) for meter, steps in given.items()]
+        return Charges("invalid", (reason,), None, raw, self.book_version)
 
     def price_columns(
         self,
@@ -243,30 +227,65 @@ class PriceEngine:
         desk = self._desk(selectors)
         trace: list[Considered] = []
         instant = at if isinstance(at, int) else instant_of(at)
-        resolve(meter, instant, desk.selectors, desk.situation(METERS[meter].axis).matches, trace)
+        resolve(meter, instant, desk.situation(METERS[meter].axis), trace)
         return trace
+
+    def quote(self, meter: str, *, at: datetime | int, selectors: Selectors) -> Quote:
+        """The price that applies to a meter, or the reason why none does."""
+        instant = at if isinstance(at, int) else instant_of(at)
+        return self.situation(METERS[meter].axis, selectors).quote(meter, instant)
 
 
 class _Desk:
-    """Situations of one set of normalized selectors, by axis.
+    """Prices of one set of normalized selectors.
 
     Args:
         book: where prices come from.
         selectors: normalized.
     """
 
-    __slots__ = ("_book", "_situations", "selectors")
+    __slots__ = ("_book", "_cards", "_cuts", "_last", "_schedules", "_situations", "selectors")
 
     def __init__(self, book: PriceBook, selectors: Selectors) -> None:
         self._book = book
         self.selectors = selectors
         self._situations: dict[Axis, Situation] = {}
+        self._cards: dict[tuple[int, int], _Card] = {}
+        self._cuts: list[int] | None = None
+        self._schedules: tuple[Schedule, ...] = ()
+        self._last: tuple[int, int, _Card] | None = None
 
     def situation(self, axis: Axis) -> Situation:
         found = self._situations.get(axis)
         if found is None:
             found = self._situations[axis] = Situation(self._book, axis, self.selectors)
         return found
+
+    def card(self, at: int) -> _Card:
+        """Lines of all axes at an instant."""
+        last = self._last
+        if last is not None and last[0] <= at < last[1]:
+            return last[2]
+        if self._cuts is None:
+            situations = [self.situation(axis) for axis in SKU_SELECTORS]
+            self._schedules = tuple(dict.fromkeys(s for situation in situations for s in situation.schedules))
+            self._cuts = sorted({cut for situation in situations for cut in situation.cuts})
+        cuts = self._cuts
+        position = bisect_right(cuts, at)
+        open_hours = 0
+        for bit, schedule in enumerate(self._schedules):
+            open_hours |= schedule.holds(at) << bit
+        card = self._cards.get((position, open_hours))
+        if card is None:
+            card = self._cards[position, open_hours] = _Card(self, at)
+        if not self._schedules:
+            first = cuts[position - 1] if position else _BEFORE
+            self._last = first, cuts[position] if position < len(cuts) else _AFTER, card
+        return card
+
+
+_BEFORE: Final = -(2**200)
+_AFTER: Final = 2**200
 
 
 def instant_of(at: datetime) -> int:
@@ -277,52 +296,20 @@ def instant_of(at: datetime) -> int:
     """
     if at.tzinfo is None:
         raise ValueError(f"{at.isoformat()} has no time zone, so it names no instant")
-    return (at - _EPOCH) // timedelta(microseconds=1) * 1000
+    since = at - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
 
 
-def _ordered(usage: Mapping[str, int | Decimal]) -> dict[str, int]:
-    """Base steps by meter in the order of `METERS`."""
-    for meter in usage:
-        if meter not in METERS:
-            raise ValueError(f"{meter!r} is not a meter. {nearest(meter, METERS)}".strip())
-    steps: dict[str, int] = {}
-    for meter in sorted(usage, key=_ORDER.__getitem__):
-        value = usage[meter]
-        if type(value) is int:
-            steps[meter] = value
-        elif isinstance(value, Decimal):
-            steps[meter] = money.steps_of(meter, value)
-        else:
-            raise TypeError(f"{meter} is {value!r}: quantities are int (base steps) or Decimal (units)")
-    return steps
+def _known(meter: str) -> str:
+    if meter not in METERS:
+        raise ValueError(f"{meter!r} is not a meter. {nearest(meter, METERS)}".strip())
+    return meter
 
 
-def _impossible(given: Mapping[str, int]) -> str | None:
-    """Why the quantities cannot be right, None when they can."""
-    if not given:
-        return None
-    quantities = given.values()
-    if min(quantities) < 0:
-        return USAGE_NEGATIVE
-    return USAGE_TOO_LARGE if max(quantities) > money.LARGEST_QUANTITY else None
-
-
-def _charge(
-    meter: str, steps: int, quote: Quote | None, step: int, cost: int | None, status: ChargeStatus, why: tuple[str, ...]
-) -> Charge:
-    about = METERS[meter]
-    row = quote.row if quote is not None else None
-    amount = quote.steps[step][1] if quote is not None else None
-    return Charge(
-        meter=meter,
-        component=about.component,
-        quantity=money.quantity(meter, steps),
-        unit=about.unit,
-        unit_price=amount,
-        per=row.per_unit if row is not None else "",
-        cost=None if cost is None else money.usd(cost),
-        price_id=row.id if row is not None else "",
-        matched_by=quote.matched_by if quote is not None else "",
-        status=status,
-        reasons=why,
-    )
+def _steps(meter: str, value: int | Decimal) -> int:
+    """Base steps of a quantity."""
+    if type(value) is int:
+        return value
+    if isinstance(value, Decimal):
+        return money.steps_of(meter, value)
+    raise TypeError(f"{meter} is {value!r}: quantities are int (base steps) or Decimal (units)")

@@ -30,8 +30,22 @@ Decimal(38, 12)."""
 LARGEST_QUANTITY: Final = 2**63 - 1
 """Base steps; quantities are int64."""
 
+MONTH_S: Final = 730 * 3600
+"""A month in prices by the month: 730 hours, as the clouds count it."""
+
 PRICING_UNITS: Final[dict[str, dict[str, int]]] = {
     "second": {"second": 1, "minute": 60, "hour": 3600},
+    "token-second": {"token-second": 1, "token-hour": 3600},
+    "unit-second": {"unit-second": 1, "unit-hour": 3600},
+    "byte-second": {
+        "byte-second": 1,
+        "GB-second": 10**9,
+        "GiB-second": 2**30,
+        "GB-hour": 10**9 * 3600,
+        "GiB-hour": 2**30 * 3600,
+        "GB-month": 10**9 * MONTH_S,
+        "GiB-month": 2**30 * MONTH_S,
+    },
     "byte": {
         "byte": 1,
         "KB": 10**3,

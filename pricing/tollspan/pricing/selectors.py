@@ -7,8 +7,7 @@ as a resource path). Which selectors name the SKU of a meter is the meter's axis
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, NamedTuple
 
 from tollspan.pricing.meters import Axis
 
@@ -19,6 +18,10 @@ BATCH: Final = "batch"
 _STANDARD_TIERS: Final = frozenset({"standard", "default", "auto", "on_demand"})
 """Spellings of the standard tier: OpenAI's ``default``, Groq's ``on_demand``, Anthropic's ``standard``. ``auto`` is a
 request setting that names no tier; it is priced as standard and said to be assumed."""
+
+_PURCHASES: Final = {"on-demand": "on_demand", "ondemand": "on_demand", "preemptible": "spot", "low_priority": "spot"}
+_ANYWHERE: Final = frozenset({"global", "not_available"})
+"""Residencies that name no place: what Anthropic's ``inference_geo`` says where none was asked for."""
 
 _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "aws": (
@@ -46,7 +49,11 @@ genai-prices' id. A book may use any of the spellings, and so may a span. Every 
 ``gcp.vertex_ai`` and ``gcp.gemini`` are both ``google``. Cloud providers (``aws``, ``gcp``, ``azure``) are names of
 another kind and never looked up here."""
 
-WHEN_KEYS: Final = ("service_tier", "processing", "region", "cloud_provider", "host_type", "device")
+ON_DEMAND: Final = "on_demand"
+
+WHEN_KEYS: Final = (
+    *("service_tier", "processing", "region", "cloud_provider", "host_type", "device", "purchase", "residency"),
+)
 """Selectors that a price row may ask for under ``when``."""
 
 SKU_SELECTORS: Final[dict[Axis, tuple[str, tuple[str, ...]]]] = {
@@ -58,8 +65,7 @@ SKU_SELECTORS: Final[dict[Axis, tuple[str, tuple[str, ...]]]] = {
 """Axis of a meter → the selector that a row's ``provider`` is compared with, and those its ``sku`` is, in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selectors:
+class Selectors(NamedTuple):
     """What a span says about which price applies; None = it does not say.
 
     Attributes:
@@ -72,6 +78,8 @@ class Selectors:
         cloud_provider: ``aws``, ``gcp``, ``azure`` ...
         host_type: instance type.
         device: device name as the driver gives it.
+        purchase: how the machine is paid for: ``on_demand``, ``spot``, ``reserved_1y`` ...; None is ``on_demand``.
+        residency: where the provider was told to process (``us``, ``eu`` ...); None is wherever it likes.
     """
 
     provider: str | None = None
@@ -83,6 +91,8 @@ class Selectors:
     cloud_provider: str | None = None
     host_type: str | None = None
     device: str | None = None
+    purchase: str | None = None
+    residency: str | None = None
 
     def normalized(self) -> Selectors:
         """The same in the spelling that books are matched in; equal situations have equal normalized selectors.
@@ -97,7 +107,7 @@ class Selectors:
             tier = None
         elif tier in _STANDARD_TIERS:
             tier = STANDARD
-        host = _clean(self.host_type)
+        host, purchase, residency = _clean(self.host_type), _clean(self.purchase), _clean(self.residency)
         return Selectors(
             provider=provider_of(_clean(self.provider)),
             model=_clean(self.model),
@@ -108,10 +118,12 @@ class Selectors:
             cloud_provider=_clean(self.cloud_provider),
             host_type=host.rsplit("/", 1)[-1] if host else None,
             device=_clean(self.device),
+            purchase=_PURCHASES.get(purchase, purchase) if purchase else ON_DEMAND,
+            residency=None if residency in _ANYWHERE else residency,
         )
 
 
-SELECTOR_NAMES: Final = tuple(field.name for field in fields(Selectors))
+SELECTOR_NAMES: Final = Selectors._fields
 
 
 def provider_of(name: str | None) -> str | None:
@@ -133,6 +145,8 @@ def tier_of(selectors: Selectors) -> str:
 def normalize_when(key: str, value: str) -> str:
     """A row's ``when`` value in the spelling of normalized selectors."""
     cleaned = value.strip().lower()
+    if key == "purchase":
+        return _PURCHASES.get(cleaned, cleaned)
     return STANDARD if key == "service_tier" and cleaned in _STANDARD_TIERS else cleaned
 
 
