@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from tollspan.pricing import attributes as names
 from tollspan.pricing.meters import METERS, NANO
 from tollspan.processor.decode import decode
 from tollspan.processor.decode.arrow_bytes import LONGEST_NAME
-from tollspan.processor.dialects import NO_MODEL_CALLS, OPERATION_KINDS, TEXT, USAGE
+from tollspan.processor.dialects import COSTS, NO_MODEL_CALLS, OPERATION_KINDS, TEXT, USAGE
 from tollspan.processor.normalize import CLOCK_SKEW_NS, REASONS, Normalized, normalize
 
 from .otlp_factory import START, chat_payload, request, resource_spans, span
@@ -23,7 +24,9 @@ from .otlp_factory import START, chat_payload, request, resource_spans, span
 NOW = START + 3600 * NANO
 CHAT = {"gen_ai.operation.name": "chat"}
 TOKENS = "gen_ai.usage.input_tokens"
-USAGE_KEYS = {key for dialect in USAGE for keys in dialect.counts.values() for key in keys}
+USAGE_KEYS = {
+    key for dialect in USAGE for table in (dialect.counts, dialect.parts) for keys in table.values() for key in keys
+}
 
 COLUMNS = {
     "trace_id": pa.binary(16),
@@ -40,11 +43,22 @@ COLUMNS = {
     "billable": pa.bool_(),
     "token_bearing": pa.bool_(),
     "incomplete": pa.bool_(),
+    "reported_cost": pa.decimal128(38, 12),
     **dict.fromkeys(
         (
             *("name", "service", "environment", "region", "tenant", "team", "feature", "workflow", "variant"),
             *("provider", "model", "request_model", "operation", "kind", "service_tier", "processing"),
-            *("cloud_provider", "host_type", "device", "span_status", "error_type", "invalid", "convention"),
+            *(
+                "cloud_provider",
+                "host_type",
+                "device",
+                "purchase",
+                "residency",
+                "span_status",
+                "error_type",
+                "invalid",
+                "convention",
+            ),
         ),
         pa.string(),
     ),
@@ -264,6 +278,101 @@ def test_facts_beside_the_price() -> None:
     assert [wrong[c] for c in ("retries", "http_status", "cold_start", "invalid")] == [None] * 4
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "purchase"),
+    [
+        ("tollspan.host.purchase", "reserved_1y", "reserved_1y"),
+        ("k8s.node.label.karpenter.sh/capacity-type", "on-demand", "on_demand"),
+        ("k8s.node.label.eks.amazonaws.com/capacityType", "SPOT", "spot"),
+    ],
+)
+def test_how_a_machine_is_paid_for_is_told_by_its_resource(key: str, value: str, purchase: str) -> None:
+    assert row({}, {key: value})["purchase"] == purchase
+
+
+def test_a_residency_has_one_case_and_is_the_span_s_before_the_resource_s() -> None:
+    assert row({"tollspan.residency": "US"}, {"tollspan.residency": "eu"})["residency"] == "us"
+
+
+# -- what others say it cost -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "cost"),
+    [
+        ("0.0123", "0.0123"),
+        (0.0123, "0.0123"),
+        (0.1 + 0.2, "0.3"),  # 0.30000000000000004 at 12 decimals
+        (3, "3"),
+        ("0", "0"),
+        (0.0, "0"),
+        ("1.5e-7", "0.00000015"),
+        (1.5e-7, "0.00000015"),
+        (1e-300, "0"),
+        (5e-324, "0"),
+        # A tie goes to the even digit, as written and not as a double would have it.
+        ("0.0000000000005", "0"),
+        ("0.0000000000015", "0.000000000002"),
+        (2.5e-12, "0.000000000002"),
+        ("0.00000000000250000000000000000001", "0.000000000003"),
+        ("99999999999999.999999999999", "99999999999999.999999999999"),
+        ("1" + "0" * 15, None),
+        (1e15, None),
+        (1e300, None),
+        (2**63 - 1, None),
+        ("-0.01", None),
+        (-0.01, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ("nan", None),
+        ("much", None),
+        ("$0.01", None),
+        ("1e-99999", None),
+        ("", None),
+        (True, None),
+        ([0.01], None),
+        (b"0.01", None),
+        (None, None),
+        ('{"input": 0.001, "total": 0.0035}', "0.0035"),
+        ('{"total": 1e-05}', "0.00001"),
+        ('{"total_cost": 2}', None),
+        ('{"total": null}', None),
+        ('{"total": ', None),
+    ],
+)
+def test_a_reported_cost_is_kept_as_written_and_what_is_none_is_null(value: object, cost: str | None) -> None:
+    made = normalized(span({names.COST_REPORTED: value}, number=1), span({names.COST_REPORTED: "0.5"}, number=2))
+    assert made.table["reported_cost"].to_pylist() == [None if cost is None else Decimal(cost), Decimal("0.5")]
+    assert made.table["invalid"].to_pylist() == [None, None]
+    assert made.table["billable"].to_pylist() == [False, False], "what somebody says it cost is no usage"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("tollspan.cost.reported", "gen_ai.usage.cost", "llm.cost.total", "operation.cost"),
+        "langfuse.observation.cost_details",
+    ],
+)
+def test_a_reported_cost_is_read_from_every_key_and_the_provider_s_own_word_wins(key: str) -> None:
+    assert row({key: "0.25"})["reported_cost"] == Decimal("0.25")
+    expected = Decimal("0.25") if key == COSTS[0] else Decimal("0.75")
+    assert row({key: "0.25", COSTS[0]: "0.75" if key != COSTS[0] else "0.25"})["reported_cost"] == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.floats() | st.text(max_size=20) | st.decimals(min_value=0, max_value=10**14).map(str), max_size=20))
+def test_every_reported_cost_is_what_decimal_makes_of_it(values: list[object]) -> None:
+    made = normalized(*(span({names.COST_REPORTED: value}, number=n) for n, value in enumerate(values, 1)))
+    for value, got in zip(values, made.table["reported_cost"].to_pylist(), strict=True):
+        if isinstance(value, float) and 0 < value < 1e15:
+            with localcontext(prec=60):
+                assert got == Decimal(repr(value)).quantize(Decimal("1e-12"), ROUND_HALF_EVEN)
+        elif got is not None:
+            with localcontext(prec=60):
+                assert got == Decimal(str(value)).quantize(Decimal("1e-12"), ROUND_HALF_EVEN)
+
+
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +414,7 @@ known_keys = sorted(
     {key for source in TEXT.values() for key in source.keys}
     | USAGE_KEYS
     | {names.usage(meter) for meter in METERS}
+    | set(COSTS)
     | {names.RETRIES, names.COLD_START, names.BATCH_SIZE, names.HTTP_STATUS}
 )
 

@@ -38,7 +38,8 @@ def row(values: dict[str, object]) -> dict[str, Any]:
     return only
 
 
-KEYS = {count: keys for dialect in USAGE for count, keys in dialect.counts.items()}
+PARTS = {count: keys for dialect in USAGE for count, keys in dialect.parts.items()}
+KEYS = {count: keys for dialect in USAGE for count, keys in dialect.counts.items()} | PARTS
 
 
 def test_token_counts_become_disjoint_meters() -> None:
@@ -68,7 +69,7 @@ def test_every_spelling_of_a_count_is_read(count: str, key: str) -> None:
     whole = {"gen_ai.usage.input_tokens": 1000, "gen_ai.usage.output_tokens": 1000}
     whole["gen_ai.usage.cache_read.input_tokens"] = whole["gen_ai.usage.audio.input_tokens"] = 300
     values = {k: v for k, v in whole.items() if k not in KEYS[count]}
-    counts = {name: values[KEYS[name][0]] for name in COUNTS if KEYS[name][0] in values}
+    counts = {name: values[KEYS[name][0]] for name in KEYS if KEYS[name][0] in values}
     expected, reason = disjoint("otel_inclusive", {**counts, count: 200})
     made = row({**values, key: 200})
     assert (made["quantities"], made["invalid"]) == (expected, reason)
@@ -131,7 +132,8 @@ def test_older_cache_counts_are_parts_of_the_input() -> None:
 @pytest.mark.parametrize("dialect", USAGE)
 def test_every_dialect_names_a_known_convention_and_known_counts(dialect: Any) -> None:
     assert dialect.convention in CONVENTIONS
-    assert set(dialect.counts) <= set(COUNTS)
+    assert dialect.counts.keys() | dialect.parts.keys() <= set(COUNTS)
+    assert not dialect.counts.keys() & dialect.parts.keys()
 
 
 def test_the_counts_of_a_span_are_all_of_one_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +265,100 @@ def test_tokens_said_twice_must_agree(meter: str, value: int, reason: str | None
     assert row({**CHAT, TOKENS: 10, names.usage(meter): value})["invalid"] == reason
 
 
+def cache_writes(total: int | None, **lifetimes: object) -> dict[str, Any]:
+    """A span of 100 input tokens with cache writes told in total by the conventions, and by lifetime beside them."""
+    values: dict[str, object] = {**CHAT, TOKENS: 100, "gen_ai.usage.output_tokens": 1}
+    if total is not None:
+        values["gen_ai.usage.cache_write.input_tokens"] = total
+    made = row(values | lifetimes)
+    made["quantities"] = {k: v for k, v in made["quantities"].items() if k.startswith("tokens.input")}
+    return made
+
+
+ONE_HOUR, FIVE_MINUTES = (names.usage(f"tokens.input.cache_write.{lifetime}") for lifetime in ("1h", "5m"))
+
+
+def test_lifetimes_beside_a_total_of_cache_writes_are_its_parts_and_the_rest_stays() -> None:
+    made = cache_writes(60, **{ONE_HOUR: 20, FIVE_MINUTES: 30})
+    assert (made["invalid"], made["convention"]) == (None, "otel_inclusive")
+    assert made["quantities"] == {
+        "tokens.input.uncached": 40,
+        "tokens.input.cache_write": 10,
+        "tokens.input.cache_write.1h": 20,
+        "tokens.input.cache_write.5m": 30,
+    }
+
+
+def test_lifetimes_without_a_total_are_still_taken_out_of_the_input() -> None:
+    made = cache_writes(None, **{ONE_HOUR: 20})
+    assert made["invalid"] is None
+    assert made["quantities"]["tokens.input.uncached"] == 80
+    assert sum(made["quantities"].values()) == 100
+
+
+def test_lifetimes_that_exceed_their_total_are_inconsistent() -> None:
+    assert cache_writes(10, **{ONE_HOUR: 20})["invalid"] == "usage_inconsistent"
+    assert cache_writes(60, **{ONE_HOUR: True})["invalid"] == "usage_not_a_number"
+
+
+def test_lifetimes_as_the_provider_s_own_spans_tell_them() -> None:
+    # Spans of Anthropic's SDK: the input is the sum of all three.
+    made = row(
+        {
+            **CHAT,
+            "gen_ai.provider.name": "anthropic",
+            "anthropic.response.service_tier": "priority",
+            TOKENS: 12 + 600 + 300,
+            "gen_ai.usage.cache_read.input_tokens": 600,
+            "gen_ai.usage.cache_write.input_tokens": 300,
+            "anthropic.usage.cache_creation.ephemeral_5m_input_tokens": 100,
+            "anthropic.usage.cache_creation.ephemeral_1h_input_tokens": 200,
+            "gen_ai.usage.output_tokens": 50,
+        }
+    )
+    assert made["service_tier"] == "priority"
+    assert made["quantities"] == {
+        "tokens.input.uncached": 12,
+        "tokens.input.cache_read": 600,
+        "tokens.input.cache_write": 0,
+        "tokens.input.cache_write.5m": 100,
+        "tokens.input.cache_write.1h": 200,
+        "tokens.output": 50,
+    }
+
+
+def test_a_provider_s_lifetime_alone_is_no_usage() -> None:
+    made = row({"anthropic.usage.cache_creation.ephemeral_1h_input_tokens": 5})
+    assert (made["quantities"], made["token_bearing"], made["billable"]) == ({}, False, False)
+
+
+def test_images_and_video_are_taken_out_of_their_wholes() -> None:
+    made = row(
+        {
+            **CHAT,
+            TOKENS: 1000,
+            "gen_ai.usage.cache_read.input_tokens": 300,
+            "gen_ai.usage.image.input_tokens": 200,
+            "gen_ai.usage.image.cache_read.input_tokens": 150,
+            "gen_ai.usage.video.input_tokens": 100,
+            "gen_ai.usage.video.cache_read.input_tokens": 40,
+            "gen_ai.usage.output_tokens": 90,
+            "gen_ai.usage.image.output_tokens": 30,
+            "gen_ai.usage.video.output_tokens": 20,
+        }
+    )
+    assert made["quantities"] == {
+        "tokens.input.uncached": 590,
+        "tokens.input.cache_read": 150,  # the video's, which has no meter of its own, and the text's
+        "tokens.input.image": 50,
+        "tokens.input.image.cache_read": 150,
+        "tokens.input.video": 60,
+        "tokens.output": 40,
+        "tokens.output.image": 30,
+        "tokens.output.video": 20,
+    }
+
+
 def test_tokens_given_directly_need_no_convention() -> None:
     made = row({names.usage("tokens.input.cache_write.1h"): 5})
     assert (made["quantities"], made["convention"], made["token_bearing"]) == (
@@ -273,7 +369,7 @@ def test_tokens_given_directly_need_no_convention() -> None:
 
 
 counts_given = st.dictionaries(
-    st.sampled_from(COUNTS), st.integers(-2, 40) | st.integers(2**53 - 1, 2**53 + 1), max_size=6
+    st.sampled_from(sorted(KEYS)), st.integers(-2, 40) | st.integers(2**53 - 1, 2**53 + 1), max_size=6
 )
 
 
@@ -283,11 +379,13 @@ def test_columns_agree_with_one_call_at_a_time(rows: list[dict[str, int]], rng: 
     spans = []
     for number, counts in enumerate(rows, start=1):
         spelled = {
-            rng.choice(KEYS[name]): rng.choice((value, float(value), str(value))) for name, value in counts.items()
+            KEYS[name][0] if name in PARTS else rng.choice(KEYS[name]): rng.choice((value, float(value), str(value)))
+            for name, value in counts.items()
         }
         spans.append(span(spelled, number=number))
     made = normalized(*spans)
-    for number, counts in enumerate(rows):
+    for number, told in enumerate(rows):
+        counts = {} if told.keys() <= PARTS.keys() else told
         # A double cannot hold 2**53 + 1: as far as anybody can tell, it is 2**53.
         quantities, reason = disjoint("otel_inclusive", counts)
         if any(abs(value) > 2**53 for value in counts.values()):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tollspan.pricing.errors import BookError
     from tollspan.pricing.meters import METERS, Meter
     from tollspan.pricing.selectors import Selectors
+    from tollspan.pricing.usage_objects import UsageReading, read_usage
 
 __all__ = (
     "METERS",
@@ -38,7 +39,9 @@ __all__ = (
     "PriceEngine",
     "PriceRow",
     "Selectors",
+    "UsageReading",
     "load_book",
+    "read_usage",
     "shipped_book",
 )
 
@@ -52,7 +55,9 @@ _HOMES: Final = {
     "PriceEngine": "engine",
     "PriceRow": "book",
     "Selectors": "selectors",
+    "UsageReading": "usage_objects",
     "load_book": "books",
+    "read_usage": "usage_objects",
     "shipped_book": "books",
 }
 """Public name → module that defines it."""

@@ -52,6 +52,12 @@ USAGE_AUDIO_INPUT_TOKENS: Final = "gen_ai.usage.audio.input_tokens"
 USAGE_AUDIO_OUTPUT_TOKENS: Final = "gen_ai.usage.audio.output_tokens"
 USAGE_IMAGE_INPUT_TOKENS: Final = "gen_ai.usage.image.input_tokens"
 USAGE_AUDIO_CACHE_READ_TOKENS: Final = "gen_ai.usage.audio.cache_read.input_tokens"
+USAGE_IMAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.image.output_tokens"
+USAGE_IMAGE_CACHE_READ_TOKENS: Final = "gen_ai.usage.image.cache_read.input_tokens"
+USAGE_VIDEO_INPUT_TOKENS: Final = "gen_ai.usage.video.input_tokens"
+USAGE_VIDEO_OUTPUT_TOKENS: Final = "gen_ai.usage.video.output_tokens"
+USAGE_VIDEO_CACHE_READ_TOKENS: Final = "gen_ai.usage.video.cache_read.input_tokens"
+"""The conventions (semantic-conventions-genai#440) name audio and image; video follows their pattern."""
 
 OPENAI_REQUEST_SERVICE_TIER: Final = "openai.request.service_tier"
 OPENAI_RESPONSE_SERVICE_TIER: Final = "openai.response.service_tier"
@@ -68,6 +74,11 @@ ENVIRONMENT: Final = "deployment.environment.name"
 CLOUD_PROVIDER: Final = "cloud.provider"
 CLOUD_REGION: Final = "cloud.region"
 HOST_TYPE: Final = "host.type"
+CLOUD_PLATFORM: Final = "cloud.platform"
+HOST_PURCHASE: Final = "tollspan.host.purchase"
+"""How the machine is paid for: ``on_demand``, ``spot``, ``reserved_1y`` ..."""
+RESIDENCY: Final = "tollspan.residency"
+"""Where the provider was told to process, or says that it did: ``us``, ``eu`` ...; on the span or on the resource."""
 
 # -- ours: execution on own hardware, feature stores -------------------------------------------------------------------
 OPERATION: Final = "tollspan.operation"
@@ -109,13 +120,19 @@ EXECUTION_PROVIDERS: Final = "tollspan.execution_providers"
 
 USAGE_PREFIX: Final = "tollspan.usage."
 """``tollspan.usage.<meter>``: a quantity of any meter of `tollspan.pricing.meters`, in the meter's unit. Seconds are
-doubles that hold whole nanoseconds; everything else is an integer. Users may set these on their own spans."""
+doubles that hold whole nanoseconds; everything else is an integer. Users may set these on their own spans. Beside the
+token counts of the conventions they must agree with them; ``tokens.input.cache_write.<lifetime>`` are parts of the
+conventions' total of cache writes."""
 
 
 def usage(meter: str) -> str:
     """Span attribute that carries ``meter``, e.g. ``tollspan.usage.cpu.seconds``."""
     return USAGE_PREFIX + meter
 
+
+COST_REPORTED: Final = "tollspan.cost.reported"
+"""What the provider itself says that the call cost, USD: a string, or a double. Kept beside our own figure, and never
+used for it."""
 
 # -- written by the processor on kept spans ----------------------------------------------------------------------------
 COST_AMOUNT: Final = "tollspan.cost.amount"

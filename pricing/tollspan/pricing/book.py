@@ -474,19 +474,21 @@ class PriceBook:
         if not names:  # rows for any SKU apply where the span names none; a platform is all that its rows name
             names = {ANY if axis == "platform" else None: (*name_selectors, owner)[0]}
         found: list[Match] = []
-        for position, layer in enumerate(self.layers):
+        for layer in self.layers:
             for name, selector in reversed(names.items()):
                 own = [Match(kind, selector, sku, layer.name) for kind, sku in layer.skus(axis, provider, name)]
                 found.extend(match for match in own if match.kind == "exact")
                 for alias in layer.aliases(axis, provider, name):
-                    found.extend(self._alias_targets(alias, axis, selector, position))
+                    found.extend(self._alias_targets(alias, axis, provider, selector))
                 found.extend(match for match in own if match.kind != "exact")
         return found
 
-    def _alias_targets(self, alias: Alias, axis: Axis, selector: str, position: int) -> Iterable[Match]:
-        """SKUs an alias leads to, in its own layer and those behind it; an alias is never followed to another."""
-        for layer in self.layers[position:]:
-            for _, sku in layer.skus(axis, owner_of(axis, alias.target_provider), alias.target_sku):
+    def _alias_targets(self, alias: Alias, axis: Axis, provider: str | None, selector: str) -> Iterable[Match]:
+        """SKUs an alias leads to, of the span's own provider where it names none, in every layer from the front: the
+        user's price of a device is the price of its slices too. An alias is never followed to another."""
+        owner = owner_of(axis, alias.target_provider) if alias.target_provider is not None else provider
+        for layer in self.layers:
+            for _, sku in layer.skus(axis, owner, alias.target_sku):
                 yield Match("alias", selector, sku, layer.name, alias.effective, alias.share)
 
     def names(self, axis: Axis, selectors: Selectors) -> list[str]:

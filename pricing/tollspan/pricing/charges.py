@@ -95,35 +95,33 @@ class Line:
         implied: the call did not count it.
 
     Attributes:
-        plain: the effective cost is quantity × num / den, whatever the quantity and the call.
-        bits: what the charge adds to its call; without its status where it is not plain.
-        is_input: its quantity is part of the request's input tokens.
+        bits: what the charge adds to its call; without its status where it is not plain (below).
+        told: what `PriceEngine.price` needs at once: whether the quantity is part of the request's input tokens; the
+            bits; whether it is plain, that is costs quantity × numerator / denominator whatever else the call holds;
+            numerator; denominator.
         order: place among the meters.
         bounds: cliffs, in input tokens of the request.
         cliffs: numerator, denominator and status bit of each step, where that and the bounds are all there is to it.
     """
 
-    __slots__ = (
-        *("_exact", "_steps", "bits", "bounds", "cliffs", "den", "implied", "is_input", "meter", "num", "order"),
-        *("plain", "quote"),
-    )
+    __slots__ = (*("_exact", "_steps", "bits", "bounds", "cliffs", "implied", "meter", "order", "quote", "told"),)
 
     def __init__(self, meter: str, quote: Quote, *, implied: bool = False) -> None:
         self.meter = meter
         self.quote = quote
         self.implied = implied
         self.order = _ORDER[meter]
-        self.is_input = meter in _INPUT
-        status, _, first = quote.steps[0]
-        self.num, self.den = (first.num, first.den) if first is not None else (0, 1)
-        self.plain = not quote.bounds and not quote.minimum and first is not None
+        status, _, rate = quote.steps[0]
+        plain = not quote.bounds and not quote.minimum and rate is not None
         self.bits = (CALL if meter in CALL_METERS else 0) | _bits_of(quote.reasons)
-        if self.plain:
+        if plain:
             self.bits |= _STATUS_BITS[status]
+        num, den = (rate.num, rate.den) if rate is not None else (0, 1)
+        self.told = meter in _INPUT, self.bits, plain, num, den
         # For what is not plain: the rates and status bits of the steps.
         self._exact = quote.graduated or quote.minimum > 0
         self.bounds = () if quote.graduated else quote.bounds
-        self._steps = tuple((rate, _STATUS_BITS.get(status, _UNPRICED)) for status, _, rate in quote.steps)
+        self._steps = tuple((rate, _STATUS_BITS.get(of_step, _UNPRICED)) for of_step, _, rate in quote.steps)
         self.cliffs: tuple[tuple[int, int, int], ...] = ()
         if self.bounds and not self._exact:
             self.cliffs = tuple((rate.num, rate.den, bit) for rate, bit in self._steps if rate is not None)
@@ -144,9 +142,8 @@ class Line:
         return rate.cost(steps), bits | status, why
 
 
-Raw: TypeAlias = tuple[Line | str, int, int | None, int | None, tuple[str, ...]]
-"""Line (or a meter of invalid usage), base steps, cost, the call's input tokens where they matter, reasons beyond the
-line's."""
+Raw: TypeAlias = tuple[Line | str, int, int | None, tuple[str, ...]]
+"""Line (or a meter of invalid usage), base steps, cost, reasons beyond the line's."""
 
 
 class Charges:
@@ -160,7 +157,7 @@ class Charges:
         currency: always USD.
     """
 
-    __slots__ = ("_charges", "_pico", "_raw", "book_version", "reasons", "status")
+    __slots__ = ("_charges", "_input_tokens", "_pico", "_raw", "book_version", "reasons", "status")
     currency = CURRENCY
 
     def __init__(
@@ -170,12 +167,14 @@ class Charges:
         pico: int | None,
         raw: list[Raw],
         book_version: str,
+        input_tokens: int | None = None,
     ) -> None:
         self.status = status
         self.reasons = reasons
         self.book_version = book_version
         self._pico = pico
         self._raw = raw
+        self._input_tokens = input_tokens
         self._charges: list[Charge] | None = None
 
     @property
@@ -198,7 +197,7 @@ class Charges:
         """In the order of `METERS`."""
         if self._charges is None:
             self._raw.sort(key=_order_of)
-            self._charges = [_charge(*raw) for raw in self._raw]
+            self._charges = [_charge(*raw, self._input_tokens) for raw in self._raw]
         return self._charges
 
     def __eq__(self, other: object) -> bool:
@@ -259,7 +258,7 @@ def _whole_sum(costs: Iterable[Decimal | None]) -> Decimal | None:
     return money.usd(total) if some else None
 
 
-def _charge(line: Line | str, steps: int, cost: int | None, input_tokens: int | None, why: tuple[str, ...]) -> Charge:
+def _charge(line: Line | str, steps: int, cost: int | None, why: tuple[str, ...], input_tokens: int | None) -> Charge:
     name = line if isinstance(line, str) else line.meter
     about = METERS[name]
     quantity = money.quantity(name, steps)

@@ -123,22 +123,23 @@ class PriceEngine:
         input_tokens: int | None = None
         for meter, steps in usage.items():
             line = card[meter]
+            is_input, adds, plain, num, den = line.told
             if type(steps) is not int:
                 steps = _steps(meter, steps)
             if steps < 0 or steps > _LARGEST:
                 return self._invalid(usage, USAGE_NEGATIVE if steps < 0 else USAGE_TOO_LARGE)
-            if line.is_input:
+            if is_input:
                 input_tokens = steps if input_tokens is None else input_tokens + steps
             if not steps:
-                bits |= line.bits & CALL
+                bits |= adds & CALL
                 continue
-            bits |= line.bits
-            if line.plain:
-                cost = steps * line.num
-                if line.den != 1:
-                    cost = money.divide_half_even(cost, line.den)
+            bits |= adds
+            if plain:
+                cost = steps * num
+                if den != 1:
+                    cost = money.divide_half_even(cost, den)
                 total += cost
-                raw.append((line, steps, cost, None, ()))
+                raw.append((line, steps, cost, ()))
             else:
                 later.append((line, steps))
         if card.fees and bits & CALL:
@@ -160,14 +161,14 @@ class PriceEngine:
                 if den != 1:
                     cost = money.divide_half_even(cost, den)
                 total += cost
-                raw.append((line, steps, cost, input_tokens, ()))
+                raw.append((line, steps, cost, ()))
             else:
                 charged, added, why = line.cost(steps, input_tokens)
                 total += charged or 0
-                raw.append((line, steps, charged, input_tokens, why))
+                raw.append((line, steps, charged, why))
             bits |= added
         status, known, reasons = overall(bits)
-        return Charges(status, reasons, total if known else None, raw, self.book_version)
+        return Charges(status, reasons, total if known else None, raw, self.book_version, input_tokens)
 
     def _invalid(self, usage: Mapping[str, int | Decimal], reason: str) -> Charges:
         """Nothing is priced, everything is shown."""
@@ -175,7 +176,7 @@ class PriceEngine:
         # Of several reasons that the quantities give themselves, the same one whatever their order.
         if reason == USAGE_TOO_LARGE and min(given.values()) < 0:
             reason = USAGE_NEGATIVE
-        raw: list[Raw] = [(meter, steps, None, None, (reason,)) for meter, steps in given.items()]
+        raw: list[Raw] = [(meter, steps, None, (reason,)) for meter, steps in given.items()]
         return Charges("invalid", (reason,), None, raw, self.book_version)
 
     def price_columns(

@@ -248,7 +248,7 @@ class Card(dict[str, Quote]):
 def _relevant(factors: Iterable[Factor], axis: Axis, selectors: Selectors) -> tuple[Factor, ...]:
     """Factors that can apply to some price of a span, whatever its time."""
     owner: str | None = getattr(selectors, SKU_SELECTORS[axis][0])
-    return tuple(f for f in factors if f.sold_by(axis, owner) and _unmet(f.when, selectors) is None)
+    return tuple(f for f in factors if f.sold_by(axis, owner) and not _unmet(f.when, selectors))
 
 
 def _owners(book: PriceBook, selectors: Selectors) -> int:
@@ -332,6 +332,8 @@ def _choose(meter: str, at: int, situation: Situation, level: int, trace: list[C
     """The row that applies among those up to a level, or the reason why none does."""
     selectors = situation.selectors
     failure = f"unknown_{METERS[meter].axis}"
+    nearest_reason = ""
+    closest = len(METERS)  # conditions that the row nearest to a price does not meet
 
     def note(row: PriceRow | None, match: Match, verdict: str, reason: str = "") -> None:
         nonlocal failure
@@ -359,9 +361,11 @@ def _choose(meter: str, at: int, situation: Situation, level: int, trace: list[C
                     note(row, match, "cancelled", "no_price_at_time")
                 elif not row.effective.holds(at):
                     note(row, match, "not in force at that time", "no_price_at_time")
-                elif unmet is not None:
+                elif unmet:
                     in_force = True
-                    note(row, match, f"asks for {unmet} = {row.when[unmet]}", _unmet_reason(unmet))
+                    note(row, match, f"asks for {unmet[0]} = {row.when[unmet[0]]}")
+                    if len(unmet) < closest:
+                        closest, nearest_reason = len(unmet), _unmet_reason(unmet[0])
                 elif not row.in_hours(at):
                     note(row, match, "outside its hours", "no_price_at_time")
                 elif best is None or _rank(row) > _rank(best):
@@ -375,7 +379,7 @@ def _choose(meter: str, at: int, situation: Situation, level: int, trace: list[C
                 return _Choice(best, match, candidate, _assumptions(best, rows, at, selectors))
         if in_force:
             break  # it has a price of its own, for other conditions: the price of another meter would be a guess
-    return failure
+    return nearest_reason or failure
 
 
 def _assumptions(chosen: PriceRow, rows: Sequence[PriceRow], at: int, selectors: Selectors) -> tuple[str, ...]:
@@ -431,13 +435,13 @@ def _times(rate: Rate, times: Fraction) -> Rate:
     return Rate(num // common, den // common)
 
 
-def _unmet(when: Mapping[str, str], selectors: Selectors) -> str | None:
-    """First condition that the selectors do not meet."""
-    for key, wanted in when.items():
-        given = tier_of(selectors) if key == "service_tier" else getattr(selectors, key)
-        if given != wanted:
-            return key
-    return None
+def _unmet(when: Mapping[str, str], selectors: Selectors) -> list[str]:
+    """Conditions that the selectors do not meet."""
+    return [
+        key
+        for key, wanted in when.items()
+        if (tier_of(selectors) if key == "service_tier" else getattr(selectors, key)) != wanted
+    ]
 
 
 def _unmet_reason(key: str) -> str:

@@ -6,7 +6,10 @@ of preference, and for every dialect of token usage the keys of its counts and t
 
 Sources: OpenTelemetry GenAI semantic conventions (current names in `tollspan.pricing.attributes`; older spellings from
 semantic-conventions 1.27 to 1.40 and the renames in semantic-conventions-genai); OpenLLMetry's semantic conventions for
-its older cache counts.
+its older cache counts; the spans of Anthropic's own SDK (anthropic 2.11.0) for cache writes by lifetime and the tier;
+labels of Karpenter and EKS, as the Collector's k8sattributes puts them on resources, for how a node is paid for; and
+for costs OpenLIT 1.45.0 (``gen_ai.usage.cost``), OpenInference 0.1.42 (``llm.cost.total``), Logfire and Pydantic AI
+(``operation.cost``) and Langfuse 5.0.4 (``cost_details``, JSON), read on 2026-11-21.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ TEXT: Final[dict[str, Source]] = {
         (
             names.OPENAI_RESPONSE_SERVICE_TIER,
             "gen_ai.openai.response.service_tier",
+            "anthropic.response.service_tier",
             names.OPENAI_REQUEST_SERVICE_TIER,
             "gen_ai.openai.request.service_tier",
         ),
@@ -77,8 +81,20 @@ TEXT: Final[dict[str, Source]] = {
     ),
     "processing": Source((names.PROCESSING,)),
     "cloud_provider": Source((names.CLOUD_PROVIDER,), resource=True),
-    "host_type": Source((names.HOST_TYPE,), resource=True),
+    # A serverless platform has no host type; its name is what its seconds are priced by.
+    "host_type": Source((names.HOST_TYPE, names.CLOUD_PLATFORM), resource=True),
     "device": Source((names.DEVICE_NAME,), resource=True),
+    "purchase": Source(
+        (
+            names.HOST_PURCHASE,
+            "k8s.node.label.karpenter.sh/capacity-type",
+            "k8s.node.label.eks.amazonaws.com/capacityType",
+        ),
+        resource=True,
+        fold=True,
+        rename={"on-demand": "on_demand"},
+    ),
+    "residency": Source((names.RESIDENCY,), resource=True, fold=True),
     "error_type": Source((names.ERROR_TYPE,)),
 }
 """Canonical text column → its source."""
@@ -92,6 +108,16 @@ INTEGERS: Final[dict[str, tuple[str, ...]]] = {
 
 FLAGS: Final[dict[str, tuple[str, ...]]] = {"cold_start": (names.COLD_START,), "sent": (names.CALL_SENT,)}
 """Canonical boolean column → keys."""
+
+COSTS: Final = (
+    names.COST_REPORTED,
+    "gen_ai.usage.cost",
+    "llm.cost.total",
+    "operation.cost",
+    "langfuse.observation.cost_details",
+)
+"""Keys of what somebody else says a call cost, USD, the provider's own word first: a number, its text, or JSON with a
+``total``."""
 
 BATCH_TIER: Final = "batch"
 """The service tier by which providers report that a call was processed as a batch: it is a way of processing, at any
@@ -153,11 +179,13 @@ class Usage:
         name: whose dialect it is.
         convention: how its counts include each other, a key of `tollspan.pricing.conventions.CONVENTIONS`.
         counts: count of that convention → attribute keys, the preferred one first.
+        parts: counts that are read only beside one of ``counts``, and by themselves say nothing in this dialect.
     """
 
     name: str
     convention: str
     counts: dict[str, tuple[str, ...]]
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 USAGE: Final[tuple[Usage, ...]] = (
@@ -178,6 +206,18 @@ USAGE: Final[tuple[Usage, ...]] = (
             "audio_output": (names.USAGE_AUDIO_OUTPUT_TOKENS,),
             "image_input": (names.USAGE_IMAGE_INPUT_TOKENS,),
             "audio_cache_read": (names.USAGE_AUDIO_CACHE_READ_TOKENS,),
+            "image_output": (names.USAGE_IMAGE_OUTPUT_TOKENS,),
+            "image_cache_read": (names.USAGE_IMAGE_CACHE_READ_TOKENS,),
+            "video_input": (names.USAGE_VIDEO_INPUT_TOKENS,),
+            "video_output": (names.USAGE_VIDEO_OUTPUT_TOKENS,),
+            "video_cache_read": (names.USAGE_VIDEO_CACHE_READ_TOKENS,),
+        },
+        {
+            f"cache_write_{lifetime}": (
+                f"anthropic.usage.cache_creation.ephemeral_{lifetime}_input_tokens",
+                names.usage(f"tokens.input.cache_write.{lifetime}"),
+            )
+            for lifetime in ("5m", "30m", "1h", "12h")
         },
     ),
 )

@@ -25,6 +25,7 @@ from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask
 from tollspan.processor.dialects import (
     BATCH_TIER,
+    COSTS,
     FLAGS,
     INTEGERS,
     NO_MODEL_CALLS,
@@ -61,12 +62,15 @@ CLOCK_SKEW_NS: Final = 86_400 * 10**9
 """How far in the future a span may start by a clock that runs ahead of ours."""
 
 _METER_KEYS: Final = {meter: usage(meter) for meter in METERS}
-_COUNT_KEYS: Final = {key for dialect in USAGE for keys in dialect.counts.values() for key in keys}
+_COUNT_KEYS: Final = {
+    key for dialect in USAGE for table in (dialect.counts, dialect.parts) for keys in table.values() for key in keys
+}
 _WANTED: Final = pa.array(
     sorted(
         {key for source in TEXT.values() for key in source.keys}
         | {key for keys in (*INTEGERS.values(), *FLAGS.values()) for key in keys}
         | _COUNT_KEYS
+        | set(COSTS)
         | set(_METER_KEYS.values())
     ),
     pa.string(),
@@ -86,6 +90,7 @@ class Normalized:
             ``incomplete`` (bool): usage of which a part is certainly missing. A call that takes tokens in and gives
             tokens out (`dialects.TWO_SIDED`) tells some tokens but not both its input and its output, so that what the
             quantities cost is a lower bound. Never set where no tokens were told, or what was told is ``invalid``.
+            ``reported_cost`` (decimal128(38, 12), USD): what the span itself says that the call cost.
         quantities: meter → int64 array of n base steps, null = not given; only meters that some span gave.
     """
 
@@ -137,6 +142,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "billable": pa.array(given | (kind == 0)),
             "token_bearing": pa.array(tokens),
             "incomplete": pa.array(incomplete),
+            "reported_cost": pivot.money(COSTS),
         }
     )
     return Normalized(table, quantities)
@@ -158,15 +164,16 @@ def _quantities(
     for number, dialect in enumerate(USAGE):
         counts = {}
         mine = np.zeros(length, np.bool_)
-        for count, keys in dialect.counts.items():
-            found = pivot.quantity(keys, 1)
-            if found is None:
-                continue
-            values, given, wrong = found
-            given &= ~counted
-            _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
-            counts[count] = (values, given & (wrong == GOOD))
-            mine |= given
+        for table, whose in ((dialect.counts, ~counted), (dialect.parts, mine)):
+            for count, keys in table.items():
+                found = pivot.quantity(keys, 1)
+                if found is None:
+                    continue
+                values, given, wrong = found
+                given &= whose
+                _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
+                counts[count] = (values, given & (wrong == GOOD))
+                mine |= given
         counted |= mine
         conventions[mine] = number
         if counts:

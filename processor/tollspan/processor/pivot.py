@@ -1,7 +1,7 @@
 """Pivot: from one row for each attribute to one column for each wanted key.
 
 In: the flat attributes of `Decoded`. Out: for a list of keys in order of preference, a text column, a column of
-quantities in base steps, small integers or flags, each of one row a span. Used by `normalize`.
+quantities in base steps, small integers, flags or amounts of money, each of one row a span. Used by `normalize`.
 
 Work goes by key, never by span: a key's rows are found by its code, and land at their owners by index arithmetic.
 """
@@ -38,6 +38,9 @@ Steps: TypeAlias = npt.NDArray[np.int64]
 
 TEXT_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
 
+MONEY_TYPE: Final = pa.decimal128(38, 12)
+_WIDE_MONEY: Final = pa.decimal256(76, 38)
+
 LARGEST_COUNT: Final = 2**53
 """Largest count of whole things: a double or a JSON number holds no more exactly."""
 
@@ -51,6 +54,13 @@ _NAMES[[STRING, BOOL, INT, DOUBLE]] = True
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 _DECIMAL: Final = r"^-?[0-9]+(\.[0-9]+)?$"
 _INTEGER: Final = r"^-?[0-9]{1,18}$"
+
+# Amounts of money: at most 38 decimals each, with the exponents that `_amounts` lets through.
+_AMOUNT: Final = r"^([0-9]{1,15}(\.[0-9]{1,38})?|[0-9](\.[0-9]{1,25})?[eE][+-]?[0-9]{1,3})$"
+_TOTAL: Final = r'"total"\s*:\s*"?(?P<total>[0-9.eE+-]+)'
+_TOO_DEAR: Final = 1e15
+_NOTHING: Final = 1e-13
+"""Amounts below this round to zero."""
 
 
 class _Rows:
@@ -178,6 +188,23 @@ class Pivot:
         given[owners[ours]] = True
         return pa.array(values, mask=~given)
 
+    def money(self, keys: Iterable[str]) -> Any:
+        """A column of amounts, decimal128(38, 12), rounded half to even; null where a span gives none that can be.
+
+        A number is taken by its shortest decimal form, a text as it stands or as JSON with a ``total``. What is
+        negative, not a number or 10**15 and more is no amount.
+        """
+        owners, rows = self._spans.chosen(keys)
+        kinds = self._spans.attributes.kinds[rows]
+        speaks = (kinds == DOUBLE) | (kinds == STRING) | (kinds == INT)
+        owners, rows = owners[speaks], rows[speaks]
+        if not len(rows):
+            return pa.nulls(self.length, MONEY_TYPE)
+        amounts = _amounts(as_text(self._spans.attributes.raw.take(pa.array(rows)), kinds[speaks]))
+        place = self._empty(np.int64)
+        place[owners] = np.arange(1, len(owners) + 1)
+        return amounts.take(pa.array(place - 1, mask=place == 0))
+
     def having(self, keys: Mask) -> Mask:
         """Which spans carry any of the keys marked in a mask over ``decoded.attributes.keys``."""
         attributes = self._spans.attributes
@@ -235,6 +262,17 @@ def _compact(codes: npt.NDArray[np.int32], vocabulary: Any) -> Any:
     place = np.cumsum(used, dtype=np.int32) - np.int32(1)
     indices = pa.array(place[codes], mask=codes < 0) if silent else pa.array(place[codes])
     return pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
+
+
+def _amounts(written: Any) -> Any:
+    """Amounts of money, decimal128(38, 12), from their texts; null where a text is none."""
+    braced = pc.starts_with(written, "{")
+    if pc.any(braced).as_py():
+        written = pc.if_else(braced, pc.struct_field(pc.extract_regex(written, _TOTAL), "total"), written)
+    written = pc.if_else(pc.match_substring_regex(written, _AMOUNT), written, None)
+    size = pc.cast(written, pa.float64())
+    written = pc.if_else(pc.less(size, _NOTHING), "0", pc.if_else(pc.less(size, _TOO_DEAR), written, None))
+    return pc.cast(pc.round(pc.cast(written, _WIDE_MONEY), 12, "half_to_even"), MONEY_TYPE)
 
 
 def _steps(attributes: Attributes, rows: Rows, scale: int) -> tuple[Steps, Codes]:

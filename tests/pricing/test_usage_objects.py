@@ -1,0 +1,401 @@
+"""Usage objects: every provider's counts become the same disjoint meters, and what cannot be right is said to be."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from decimal import Decimal
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tollspan.pricing import PriceEngine, Selectors, shipped_book
+from tollspan.pricing.conventions import CONVENTIONS, COUNTS, LARGEST_COUNT
+from tollspan.pricing.meters import METERS
+from tollspan.pricing.usage_objects import UsageReading, read_usage
+from tollspan.pricing.usage_shapes import (
+    CONVENTIONS_OF,
+    METER_PATHS,
+    METERS_WITHOUT_TOKENS,
+    SHAPES,
+    TOTAL_COSTS,
+    Shape,
+)
+
+from .usage_fixtures import EXAMPLES, OUTPUT, READ, REASONING, UNCACHED, Example
+
+CHAT = {"prompt_tokens": 10, "completion_tokens": 5}
+
+# -- what each provider says -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_a_provider_s_object_has_its_known_quantities(example: Example) -> None:
+    reading = read_usage(example.provider, example.usage)
+    assert reading.invalid is None
+    assert reading.quantities == example.quantities
+    assert reading.convention == example.convention
+    assert reading.unknown == (), "every number of the example is either read or known to be no count"
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_no_token_is_lost_or_counted_twice(example: Example) -> None:
+    tokens = sum(
+        steps for meter, steps in read_usage(example.provider, example.usage).quantities.items() if meter in _TOKENS
+    )
+    assert tokens == (example.total or tokens)
+    stated = (
+        example.usage.get("total_tokens") or example.usage.get("totalTokenCount") or example.usage.get("totalTokens")
+    )
+    assert stated in (None, example.total) or example.provider == "perplexity"
+
+
+_TOKENS = {name for name in METERS if name.startswith("tokens.")}
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_json_objects_of_an_sdk_and_exact_numbers_say_the_same(example: Example) -> None:
+    expected = read_usage(example.provider, example.usage)
+    written = json.dumps(example.usage)
+    assert read_usage(example.provider, json.loads(written)) == expected
+    assert read_usage(example.provider, json.loads(written, parse_float=Decimal)) == expected
+    # Whole numbers that JSON wrote with a point, and attributes in place of keys.
+    assert read_usage(example.provider, json.loads(written, parse_int=float)).quantities == expected.quantities
+    assert read_usage(example.provider, json.loads(written, object_hook=lambda d: SimpleNamespace(**d))) == expected
+
+
+def test_objects_of_an_installed_sdk_are_read() -> None:
+    types = pytest.importorskip("openai.types")
+    example = EXAMPLES["openai chat"]
+    reading = read_usage("openai", types.CompletionUsage.model_validate(example.usage))
+    assert (reading.quantities, reading.unknown) == (example.quantities, ())
+    # Fields that the SDK does not know yet are kept beside those it does.
+    more = types.CompletionUsage.model_validate({**example.usage, "holographic_tokens": 3})
+    assert read_usage("openai", more).unknown == ("holographic_tokens",)
+
+
+class _Modality(str, Enum):  # noqa: UP042  as google-genai has it: its str() is not its value
+    AUDIO = "AUDIO"
+
+
+def test_objects_that_have_only_a_dump_or_a_descriptor_are_read() -> None:
+    class Dumped:
+        __slots__ = ()
+
+        def model_dump(self) -> dict[str, Any]:
+            return {
+                "prompt_token_count": 9,
+                "candidates_token_count": 1,
+                "prompt_tokens_details": [{"modality": _Modality.AUDIO, "token_count": 4}],
+            }
+
+    class Message:  # as protobuf makes them
+        __slots__ = ("completion_tokens", "prompt_tokens", "reasoning_tokens")
+        DESCRIPTOR = SimpleNamespace(fields=[SimpleNamespace(name=name) for name in __slots__])
+
+    assert read_usage("google", Dumped()).quantities == {UNCACHED: 5, "tokens.input.audio": 4, OUTPUT: 1}
+    message = Message()
+    message.prompt_tokens, message.completion_tokens, message.reasoning_tokens = 32, 9, 94
+    assert read_usage("x_ai", message).quantities == {UNCACHED: 32, OUTPUT: 9, REASONING: 94}
+
+
+def test_the_reported_example_costs_what_its_reporter_was_charged() -> None:
+    # PostHog/posthog#71065: $0.0000577, and not the $0.0001102 of thoughts counted twice.
+    example = EXAMPLES["gemini (PostHog/posthog#71065)"]
+    quantities = read_usage("google", example.usage).quantities
+    charges = PriceEngine(shipped_book()).price(
+        quantities, at=1_782_000_000 * 10**9, selectors=Selectors(provider="google", model="gemini-2.5-flash")
+    )
+    assert charges.cost == Decimal("0.0000577")
+
+
+# -- what cannot be right ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"),
+    [
+        (12, 12),
+        (12.0, 12),
+        (Decimal("12"), 12),
+        (0, 0),
+        (-0.0, 0),
+        (LARGEST_COUNT, LARGEST_COUNT),
+        (True, "usage_not_a_number"),
+        ("12", "usage_not_a_number"),
+        ("", "usage_not_a_number"),
+        (math.nan, "usage_not_a_number"),
+        (Decimal("sNaN"), "usage_not_a_number"),
+        (12.5, "usage_fractional"),
+        (Decimal("1e-999"), "usage_fractional"),
+        (-1, "usage_negative"),
+        (-0.5, "usage_negative"),
+        (-math.inf, "usage_negative"),
+        (LARGEST_COUNT + 1, "usage_too_large"),
+        (2**70, "usage_too_large"),
+        (1e300, "usage_too_large"),
+        (math.inf, "usage_too_large"),
+        (Decimal("1e999999"), "usage_too_large"),
+    ],
+)
+@pytest.mark.parametrize("path", ["prompt_tokens", "num_search_queries"])
+def test_a_count_is_a_whole_number_or_the_usage_is_invalid(path: str, value: Any, outcome: int | str) -> None:
+    reading = read_usage("openai", {"completion_tokens": 3, path: value})
+    if isinstance(outcome, str):
+        assert (reading.invalid, reading.quantities) == (outcome, {})
+    else:
+        meter = {"prompt_tokens": UNCACHED, "num_search_queries": "web_searches"}[path]
+        assert (reading.invalid, reading.quantities) == (None, {meter: outcome, OUTPUT: 3})
+
+
+@pytest.mark.parametrize(
+    ("provider", "usage"),
+    [
+        ("openai", {**CHAT, "prompt_tokens_details": {"cached_tokens": 11}}),
+        ("openai", {**CHAT, "completion_tokens_details": {"reasoning_tokens": 6}}),
+        ("google", {"promptTokenCount": 10, "cachedContentTokenCount": 11}),
+        ("anthropic", {**EXAMPLES["anthropic"].usage, "cache_creation_input_tokens": 555}),
+        ("aws", {**EXAMPLES["bedrock converse"].usage, "cacheWriteInputTokens": 699}),
+    ],
+)
+def test_parts_larger_than_their_whole_are_inconsistent_and_not_clamped(provider: str, usage: dict[str, Any]) -> None:
+    reading = read_usage(provider, usage)
+    assert (reading.invalid, reading.quantities) == ("usage_inconsistent", {})
+
+
+def test_one_wrong_item_of_a_list_is_not_hidden_by_another() -> None:
+    details = [{"modality": "IMAGE", "tokenCount": -5}, {"modality": "IMAGE", "tokenCount": 10}]
+    assert read_usage("google", {"promptTokenCount": 10, "promptTokensDetails": details}).invalid == "usage_negative"
+
+
+@pytest.mark.parametrize(
+    ("value", "steps"),
+    [(9.02, 9_020_000_000), (0.1, 100_000_000), (Decimal("0.0000000015"), 2), (2.5e-9, 2), (7, 7_000_000_000)],
+)
+def test_seconds_are_exact_to_the_nanosecond(value: Any, steps: int) -> None:
+    assert read_usage("openai", {"type": "duration", "seconds": value}).quantities == {"audio.seconds": steps}
+
+
+@pytest.mark.parametrize("usage", [None, {}, [], "usage", 7, object(), object, {"usage": None}, {1: 2}])
+def test_what_says_nothing_gives_nothing(usage: Any) -> None:
+    assert read_usage("openai", usage) == UsageReading()
+    assert read_usage(None, usage) == UsageReading()
+
+
+def test_what_was_not_given_is_absent_and_not_zero() -> None:
+    assert read_usage("openai", {"completion_tokens": 0, "prompt_tokens": None}).quantities == {OUTPUT: 0}
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.decimals() | st.binary()
+_names = st.sampled_from(
+    sorted({part for shape in SHAPES for paths in shape.counts.values() for path in paths for part in path.split(".")})
+) | st.sampled_from(["modality", "ttl", "type", "AUDIO", "5m", "cost", "output", "candidates", "data", "service_tier"])
+_anything = st.recursive(
+    _scalars, lambda below: st.lists(below, max_size=3) | st.dictionaries(_names, below, max_size=5), max_leaves=20
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(_names, _anything, max_size=8), st.dictionaries(_names, _anything, max_size=5))
+def test_no_input_raises_and_nothing_is_invented(usage: dict[str, Any], response: dict[str, Any]) -> None:
+    before = copy.deepcopy(repr(usage))
+    reading = read_usage("openrouter", usage, model="m", response=response)
+    assert repr(usage) == before
+    assert all(type(steps) is int and steps >= 0 for steps in reading.quantities.values())
+    assert reading.quantities.keys() <= METERS.keys()
+    assert not (reading.invalid and reading.quantities)
+
+
+# -- beside the counts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "more", "cost"),
+    [
+        ("openrouter", {"cost": 0.95}, "0.95"),
+        ("openrouter", {"cost": 0.1}, "0.1"),
+        ("openrouter", {"cost": 1.5e-07}, "1.5E-7"),
+        ("openrouter", {"cost": Decimal("0.123456789012345678901234567890123")}, "0.123456789012345678901234567890123"),
+        ("openrouter", {"cost": 0}, "0"),
+        ("openrouter", {"cost": -1}, None),
+        ("openrouter", {"cost": math.nan}, None),
+        ("openrouter", {"cost": "0.95"}, None),
+        ("openrouter", {"cost": True}, None),
+        ("openrouter", {"cost": 1e18}, None),
+        ("somebody", {"cost": 0.95}, None),  # in which currency?
+        ("perplexity", {"cost": {"total_cost": 0.006}}, "0.006"),
+        ("x_ai", {"cost_in_usd_ticks": 37756000}, "0.0037756"),
+        ("litellm", {"cost_in_usd_ticks": 1}, "1E-10"),
+        ("x_ai", {"cost_in_usd_ticks": 12_345_678_901_234_567}, "1234567.8901234567"),
+        ("openai", {}, None),
+    ],
+)
+def test_the_provider_s_own_figure_is_kept_exactly(provider: str, more: dict[str, Any], cost: str | None) -> None:
+    reading = read_usage(provider, {**CHAT, **more})
+    assert reading.reported_cost == (None if cost is None else Decimal(cost))
+    assert reading.invalid is None, "a figure that cannot be a cost does not make the counts wrong"
+
+
+@pytest.mark.parametrize(
+    ("usage", "response", "tier"),
+    [
+        ({**CHAT, "service_tier": "Priority"}, None, "priority"),
+        (CHAT, {"service_tier": "flex"}, "flex"),
+        (CHAT, {"serviceTier": {"type": "reserved"}}, "reserved"),
+        ({"promptTokenCount": 1, "trafficType": "ON_DEMAND_PRIORITY"}, None, "priority"),
+        ({"promptTokenCount": 1, "trafficType": "PROVISIONED_THROUGHPUT"}, None, "provisioned_throughput"),
+        ({"promptTokenCount": 1, "trafficType": "TRAFFIC_TYPE_UNSPECIFIED"}, None, None),
+        ({"input_tokens": 1, "speed": "fast", "service_tier": "standard"}, None, "fast"),
+        ({"input_tokens": 1, "speed": "standard", "service_tier": "batch"}, None, "batch"),
+        (CHAT, None, None),
+        ({**CHAT, "service_tier": 3}, {"service_tier": ["x"]}, None),
+    ],
+)
+def test_the_tier_is_the_served_one(usage: dict[str, Any], response: Any, tier: str | None) -> None:
+    assert read_usage("openai", usage, response=response).service_tier == tier
+
+
+def test_a_provider_may_say_where_it_processed() -> None:
+    assert read_usage("anthropic", EXAMPLES["anthropic"].usage).residency == "us"
+    assert read_usage("openai", CHAT).residency is None
+
+
+def test_numbers_that_nobody_reads_are_named() -> None:
+    usage = {
+        **CHAT,
+        "holographic_tokens": 4,
+        "prompt_tokens_details": {"smell_tokens": 2, "taste_tokens": 0, "text_tokens": 8},
+        "note": "fine",
+        "ratio": True,
+    }
+    assert read_usage("openai", usage).unknown == ("holographic_tokens", "prompt_tokens_details.smell_tokens")
+    # Another model's tokens inside one object cannot be priced with this one's.
+    advised = {
+        **EXAMPLES["anthropic, compaction"].usage,
+        "iterations": [{"type": "advisor_message", "model": "m", "input_tokens": 823, "output_tokens": 1612}],
+    }
+    reading = read_usage("anthropic", advised)
+    assert reading.unknown == ("iterations.advisor_message.input_tokens", "iterations.advisor_message.output_tokens")
+    assert reading.quantities[UNCACHED] == 23000
+
+
+RESPONSE: dict[str, Any] = {
+    "object": "response",
+    "output": [
+        {"type": "web_search_call", "action": {"type": "search"}},
+        {"type": "file_search_call", "queries": ["a"]},
+        {"type": "file_search_call", "queries": ["b"]},
+        {"type": "code_interpreter_call", "container_id": "cntr_1"},
+        {"type": "code_interpreter_call", "container_id": "cntr_1"},
+        {"type": "code_interpreter_call", "container_id": "cntr_2"},
+        {"type": "message", "content": []},
+    ],
+    "tool_usage": {
+        "image_gen": {"input_tokens": 50, "input_tokens_details": {"text_tokens": 50}, "output_tokens": 4160},
+        "web_search": {"num_requests": 3},
+    },
+}
+
+
+def test_tools_that_only_the_response_tells_are_counted() -> None:
+    reading = read_usage("openai", {"input_tokens": 10, "output_tokens": 5}, response=RESPONSE)
+    assert reading.quantities == {
+        UNCACHED: 10,
+        OUTPUT: 5,
+        "web_searches": 3,
+        "file_searches": 2,
+        "code_interpreter.sessions": 2,
+    }
+    assert reading.unknown == ("tool_usage.image_gen.input_tokens", "tool_usage.image_gen.output_tokens")
+
+
+@pytest.mark.parametrize(
+    ("model", "searches"), [("gemini-2.5-flash", 1), ("models/gemini-2.0-flash", 1), ("gemini-3-flash", 2), (None, 2)]
+)
+@pytest.mark.parametrize(
+    "names", [("groundingMetadata", "webSearchQueries"), ("grounding_metadata", "web_search_queries")]
+)
+def test_google_bills_a_search_by_the_prompt_or_by_the_query(
+    model: str | None, searches: int, names: tuple[str, str]
+) -> None:
+    queries = ["", "equity crowdfunding", "", "Wefunder", "Wefunder"]
+    response = {"candidates": [{names[0]: {names[1]: queries}}, {"content": {}}]}
+    reading = read_usage("google", {"promptTokenCount": 4}, model=model, response=response)
+    assert reading.quantities == {UNCACHED: 4, "web_searches": searches}
+    none = {"candidates": [{names[0]: {names[1]: [""]}}]}
+    assert "web_searches" not in read_usage("google", {"promptTokenCount": 4}, model=model, response=none).quantities
+
+
+def test_images_are_counted_where_no_tokens_are() -> None:
+    response = {"data": [{"url": "https://example.test/1"}, {"b64_json": "AA=="}, {"revised_prompt": "x"}]}
+    assert read_usage("openai", None, response=response).quantities == {"images": 2}
+    by_tokens = read_usage("openai", EXAMPLES["openai images"].usage, response=response)
+    assert "images" not in by_tokens.quantities
+
+
+# -- the tables --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
+def test_a_shape_names_known_counts_and_conventions(shape: Shape) -> None:
+    assert shape.counts.keys() <= set(COUNTS)
+    assert shape.conventions
+    assert set(shape.conventions) <= CONVENTIONS.keys()
+    assert len(shape.conventions) == 1 or shape.total, "only a total can decide between conventions"
+
+
+def test_the_other_tables_name_known_meters_and_conventions() -> None:
+    assert METER_PATHS.keys() | METERS_WITHOUT_TOKENS.keys() <= METERS.keys()
+    assert {name for name, _ in CONVENTIONS_OF} <= {shape.name for shape in SHAPES}
+    assert {convention for of in CONVENTIONS_OF.values() for convention in of} <= CONVENTIONS.keys()
+    assert all(per_dollar > 0 for _, per_dollar, _ in TOTAL_COSTS)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
+def test_every_path_of_a_shape_is_read(shape: Shape) -> None:
+    """Alone beside large wholes, each path changes what is read."""
+    wholes = {"input_tokens": 1000, "output_tokens": 1000, "cache_read": 500, "cache_write": 500}
+    base: dict[str, Any] = {}
+    for count, value in wholes.items():
+        if count in shape.counts:
+            _set(base, shape.counts[count][0].split(" + ")[0], value)
+    for count, paths in shape.counts.items():
+        for path in [name for summands in paths for name in summands.split(" + ")]:
+            usage = copy.deepcopy(base)
+            if count in wholes:
+                _set(usage, shape.counts[count][0].split(" + ")[0], None)
+            _set(usage, path, 77)
+            without = copy.deepcopy(usage)
+            _set(without, path, None)
+            owner = next(iter(shape.bare), "somebody")
+            assert read_usage(owner, usage).quantities != read_usage(owner, without).quantities, path
+
+
+def _set(usage: dict[str, Any], path: str, value: int | None) -> None:
+    *levels, last = path.split(".")
+    for level in levels:
+        usage = usage.setdefault(level, {})
+    usage[last] = value
+
+
+def test_reading_usage_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; import tollspan.pricing.usage_objects; "
+        "print([m for m in ('numpy', 'pyarrow', 'yaml', 'genai_prices') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_cheapest_word_of_a_cache_is_not_taken_twice() -> None:
+    # DeepSeek tells its cache hits in two places.
+    usage = {**CHAT, "prompt_cache_hit_tokens": 6, "prompt_tokens_details": {"cached_tokens": 6}}
+    assert read_usage("deepseek", usage).quantities == {UNCACHED: 4, READ: 6, OUTPUT: 5}
+    # A key in two spellings is one key, the first.
+    assert read_usage("openai", {**CHAT, "promptTokens": 12}).quantities == {UNCACHED: 10, OUTPUT: 5}
