@@ -1,114 +1,229 @@
-"""Ambiguity of a book, found when it loads: rows, patterns and aliases that would tie for some span.
+"""Ambiguity and gaps of a book, found when it loads: prices, aliases and percentages that would tie for some span.
 
-In: the rows and aliases of one layer. Out: the first pair that ties and why. Resolution (`resolve`) can then take the
-one row that is left without a rule for ties.
+In: what one layer lists. Out: the first pair that ties and why. Resolution (`resolve`) can then take the one row that
+is left without a rule for ties.
+
+Two prices of one meter, SKU and provider tie when nothing that resolution looks at puts one before the other: they are
+of one level (`book.LEVELS`), ask for as many selectors, both keep hours or neither does, and some span can meet both. A
+cancelled price ties with nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import combinations, combinations_with_replacement
+from typing import Final
 
-from tollspan.pricing.book import Alias, Interval, PriceRow, is_pattern, literal_length
+from tollspan.pricing.book import (
+    WHOLE,
+    Alias,
+    Factor,
+    Interval,
+    PriceRow,
+    Term,
+    compile_pattern,
+    is_pattern,
+    literal_length,
+)
+from tollspan.pricing.meters import METERS
+from tollspan.pricing.schedule import DAY, Schedule
+from tollspan.pricing.selectors import provider_of
+
+Tie = tuple[int, int, str]
+"""Positions of the earlier and the later one, and the reason, for people."""
+
+_COMPARED_DAYS: Final = 3 * 366
+"""Hours in two time zones are compared day by day for so long from when both prices hold: offsets repeat each year."""
+_COMPARED_FROM: Final = 20454 * DAY
+"""... and from 2026 on where neither has a beginning."""
 
 
-def tied_rows(rows: Sequence[PriceRow]) -> tuple[int, int, str] | None:
-    """First two rows of a layer that could both be chosen for one span.
-
-    Returns:
-        Their positions and the reason, or None.
-    """
-    seen: dict[str, int] = {}
-    for position, row in enumerate(rows):
-        if row.id in seen:
-            return seen[row.id], position, f"the id {row.id!r} is used twice"
-        seen[row.id] = position
+def tied_rows(rows: Sequence[PriceRow]) -> Tie | None:
+    """First two rows of a layer that could both be chosen for one span."""
     positions = {id(row): position for position, row in enumerate(rows)}
-    for first, second, siblings in _rivals(rows):
-        if not first.effective.meets(second.effective) or not _windows_meet(first, second):
+    for first, second, siblings in _rivals([row for row in rows if row.status != "cancelled"]):
+        if not _agree(first.when, second.when) or not first.effective.meets(second.effective):
             continue
-        if any(first.when[key] != second.when[key] for key in first.when.keys() & second.when.keys()):
+        if positions[id(first)] > positions[id(second)]:
+            first, second = second, first
+        if first.sku == second.sku and first.when != second.when and _decided(first, second, siblings):
             continue
-        if first.sku == second.sku:
-            if len(first.when) != len(second.when) or bool(first.windows) != bool(second.windows):
-                continue  # the more specific one wins
-            if first.when != second.when and _decided(first, second, siblings):
-                continue
+        if not _hours_meet(first, second):
+            continue
         reason = f"it ties with {first.id!r}: same meter, SKU, time and conditions"
         if first.sku != second.sku:
             reason = f"it ties with {first.id!r}: the patterns {first.sku!r} and {second.sku!r} can match one name"
         elif first.when != second.when:
-            both = ", ".join(f"{key}: {value}" for key, value in sorted({**first.when, **second.when}.items()))
-            reason = f"it ties with {first.id!r} for a span with {both}"
+            reason = f"it ties with {first.id!r} for a span with {_told(first.when, second.when)}"
         return positions[id(first)], positions[id(second)], reason
     return None
 
 
-def tied_aliases(aliases: Sequence[Alias]) -> tuple[int, int, str] | None:
-    """First two aliases of a layer that give one name two meanings at one time; as `tied_rows`."""
+def tied_aliases(aliases: Sequence[Alias]) -> Tie | None:
+    """First two aliases of a layer that give one name two meanings at one time."""
     by_name: dict[tuple[str | None, str], list[int]] = {}
     for position, alias in enumerate(aliases):
-        for earlier in by_name.setdefault((alias.provider, alias.ref), []):
+        named = by_name.setdefault((provider_of(alias.provider), alias.ref), [])
+        for earlier in named:
             if aliases[earlier].effective.meets(alias.effective):
-                return (
-                    earlier,
-                    position,
-                    f"{alias.ref!r} already stands for {aliases[earlier].target_sku!r} at that time",
-                )
-        by_name[alias.provider, alias.ref].append(position)
+                meaning = aliases[earlier].target_sku
+                return earlier, position, f"{alias.ref!r} already stands for {meaning!r} at that time"
+        named.append(position)
     return None
 
 
-def _rivals(rows: Sequence[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow, Sequence[PriceRow]]]:
-    """Pairs of rows of one meter and provider that have the same SKU, or patterns of one rank that can match one name;
-    with all rows of the same SKU as the first."""
+def tied_adjustments(adjustments: Sequence[Factor]) -> Tie | None:
+    """First two percentages of a layer of which neither is more specific, for some price."""
+    for earlier, later in combinations(range(len(adjustments)), 2):
+        first, second = adjustments[earlier], adjustments[later]
+        if (
+            first.specificity == second.specificity
+            and provider_of(first.provider) == provider_of(second.provider)
+            and _agree(first.when, second.when)
+            and first.effective.meets(second.effective)
+            and patterns_meet(first.sku, second.sku)
+            and any(covers_name(first.meter, meter) and covers_name(second.meter, meter) for meter in METERS)
+        ):
+            reason = f"it ties with {first.id!r}: neither is more specific where both apply"
+            return earlier, later, reason
+    return None
+
+
+def tied_terms(terms: Sequence[Term]) -> Tie | None:
+    """First two volume discounts of a layer of which neither is more specific, for some cost."""
+    positions = [position for position, term in enumerate(terms) if term.kind == "volume"]
+    tie = tied_adjustments([scope_of(terms[position]) for position in positions])
+    return None if tie is None else (positions[tie[0]], positions[tie[1]], tie[2])
+
+
+def scope_of(term: Term) -> Factor:
+    """What counts towards a term, as a factor that changes nothing."""
+    return Factor(term.id, WHOLE, term.provider, term.sku, term.meter, effective=term.effective)
+
+
+def tied_intervals(intervals: Sequence[Interval]) -> tuple[int, int] | None:
+    """First two that have an instant in common."""
+    for earlier, later in combinations(range(len(intervals)), 2):
+        if intervals[earlier].meets(intervals[later]):
+            return earlier, later
+    return None
+
+
+def common(first: Interval, second: Interval) -> Interval:
+    """What two intervals that meet have in common."""
+    starts = [bound for bound in (first.start, second.start) if bound is not None]
+    ends = [bound for bound in (first.end, second.end) if bound is not None]
+    return Interval(max(starts, default=None), min(ends, default=None))
+
+
+def uncovered(whole: Interval, parts: Iterable[Interval]) -> Iterator[Interval]:
+    """Stretches of an interval that none of the parts holds, in order."""
+    since = whole.start
+    for part in sorted(filter(whole.meets, parts), key=lambda part: (part.start is not None, part.start or 0)):
+        if part.start is not None and (since is None or part.start > since):
+            yield Interval(since, part.start)
+        if part.end is None or (whole.end is not None and part.end >= whole.end):
+            return
+        since = part.end if since is None else max(since, part.end)
+    yield Interval(since, whole.end)
+
+
+def covers_name(pattern: str, name: str) -> bool:
+    """Whether a name is matched (``*`` any characters, ``?`` one)."""
+    return compile_pattern(pattern).fullmatch(name) is not None if is_pattern(pattern) else pattern == name
+
+
+def _rivals(rows: Iterable[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow, Sequence[PriceRow]]]:
+    """Pairs of rows of one meter and provider of which neither is more specific, with all rows of the first one's SKU
+    and level: of one SKU, level and number of conditions, both with hours or both without; or of two patterns of one
+    rank that can match one name, whatever else they say, because resolution is done with one SKU before the next.
+    """
     by_meter: dict[tuple[str, str | None], dict[str, list[PriceRow]]] = {}
     for row in rows:
         by_meter.setdefault((row.meter, row.provider), {}).setdefault(row.sku, []).append(row)
     for skus in by_meter.values():
-        for siblings in skus.values():
-            for first, second in combinations(siblings, 2):
-                yield first, second, siblings
+        for of_sku in skus.values():
+            levels: dict[int, list[PriceRow]] = {}
+            alike: dict[tuple[int, int, bool], list[PriceRow]] = {}
+            for row in of_sku:
+                levels.setdefault(row.level, []).append(row)
+                alike.setdefault((row.level, len(row.when), row.schedule is None), []).append(row)
+            for (level, _, _), peers in alike.items():
+                for first, second in _agreeing(peers):
+                    yield first, second, levels[level]
         by_rank: dict[int, list[str]] = {}
         for sku in filter(is_pattern, skus):
             by_rank.setdefault(literal_length(sku), []).append(sku)
-        for peers in by_rank.values():
-            for one, other in combinations(peers, 2):
+        for patterns in by_rank.values():
+            for one, other in combinations(patterns, 2):
                 if patterns_meet(one, other):
                     for first in skus[one]:
                         for second in skus[other]:
                             yield first, second, skus[one]
 
 
-def _windows_meet(first: PriceRow, second: PriceRow) -> bool:
-    if not first.windows or not second.windows:
-        return True
-    return any(a < d and c < b for a, b in first.windows for c, d in second.windows)
+def _agreeing(rows: Iterable[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow]]:
+    """Pairs of which one span can meet the conditions of both, found by the values of the selectors that both ask for:
+    a book may have thousands of rows for one device."""
+    by_keys: dict[frozenset[str], list[PriceRow]] = {}
+    for row in rows:
+        by_keys.setdefault(frozenset(row.when), []).append(row)
+    for mine, others in combinations_with_replacement(by_keys, 2):
+        shared = sorted(mine & others)
+        by_values: dict[tuple[str, ...], list[PriceRow]] = {}
+        for row in by_keys[mine]:
+            by_values.setdefault(tuple(row.when[key] for key in shared), []).append(row)
+        if mine == others:
+            for alike in by_values.values():
+                yield from combinations(alike, 2)
+        else:
+            for row in by_keys[others]:
+                for other in by_values.get(tuple(row.when[key] for key in shared), ()):
+                    yield other, row
+
+
+def _agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
+    """Whether one span can meet the conditions of both."""
+    return all(first[key] == second[key] for key in first.keys() & second.keys())
+
+
+def _told(first: Mapping[str, str], second: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in sorted({**first, **second}.items()))
 
 
 def _decided(first: PriceRow, second: PriceRow, siblings: Iterable[PriceRow]) -> bool:
-    """Whether a third row, for both conditions at once, wins wherever the two tie."""
+    """Whether rows for both conditions at once win wherever the two tie."""
     both = {**first.when, **second.when}
-    common = Interval(
-        _latest(first.effective.start, second.effective.start), _earliest(first.effective.end, second.effective.end)
-    )
-    return any(
-        row.when == both
-        and bool(row.windows) == bool(first.windows)
-        and (not row.windows or row.windows == first.windows)
-        and (row.effective.start is None or (common.start is not None and row.effective.start <= common.start))
-        and (row.effective.end is None or (common.end is not None and row.effective.end >= common.end))
-        for row in siblings
-    )
+    covering = (row.effective for row in siblings if row.when == both and row.schedule in (None, first.schedule))
+    return not any(uncovered(common(first.effective, second.effective), covering))
 
 
-def _latest(one: int | None, other: int | None) -> int | None:
-    return max((bound for bound in (one, other) if bound is not None), default=None)
+def _hours_meet(first: PriceRow, second: PriceRow) -> bool:
+    if first.schedule is None or second.schedule is None:
+        return True
+    return schedules_meet(first.schedule, second.schedule, common(first.effective, second.effective))
 
 
-def _earliest(one: int | None, other: int | None) -> int | None:
-    return min((bound for bound in (one, other) if bound is not None), default=None)
+@lru_cache(1024)
+def schedules_meet(first: Schedule, second: Schedule, during: Interval) -> bool:
+    """Whether two schedules hold at one instant.
+
+    In one time zone their weeks are compared, and exceptions are left aside: they end, the hours do not. In two, every
+    UTC day of the first three years in which both prices hold, by the clocks' own edges.
+    """
+    if first.tz == second.tz:
+        return any(a < d and c < b for a, b in first.stretches for c, d in second.stretches)
+    since = during.start
+    if since is None:
+        since = _COMPARED_FROM if during.end is None else min(_COMPARED_FROM, during.end - _COMPARED_DAYS * DAY)
+    until = since + _COMPARED_DAYS * DAY if during.end is None else min(during.end, since + _COMPARED_DAYS * DAY)
+    for day in range(since // DAY, -(-until // DAY)):
+        low, high = max(since - day * DAY, 0), min(until - day * DAY, DAY)
+        mine, others = first.stretches_of(day), second.stretches_of(day)
+        if any(max(a, c, low) < min(b, d, high) for a, b in mine for c, d in others):
+            return True
+    return False
 
 
 def patterns_meet(first: str, second: str) -> bool:
