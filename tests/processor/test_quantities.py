@@ -252,6 +252,17 @@ def test_an_unknown_meter_is_not_lost_silently() -> None:
     assert made.table["billable"].to_pylist() == [True, True]
 
 
+def test_usage_that_the_instrumentation_found_wrong_is_invalid_for_its_reason() -> None:
+    made = normalized(
+        span({"tollspan.usage_invalid": "usage_negative", "gen_ai.usage.output_tokens": 5}),
+        span({"tollspan.usage_invalid": "of no known kind"}, number=2),
+        span({"gen_ai.usage.output_tokens": 5}, number=3),
+    )
+    assert made.table["invalid"].to_pylist() == ["usage_negative", "usage_inconsistent", None]
+    assert made.table["billable"].to_pylist() == [True, True, True]
+    assert "usage_invalid" not in made.table.column_names
+
+
 @pytest.mark.parametrize(
     ("meter", "value", "reason"),
     [

@@ -124,6 +124,10 @@ doubles that hold whole nanoseconds; everything else is an integer. Users may se
 token counts of the conventions they must agree with them; ``tokens.input.cache_write.<lifetime>`` are parts of the
 conventions' total of cache writes."""
 
+USAGE_INVALID: Final = "tollspan.usage_invalid"
+"""Why the usage that a provider reported cannot be right, where the instrumentation found that out
+(`tollspan.pricing.usage_objects`): the call is then ``invalid`` for that reason."""
+
 
 def usage(meter: str) -> str:
     """Span attribute that carries ``meter``, e.g. ``tollspan.usage.cpu.seconds``."""

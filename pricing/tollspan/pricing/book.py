@@ -376,6 +376,7 @@ class TableLayer:
         self.factors, self.adjustments, self.terms = tuple(factors), tuple(adjustments), tuple(terms)
         self.known_at = known_at
         self.rows = tuple(rows)
+        self.listed_aliases = tuple(aliases)
         grouped: dict[tuple[Axis, str | None, str], dict[str, list[PriceRow]]] = {}
         for row in rows:
             grouped.setdefault((row.axis, row.provider, row.sku), {}).setdefault(row.meter, []).append(row)

@@ -7,17 +7,18 @@ from functools import cache
 from pathlib import Path
 
 from tollspan.pricing.book import PriceBook
-from tollspan.pricing.catalogue import Catalogue
+from tollspan.pricing.corrections import corrections
 from tollspan.pricing.yamlbook import read_layer
 
 
 @cache
 def shipped_book() -> PriceBook:
-    """Prices that come with Tollspan: infrastructure (``infrastructure.yaml``), then LLMs (`catalogue`).
+    """Prices that come with Tollspan: infrastructure (``infrastructure.yaml``), then LLMs (`corrections`, `catalogue`).
 
     The LLM catalogue loads when a model is first priced.
     """
-    return PriceBook((read_layer(Path(__file__).with_name("infrastructure.yaml")), Catalogue()))
+    corrected = corrections()
+    return PriceBook((read_layer(Path(__file__).with_name("infrastructure.yaml")), corrected, corrected.catalogue))
 
 
 def load_book(path: str | os.PathLike[str], *, shipped: bool = True) -> PriceBook:

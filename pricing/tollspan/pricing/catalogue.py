@@ -13,15 +13,17 @@ What is made of its data:
 - a model with no prices is unpriced, unless its name says that it is free (``...:free``);
 - prices that carry float noise (0.18000000000000002) are taken to twelve digits;
 - tier variants belong to their provider: a model priced by another provider's list (Azure by OpenAI's) has the
-  standard prices alone.
+  standard prices alone;
+- a price for which we have no meter is left out (`UNMETERED`); if it is one for some of the tokens of a direction, all
+  tokens of that direction are left out with it, because their price would not be the whole price.
 
-genai-prices gives a price either a start date or hours of the day, never both, so DeepSeek's peak hours apply here on
-days on which they did not; and its provider list knows one price a model for all regions.
+Names are found more strictly than genai-prices finds them: see `catalogue_names`. What its data say wrongly, or cannot
+say (a price that has a start and hours of the day), is put right by a layer in front: see `corrections`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -29,8 +31,10 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from tollspan.pricing.book import ALWAYS, DAY, Alias, Interval, MatchKind, PriceRow, Sku, Source, Step
-from tollspan.pricing.meters import Axis
+from tollspan.pricing import catalogue_names
+from tollspan.pricing.book import ALWAYS, Alias, Factor, Interval, MatchKind, PriceRow, Sku, Source, Step, Term
+from tollspan.pricing.meters import METERS, Axis
+from tollspan.pricing.schedule import DAY, Schedule
 from tollspan.pricing.selectors import BATCH, ONLINE, PROVIDERS, STANDARD
 
 if TYPE_CHECKING:
@@ -45,17 +49,32 @@ PRICE_KEYS: Final[dict[str, tuple[str, int, str]]] = {
     "input_audio_mtok": ("tokens.input.audio", 1_000_000, "token"),
     "cache_audio_read_mtok": ("tokens.input.audio.cache_read", 1_000_000, "token"),
     "input_image_mtok": ("tokens.input.image", 1_000_000, "token"),
+    "cache_image_read_mtok": ("tokens.input.image.cache_read", 1_000_000, "token"),
     "input_video_mtok": ("tokens.input.video", 1_000_000, "token"),
     "output_mtok": ("tokens.output", 1_000_000, "token"),
     "output_reasoning_mtok": ("tokens.output.reasoning", 1_000_000, "token"),
     "output_audio_mtok": ("tokens.output.audio", 1_000_000, "token"),
     "output_image_mtok": ("tokens.output.image", 1_000_000, "token"),
+    "output_video_mtok": ("tokens.output.video", 1_000_000, "token"),
+    "output_citation_mtok": ("tokens.output.citation", 1_000_000, "token"),
     "requests_kcount": ("requests", 1000, "request"),
     "web_searches_kcount": ("web_searches", 1000, "search"),
+    "social_searches_kcount": ("x_searches", 1000, "search"),
+    "storage_searches_kcount": ("file_searches", 1000, "search"),
+    "rerank_searches_kcount": ("rerank.search_units", 1000, "search unit"),
     "audio_hours": ("audio.seconds", 1, "hour"),
+    "input_audio_hours": ("audio.seconds", 1, "hour"),
+    "output_audio_hours": ("audio.seconds", 1, "hour"),
+    "input_mchars": ("characters", 1_000_000, "character"),
     "input_document_kpages": ("pages", 1000, "page"),
+    "input_annotated_document_kpages": ("pages.annotated", 1000, "page"),
 }
-"""genai-prices' price key → our meter, and what its price is for. Keys that are not here have no meter of ours."""
+"""genai-prices' price key → our meter, and what its price is for. Hours of audio heard and made are one meter: a model
+that asks different prices for them has no price for it."""
+
+UNMETERED: Final = frozenset({"input_text_messages_kcount"})
+"""Keys that its data use and that we cannot count: text messages in a voice session of xAI, $4 per thousand. A test
+holds this list against the data."""
 
 CONDITIONS: Final[dict[tuple[str, str], dict[str, str]]] = {
     ("service_tier", "flex"): {"service_tier": "flex", "processing": ONLINE},
@@ -85,22 +104,20 @@ class Catalogue:
     """The layer behind all others; loads genai-prices (about half a second) when a name is first looked up."""
 
     name = "genai-prices"
+    factors: Sequence[Factor] = ()
+    adjustments: Sequence[Factor] = ()
+    terms: Sequence[Term] = ()
 
     def __init__(self) -> None:
         self.version = _version()
-        self._found: dict[tuple[str, str], tuple[MatchKind, Sku] | None] = {}
+        self._found: dict[tuple[str, str], tuple[MatchKind, Sku, str] | None] = {}
         self._compiled: dict[tuple[str, str, bool], Sku] = {}
 
     def skus(self, axis: Axis, provider: str | None, name: str | None) -> Sequence[tuple[MatchKind, Sku]]:
         if axis != "model" or provider is None or name is None:
             return ()
-        key = (provider, name)
-        if key not in self._found:
-            if len(self._found) >= _KEPT_NAMES:
-                self._found.clear()
-            self._found[key] = self._find(provider, name)
-        found = self._found[key]
-        return () if found is None else (found,)
+        found = self._lookup(provider, name)
+        return () if found is None else (found[:2],)
 
     def aliases(self, axis: Axis, provider: str | None, name: str | None) -> Sequence[Alias]:
         return ()
@@ -109,20 +126,34 @@ class Catalogue:
         owner = _provider(provider) if provider is not None else None
         return [model.id for model in owner.models] if axis == "model" and owner is not None else []
 
-    def _find(self, provider: str, name: str) -> tuple[MatchKind, Sku] | None:
+    def identify(self, provider: str, name: str) -> tuple[MatchKind, str, str] | None:
+        """How a name was found, the id of the entry it stands for, in lower case, and the spelling that matched."""
+        found = self._lookup(provider, name)
+        return None if found is None else (found[0], found[1].name.partition("/")[2].lower(), found[2])
+
+    def owners(self, name: str) -> Iterable[str]:
+        return _owners().get(name, ())
+
+    def _lookup(self, provider: str, name: str) -> tuple[MatchKind, Sku, str] | None:
+        key = (provider, name)
+        if key not in self._found:
+            if len(self._found) >= _KEPT_NAMES:
+                self._found.clear()
+            self._found[key] = self._find(provider, name)
+        return self._found[key]
+
+    def _find(self, provider: str, name: str) -> tuple[MatchKind, Sku, str] | None:
         from genai_prices.data import providers
 
         owner = _provider(provider)
-        model = owner.find_model(name, all_providers=providers) if owner is not None else None
-        if owner is None or model is None:
+        found = catalogue_names.find(owner, name, providers) if owner is not None else None
+        if found is None:
             return None
-        own = any(model is candidate for candidate in owner.models)
         # A model that another provider lists is known by that provider's name and price, without its tiers.
-        lister = owner if own else next(p for p in providers if any(model is listed for listed in p.models))
-        key = (lister.id, model.id, own)
+        key = (found.owner.id, found.model.id, found.owner is owner)
         if key not in self._compiled:
-            self._compiled[key] = compile_model(lister, model, with_variants=own)
-        return _kind(model, name), self._compiled[key]
+            self._compiled[key] = compile_model(found.owner, found.model, with_variants=found.owner is owner)
+        return found.kind, self._compiled[key], found.spelling
 
 
 def compile_model(provider: Provider, model: ModelInfo, *, with_variants: bool = True) -> Sku:
@@ -154,7 +185,7 @@ def compile_model(provider: Provider, model: ModelInfo, *, with_variants: bool =
                 answers.setdefault(same, (prices, []))[1].append((start, end))
             for prices, hours in answers.values():
                 whole_day = len(hours) == len(pieces)
-                for row in _rows(provider, model, prices, when, stretch, () if whole_day else tuple(hours)):
+                for row in _rows(provider, model, prices, when, stretch, [] if whole_day else hours):
                     rows.setdefault(row.meter, []).append(row)
     return Sku(name, {meter: tuple(_merged(found)) for meter, found in rows.items()})
 
@@ -173,18 +204,17 @@ def _provider(name: str) -> Provider | None:
     return find_provider_by_id(providers, PROVIDERS.get(name, name))
 
 
-def _kind(model: ModelInfo, name: str) -> MatchKind:
-    """How genai-prices' match logic accepts the name: its id, one of its listed names, or a pattern."""
-    if model.id.lower() == name:
-        return "exact"
-    return "alias" if name in _listed_names(model.match) else "pattern"
+@cache
+def _owners() -> Mapping[str, tuple[str, ...]]:
+    """Providers by the ids and full names of the models they list."""
+    from genai_prices.data import providers
 
-
-def _listed_names(clause: Any) -> set[str]:
-    if hasattr(clause, "equals"):
-        return {clause.equals.lower()}
-    inner = getattr(clause, "or_", None) or ()
-    return {name for part in inner for name in _listed_names(part)}
+    found: dict[str, set[str]] = {}
+    for provider in providers:
+        for model in provider.models:
+            for name in {model.id.lower(), *catalogue_names.listed(model.match)}:
+                found.setdefault(name, set()).add(provider.id)
+    return {name: tuple(sorted(owners)) for name, owners in found.items()}
 
 
 def _conditional(model: ModelInfo) -> list[Any]:
@@ -281,7 +311,7 @@ def _rows(
     prices: ModelPrice,
     when: dict[str, str],
     stretch: _Stretch,
-    hours: tuple[tuple[int, int], ...],
+    hours: Sequence[tuple[int, int]],
 ) -> Iterator[PriceRow]:
     """One row for each price of one answer of genai-prices."""
     condition = when["processing"] if when["processing"] != ONLINE else when["service_tier"]
@@ -290,27 +320,59 @@ def _rows(
         suffix += "~" + ",".join(f"{_clock(start)}-{_clock(end)}" for start, end in hours)
     if stretch.start is not None:
         suffix += f"#{stretch.start.date().isoformat()}"
-    windows = tuple((day * DAY + start, day * DAY + end) for day in range(7) for start, end in hours)
+    schedule = _schedule(tuple(hours)) if hours else None
     owner, whispers, least = _GROQ_WHISPER
-    for key, value in vars(prices).items():
-        if value is None or key not in PRICE_KEYS:
-            continue
-        meter, per, unit = PRICE_KEYS[key]
-        tiers = getattr(value, "tiers", ())
+    for meter, (per, unit, price) in _metered(vars(prices)).items():
         yield PriceRow(
             id=f"{provider.id}/{model.id}/{meter}{suffix}",
             meter=meter,
             sku=model.id.lower(),
-            amount=clean(getattr(value, "base", value)),
+            amount=clean(getattr(price, "base", price)),
             per=per,
             unit=unit,
             effective=stretch.interval,
-            windows=windows,
+            schedule=schedule,
             when=when,
-            steps=tuple(Step(tier.start, clean(tier.price)) for tier in tiers),
+            steps=tuple(Step(tier.start, clean(tier.price)) for tier in getattr(price, "tiers", ())),
             minimum=least if meter == "audio.seconds" and provider.id == owner and model.id in whispers else None,
             source=_source((provider.pricing_urls or [""])[0], model.price_comments or ""),
         )
+
+
+@cache
+def _schedule(hours: tuple[tuple[int, int], ...]) -> Schedule:
+    """The same hours on every day of the week, UTC."""
+    stretches: list[tuple[int, int]] = []
+    for start, end in ((day * DAY + start, day * DAY + end) for day in range(7) for start, end in hours):
+        if stretches and stretches[-1][1] == start:
+            start = stretches.pop()[0]
+        stretches.append((start, end))
+    return Schedule(tuple(stretches))
+
+
+def _metered(prices: Mapping[str, Any]) -> dict[str, tuple[int, str, Any]]:
+    """Prices by meter, with what each is for; those that would be only a part of the price left out."""
+    found: dict[str, tuple[int, str, Any]] = {}
+    partial: set[str] = set()
+    for key, price in prices.items():
+        if price is None:
+            continue
+        if key not in PRICE_KEYS:
+            partial.update(_affected(key))
+            continue
+        meter, per, unit = PRICE_KEYS[key]
+        if meter in found and found[meter] != (per, unit, price):
+            partial.add(meter)
+        found[meter] = (per, unit, price)
+    return {meter: price for meter, price in found.items() if meter not in partial}
+
+
+def _affected(key: str) -> Iterable[str]:
+    """Meters whose prices are not the whole price where this key, which has no meter, has a price too."""
+    if not key.endswith("_mtok"):
+        return ()
+    direction = "output" if key.startswith("output_") else "input"
+    return (meter for meter in METERS if meter.startswith(f"tokens.{direction}"))
 
 
 def _merged(rows: Sequence[PriceRow]) -> Iterator[PriceRow]:
@@ -328,10 +390,10 @@ def _merged(rows: Sequence[PriceRow]) -> Iterator[PriceRow]:
 
 
 def _same(one: PriceRow, other: PriceRow) -> bool:
-    return (one.amount, one.steps, one.windows, one.when, one.minimum) == (
+    return (one.amount, one.steps, one.schedule, one.when, one.minimum) == (
         other.amount,
         other.steps,
-        other.windows,
+        other.schedule,
         other.when,
         other.minimum,
     )

@@ -15,9 +15,9 @@ STANDARD: Final = "standard"
 ONLINE: Final = "online"
 BATCH: Final = "batch"
 
-_STANDARD_TIERS: Final = frozenset({"standard", "default", "auto", "on_demand"})
-"""Spellings of the standard tier: OpenAI's ``default``, Groq's ``on_demand``, Anthropic's ``standard``. ``auto`` is a
-request setting that names no tier; it is priced as standard and said to be assumed."""
+_STANDARD_TIERS: Final = frozenset({"standard", "default", "auto", "on_demand", "standard_only"})
+"""Spellings of the standard tier: OpenAI's ``default``, Groq's ``on_demand``, Mistral's ``standard_only``. ``auto`` is
+a request setting that names no tier; it is priced as standard and said to be assumed."""
 
 _PURCHASES: Final = {"on-demand": "on_demand", "ondemand": "on_demand", "preemptible": "spot", "low_priority": "spot"}
 _ANYWHERE: Final = frozenset({"global", "not_available"})

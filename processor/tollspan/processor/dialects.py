@@ -55,6 +55,9 @@ OLD_PROVIDERS: Final[dict[str, str]] = {
 """Values of ``gen_ai.system``, and names that SDKs use, in lower case → how ``gen_ai.provider.name`` spells them, so
 that the ledger has one name a provider. Pricing knows more spellings (`tollspan.pricing.selectors.PROVIDERS`)."""
 
+TOLD_INVALID: Final = Source((names.USAGE_INVALID,))
+"""Where the reason stands for which an instrumentation found the usage wrong; it becomes part of ``invalid``."""
+
 TEXT: Final[dict[str, Source]] = {
     "service": Source((names.SERVICE_NAME,), resource=True),
     "environment": Source((names.ENVIRONMENT, "deployment.environment"), resource=True),

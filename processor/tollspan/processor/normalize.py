@@ -31,6 +31,7 @@ from tollspan.processor.dialects import (
     NO_MODEL_CALLS,
     OPERATION_KINDS,
     TEXT,
+    TOLD_INVALID,
     TWO_SIDED,
     USAGE,
 )
@@ -67,7 +68,7 @@ _COUNT_KEYS: Final = {
 }
 _WANTED: Final = pa.array(
     sorted(
-        {key for source in TEXT.values() for key in source.keys}
+        {key for source in (*TEXT.values(), TOLD_INVALID) for key in source.keys}
         | {key for keys in (*INTEGERS.values(), *FLAGS.values()) for key in keys}
         | _COUNT_KEYS
         | set(COSTS)
@@ -113,11 +114,15 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     invalid = np.zeros(len(decoded), np.uint8)
     quantities, tokens, given, convention = _quantities(pivot, decoded, invalid)
     times = _times(decoded, received_ns, invalid)
-    text = pivot.texts(TEXT)
+    text = pivot.texts({**TEXT, "told_invalid": TOLD_INVALID})
     text["service_tier"], text["processing"] = _processing(text["service_tier"], text["processing"])
     for column, source in TEXT.items():
         if source.fold:
             text[column] = _folded(text[column], source.rename)
+    told = _told_invalid(text.pop("told_invalid"))
+    if told is not None:
+        _mark(invalid, told)
+        given |= told > 0
     kind, two_sided = _kinds(text["operation"], tokens)
     incomplete = two_sided & tokens & (invalid == 0) & ~_whole(quantities, len(decoded))
     status = np.asarray(decoded.spans["status_code"])
@@ -244,6 +249,16 @@ def _processing(tier: Any, processing: Any) -> tuple[Any, Any]:
     tier = pa.DictionaryArray.from_arrays(pc.if_else(pa.array(at), None, tier.indices), tier.dictionary)
     said = pc.if_else(pa.array(at), BATCH_TIER, pc.cast(processing, pa.string()))
     return tier, pc.cast(said.dictionary_encode(), TEXT_TYPE)
+
+
+def _told_invalid(said: Any) -> npt.NDArray[np.uint8] | None:
+    """Codes of the reasons that instrumentations give themselves; None where none does."""
+    if said.null_count == len(said):
+        return None
+    known = [REASONS.index(text) if text in REASONS else _INCONSISTENT for text in said.dictionary.to_pylist()]
+    codes = np.array([*known, 0], np.uint8)
+    at: npt.NDArray[np.int32] = np.asarray(pc.fill_null(said.indices, len(known)))
+    return codes[at]
 
 
 def _folded(column: Any, rename: dict[str, str]) -> Any:
