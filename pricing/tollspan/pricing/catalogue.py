@@ -82,9 +82,11 @@ CONDITIONS: Final[dict[tuple[str, str], dict[str, str]]] = {
     ("service_tier", "fast"): {"service_tier": "fast", "processing": ONLINE},
     ("speed", "fast"): {"service_tier": "fast", "processing": ONLINE},
     ("processing", "batch"): {"service_tier": STANDARD, "processing": BATCH},
+    ("search_type", "fast"): {"service_tier": "fast_search", "processing": ONLINE},
 }
-"""Variant of genai-prices → what a span must say. Its other variants (OpenRouter routes, Perplexity's search type) have
-no selector of ours and are left out; ``service_tier: default`` is the standard price."""
+"""Variant of genai-prices → what a span must say. Perplexity's search type stands as a service tier, for it is what a
+request is served at. OpenRouter's routes have no selector of ours and are left out; ``service_tier: default`` and
+``search_type: web`` are the standard price."""
 
 FREE_METERS: Final = ("tokens.input.uncached", "tokens.output")
 """What a model named free charges nothing for; tokens counted in these are free with them (`resolve.INCLUDED_IN`)."""
