@@ -174,7 +174,7 @@ class PriceEngine:
         """Nothing is priced, everything is shown."""
         given = {_known(meter): _steps(meter, value) for meter, value in usage.items()}
         # Of several reasons that the quantities give themselves, the same one whatever their order.
-        if reason == USAGE_TOO_LARGE and min(given.values()) < 0:
+        if reason == USAGE_TOO_LARGE and min(given.values(), default=0) < 0:
             reason = USAGE_NEGATIVE
         raw: list[Raw] = [(meter, steps, None, (reason,)) for meter, steps in given.items()]
         return Charges("invalid", (reason,), None, raw, self.book_version)

@@ -12,6 +12,7 @@ class BookError(ValueError):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = message.replace("\n", " ")  # of a name in the book
         super().__init__(f"{message} {hint}".strip())
         self.message = message
         self.hint = hint

@@ -1,64 +1,84 @@
 """``tollspan price``: what one call costs, and why.
 
-In: usage and selectors from the command line, the shipped price book and the user's own in front of it. Out: the
-charges as a table or one JSON object; with ``--explain`` every price that was looked at and the arithmetic.
+In: usage and selectors from the command line, or a provider's own usage object; the shipped price book and the user's
+own in front of it. Out: the charges as rows or one JSON object; with ``--explain`` every price that was looked at and
+the arithmetic at every level.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from tollspan.pricing import METERS, Charge, Charges, PriceBook, PriceEngine, Selectors, load_book, shipped_book
-from tollspan.pricing.money import steps_of
-from tollspan.pricing.names import close, nearest
-from tollspan.pricing.resolve import Considered
-from tollspan.processor.cli.output import Format, plain, print_rows, text
+from tollspan.pricing import Charge, Charges, PriceEngine, Selectors
+from tollspan.pricing.explain import Explanation, explain
+from tollspan.pricing.usage_objects import UsageReading, read_usage
+from tollspan.processor.cli.explained import considered_rows, objects_of, print_explanation, quantity
+from tollspan.processor.cli.inputs import EXIT_UNPRICED, At, Book, book_of, fail, instant_of, quantities_of
+from tollspan.processor.cli.output import Format, print_rows, text
 
-EXIT_USAGE: Final = 2
-EXIT_UNPRICED: Final = 3
+USAGE_FIELDS: Final = ("usage", "usageMetadata", "usage_metadata", "usage_info", "meta")
+"""Where a whole response has its usage object."""
+_MODEL_FIELDS: Final = ("model", "modelVersion", "model_version")
+_LONGEST_RAW: Final = 16 * 2**20
 
 
 def price(
     usage: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--usage", help="METER=QUANTITY in the meter's unit; give it once for each meter.", metavar="M=Q"),
-    ],
+    ] = None,
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="A provider's own usage object or whole response, as JSON in a file; - reads stdin."),
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="GenAI provider, as in gen_ai.provider.name.")] = None,
     model: Annotated[str | None, typer.Option(help="Model as served.")] = None,
     request_model: Annotated[str | None, typer.Option(help="Model as asked for, where it differs.")] = None,
-    at: Annotated[str | None, typer.Option(help="Instant, e.g. 2026-11-20T12:00:00Z; left out = now.")] = None,
+    at: At = None,
     service_tier: Annotated[str | None, typer.Option(help="As served: default, flex, priority ...")] = None,
     processing: Annotated[str | None, typer.Option(help="online or batch.")] = None,
     region: Annotated[str | None, typer.Option(help="Cloud region.")] = None,
+    residency: Annotated[str | None, typer.Option(help="Where the provider was told to process: us, eu ...")] = None,
     cloud_provider: Annotated[str | None, typer.Option(help="aws, gcp, azure ...")] = None,
     host_type: Annotated[str | None, typer.Option(help="Instance type, e.g. m7i.xlarge.")] = None,
     device: Annotated[str | None, typer.Option(help="Device name as the driver gives it.")] = None,
-    book: Annotated[
-        Path | None, typer.Option("--book", "--prices", help="Your own price book (YAML), in front of the shipped one.")
+    purchase: Annotated[
+        str | None, typer.Option(help="How the machine is paid for: on_demand, spot, reserved_1y ...")
     ] = None,
+    book: Book = None,
     fmt: Annotated[Format, typer.Option("--format", help="How to print the charges.")] = Format.table,
-    explain: Annotated[bool, typer.Option("--explain", help="Say which prices were looked at, and why.")] = False,
+    explain_: Annotated[bool, typer.Option("--explain", help="Say which prices were looked at, and why.")] = False,
 ) -> None:
     """Price one call exactly, at an instant, by the shipped prices and your own.
 
-    Exit codes: 0 priced (or free); 2 wrong usage; 3 something has no price: then the cost is missing, or a lower bound
-    when the status is partial.
+    Exit codes: 0 priced (or free, or included); 1 a price book is broken; 2 wrong usage; 3 something has no price: then
+    the cost is missing, or a lower bound when the status is partial.
 
     Example: tollspan price --provider openai --model gpt-5-mini --usage tokens.input.uncached=1200
     --usage tokens.output=100 --at 2026-11-20T12:00:00Z --explain
     """
-    quantities = _quantities(usage)
-    instant = _instant(at)
-    engine = PriceEngine(load_book(book) if book is not None else shipped_book())
+    if bool(usage) == (raw is not None):
+        fail("Give what was used: --usage METER=QUANTITY for each meter, or --raw FILE with a provider's usage object.")
+    quantities: Mapping[str, int | Decimal] = quantities_of(usage or [])
+    instant = instant_of(at)
+    reading = None
+    if raw is not None:
+        body = _json(raw)
+        found, response = _usage_in(body)
+        model = model or _text(response, _MODEL_FIELDS)
+        reading = read_usage(provider, found, model=model, response=response)
+        quantities = reading.quantities
+        service_tier, residency = service_tier or reading.service_tier, residency or reading.residency
+    engine = PriceEngine(book_of(book))
     selectors = Selectors(
         provider=provider,
         model=model,
@@ -69,74 +89,64 @@ def price(
         cloud_provider=cloud_provider,
         host_type=host_type,
         device=device,
+        purchase=purchase,
+        residency=residency,
     )
-    charges = engine.price(quantities, at=instant, selectors=selectors)
-    considered = (
-        {c.meter: engine.explain(c.meter, at=instant, selectors=selectors) for c in charges.charges} if explain else {}
+    explained = explain(
+        engine, quantities, at=instant, selectors=selectors, invalid=reading.invalid if reading is not None else None
     )
-    suggestion = _suggestion(engine.book, selectors, charges)
-    if fmt is Format.json:
-        print_rows([_object(charges, instant, considered, suggestion)], fmt, single=True)
-    else:
-        print_rows([(_brief_row if fmt is Format.table else _row)(charge) for charge in charges.charges], fmt)
-        if fmt is Format.table:
-            _print_summary(charges, suggestion)
-            for meter, looked_at in considered.items():
-                _print_explanation(next(c for c in charges.charges if c.meter == meter), looked_at)
-    if charges.status in ("unpriced", "partial", "invalid"):
+    _print(explained, instant, reading, fmt, in_full=explain_)
+    if explained.charges.status in ("unpriced", "partial", "invalid"):
         raise typer.Exit(EXIT_UNPRICED)
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message.strip()}", file=sys.stderr)
-    raise typer.Exit(EXIT_USAGE)
+def _print(explained: Explanation, at: datetime, reading: UsageReading | None, fmt: Format, *, in_full: bool) -> None:
+    charges = explained.charges
+    if fmt is Format.json:
+        print_rows([_object(explained, at, reading, in_full=in_full)], fmt, single=True)
+    elif fmt is Format.table:
+        if charges.charges:
+            print_rows([_brief_row(charge, _levelled(charges)) for charge in charges.charges], fmt)
+        _print_summary(explained, reading)
+        if in_full:
+            print_explanation(explained)
+    elif in_full:
+        print_rows([row for meter in explained.meters for row in considered_rows(meter)], fmt)
+    else:
+        print_rows([_row(charge) for charge in charges.charges], fmt)
 
 
-def _quantities(usage: Sequence[str]) -> dict[str, Decimal]:
-    quantities: dict[str, Decimal] = {}
-    for item in usage:
-        meter, equals, number = item.partition("=")
-        meter = meter.strip()
-        if not equals:
-            _fail(f"--usage {item}: expected METER=QUANTITY, like tokens.output=100.")
-        if meter not in METERS:
-            _fail(f"--usage {item}: {meter!r} is not a meter. {nearest(meter, METERS)}")
-        if meter in quantities:
-            _fail(f"--usage {item}: {meter} is given twice.")
-        try:
-            quantity = Decimal(number.strip())
-            steps_of(meter, quantity)
-        except InvalidOperation:
-            _fail(f"--usage {item}: {number!r} is not a number.")
-        except ValueError as error:
-            _fail(f"--usage {item}: {error}.")
-        if quantity < 0:
-            _fail(f"--usage {item}: a quantity is 0 or more.")
-        quantities[meter] = quantity
-    return quantities
-
-
-def _instant(at: str | None) -> datetime:
-    if at is None:
-        return datetime.now(UTC)
+def _json(path: Path) -> Any:
+    """A JSON document, its numbers exact."""
     try:
-        moment = datetime.fromisoformat(at)
-    except ValueError:
-        _fail(f"--at {at}: not an instant. Write it like 2026-11-20T12:00:00Z.")
-    if moment.tzinfo is None and len(at) > len("2026-11-20"):
-        _fail(f"--at {at}: no time zone. End it with Z or an offset.")
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        raw = sys.stdin.read(_LONGEST_RAW) if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--raw {path}: cannot read it: {getattr(error, 'strerror', None) or error}.")
+    try:
+        body = json.loads(raw, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        fail(f"--raw {path}: not JSON: {error}.")
+    if not isinstance(body, dict):
+        fail(f"--raw {path}: expected a JSON object, the usage of a response or the whole response.")
+    return body
 
 
-def _suggestion(book: PriceBook, selectors: Selectors, charges: Charges) -> str:
-    """Names that an unknown one may have meant."""
-    if "unknown_model" not in charges.reasons:
-        return ""
-    if selectors.provider is None:
-        return "No provider is given; prices are found by provider and model."
-    name = selectors.model or selectors.request_model or ""
-    names = close(name, book.names("model", selectors.normalized()))
-    return f"Did you mean {', '.join(names)}?" if names else ""
+def _usage_in(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The usage object of a document, and the response around it if the document is one."""
+    for field in USAGE_FIELDS:
+        if isinstance(body.get(field), dict):
+            return body[field], body
+    return body, None
+
+
+def _text(response: Mapping[str, Any] | None, fields: tuple[str, ...]) -> str | None:
+    given = (response[field] for field in fields if response and isinstance(response.get(field), str))
+    return next(given, None)
+
+
+def _levelled(charges: Charges) -> bool:
+    """Whether some charge costs something else at list or contracted prices."""
+    return any(c.cost != c.list_cost or c.cost != c.contracted_cost for c in charges.charges if c.cost is not None)
 
 
 def _row(charge: Charge) -> dict[str, object]:
@@ -147,6 +157,8 @@ def _row(charge: Charge) -> dict[str, object]:
         "unit_price": charge.unit_price,
         "per": charge.per,
         "cost": charge.cost,
+        "contracted_cost": charge.contracted_cost,
+        "list_cost": charge.list_cost,
         "status": charge.status,
         "reasons": ",".join(charge.reasons),
         "price_id": charge.price_id,
@@ -154,26 +166,28 @@ def _row(charge: Charge) -> dict[str, object]:
     }
 
 
-def _brief_row(charge: Charge) -> dict[str, object]:
+def _brief_row(charge: Charge, levelled: bool) -> dict[str, object]:
     """What a terminal has room for; the rest is told by --explain."""
-    return {
+    row: dict[str, object] = {
         "meter": charge.meter,
-        "quantity": f"{text(_exact(charge.quantity))} {charge.unit}",
+        "quantity": quantity(charge),
         "price": "—" if charge.unit_price is None else f"{text(charge.unit_price)} / {charge.per}",
         "cost": charge.status if charge.cost is None else charge.cost,
     }
+    return row | {"contracted": charge.contracted_cost, "list": charge.list_cost} if levelled else row
 
 
-def _exact(quantity: Decimal) -> Decimal | int:
+def _exact(value: Decimal) -> Decimal | int:
     """A whole quantity as an int, so that it reads as one."""
-    return int(quantity) if quantity == quantity.to_integral_value() else quantity
+    return int(value) if value == value.to_integral_value() else value
 
 
-def _object(
-    charges: Charges, at: datetime, considered: dict[str, list[Considered]], suggestion: str
-) -> dict[str, object]:
+def _object(explained: Explanation, at: datetime, reading: UsageReading | None, *, in_full: bool) -> dict[str, object]:
+    charges = explained.charges
     body: dict[str, object] = {
         "cost": charges.cost,
+        "contracted_cost": charges.contracted_cost,
+        "list_cost": charges.list_cost,
         "currency": charges.currency,
         "status": charges.status,
         "reasons": list(charges.reasons),
@@ -181,73 +195,57 @@ def _object(
         "book_version": charges.book_version,
         "charges": [{**_row(charge), "reasons": list(charge.reasons)} for charge in charges.charges],
     }
-    if suggestion:
-        body["suggestion"] = suggestion
-    if considered:
-        body["explanation"] = {
-            meter: [
-                {
-                    "price_id": item.row.id if item.row is not None else None,
-                    "book": item.layer,
-                    "matched_by": item.matched_by,
-                    "verdict": item.verdict,
-                    "amount": item.row.amount if item.row is not None else None,
-                    "per": item.row.per_unit if item.row is not None else None,
-                    "source": item.row.source.url if item.row is not None else None,
-                }
-                for item in items
-            ]
-            for meter, items in considered.items()
+    if reading is not None:
+        body |= {
+            "convention": reading.convention,
+            "reported_cost": reading.reported_cost,
+            "unknown_counts": list(reading.unknown),
         }
+    if explained.suggestions:
+        body["suggestion"] = " ".join(suggestion.text for suggestion in explained.suggestions)
+    if in_full:
+        body["explanation"] = objects_of(explained)
     return body
 
 
-def _print_summary(charges: Charges, suggestion: str) -> None:
+def _print_summary(explained: Explanation, reading: UsageReading | None) -> None:
+    charges = explained.charges
     console = Console(highlight=False, soft_wrap=True)
-    cost = "no cost" if charges.cost is None else f"{text(charges.cost)} {charges.currency}"
-    if charges.status == "partial":
-        cost = f"at least {cost}"
-    reasons = f" ({', '.join(charges.reasons)})" if charges.reasons else ""
-    console.print(f"{cost}: {charges.status}{reasons}", markup=False)
-    console.print(f"prices: {charges.book_version}", markup=False)
-    if suggestion:
-        console.print(suggestion, markup=False)
+    lines = [f"{_cost(charges)}: {charges.status}{_reasons(charges)}"]
+    if _levelled(charges):
+        levels = (("contracted", charges.contracted_cost), ("list", charges.list_cost))
+        lines.append(", ".join(f"{name} {_usd(cost)}" for name, cost in levels))
+    if reading is not None:
+        lines.extend(_reading_lines(reading, charges))
+    lines.append(f"prices: {charges.book_version}")
+    lines.extend(suggestion.text for suggestion in explained.suggestions)
+    for line in lines:
+        console.print(line, markup=False)
 
 
-def _print_explanation(charge: Charge, considered: Sequence[Considered]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{escape(charge.meter)}[/bold]")
-    if charge.cost is not None and charge.unit_price is not None:
-        quantity = f"{text(_exact(charge.quantity))} {charge.unit}"
-        console.print(
-            f"  {quantity} × {text(charge.unit_price)} USD per {charge.per} = {text(charge.cost)} USD", markup=False
-        )
-        console.print(f"  price {charge.price_id}, found by: {charge.matched_by}", markup=False)
-    else:
-        console.print(f"  no price: {', '.join(charge.reasons)}", markup=False)
-    for item in considered:
-        if item.verdict == "chosen" and item.row is not None:
-            row = item.row
-            console.print(f"  source: {row.source.url or 'not given'}{_provenance(row.source)}", markup=False)
-            if row.steps:
-                steps = "; ".join(f"above {s.above:,} input tokens {text(s.amount)}" for s in row.steps)
-                console.print(f"  tiers: {text(row.amount)} at first; {steps}", markup=False)
-            if row.minimum is not None:
-                console.print(f"  least quantity charged: {text(row.minimum)} {charge.unit}", markup=False)
-            if row.source.note:
-                console.print(f"  note: {row.source.note}", markup=False)
-    console.print(f"  looked at, in order ({len(considered)}):", markup=False)
-    for item in considered:
-        what = f"{item.row.id}, {text(item.row.amount)} USD per {item.row.per_unit}: " if item.row is not None else ""
-        console.print(f"    {item.layer}, {item.matched_by}: {what}{item.verdict}", markup=False)
-    if not considered:
-        console.print("    no book knows what was asked for", markup=False)
+def _reading_lines(reading: UsageReading, charges: Charges) -> list[str]:
+    lines = [f"counted as: {reading.convention}"] if reading.convention is not None else []
+    if reading.reported_cost is not None:
+        line = f"reported by the provider: {_usd(reading.reported_cost)}"
+        if charges.cost is not None and reading.reported_cost:
+            # The provider's own figure is the whole: how far ours is from it, in percent.
+            away = (charges.cost - reading.reported_cost) / reading.reported_cost * 100
+            line += f"; ours is {text(away.quantize(Decimal('0.01'), ROUND_HALF_EVEN))} % away"
+        lines.append(line)
+    if reading.unknown:
+        lines.append(f"not read, and may be billed: {', '.join(reading.unknown)}")
+    return lines
 
 
-def _provenance(source: object) -> str:
-    parts = [
-        f"{label} {value}"
-        for label, name in (("retrieved", "retrieved_at"), ("via", "via"))
-        if (value := plain(getattr(source, name)))
-    ]
-    return f" ({', '.join(parts)})" if parts else ""
+def _cost(charges: Charges) -> str:
+    if charges.cost is None:
+        return "no cost"
+    return ("at least " if charges.status == "partial" else "") + _usd(charges.cost)
+
+
+def _usd(amount: Decimal | None) -> str:
+    return "unknown" if amount is None else f"{text(amount)} USD"
+
+
+def _reasons(charges: Charges) -> str:
+    return f" ({', '.join(charges.reasons)})" if charges.reasons else ""
