@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tollspan.processor.schema import LEDGER, migrations
+from tollspan.processor.revisions import arrived
+from tollspan.processor.schema import LEDGER
 from tollspan.processor.store import Store, open_store
 
 LIMIT = 60.0
@@ -73,7 +74,9 @@ def table(rows: list[tuple[int, int, int]], durations: bool) -> pa.Table:
         "charges.quantity": pa.array([[Decimal(i), Decimal(o)] for _, i, o in rows], pa.list_(pa.decimal128(38, 9))),
         "charges.unit_price": pa.array([[Decimal("0.25"), Decimal(2)]] * count, pa.list_(pa.decimal128(38, 18))),
         "charges.cost": pa.array([list(pair) for pair in cost], pa.list_(money)),
-        "revision": pa.array([1] * count, pa.uint32()),
+        "charges.negotiated": pa.array([[Decimal(0)] * 2] * count, pa.list_(money)),
+        "charges.committed": pa.array([[Decimal(0)] * 2] * count, pa.list_(money)),
+        "revision": revisions(count, dice),
     }
     texts = {
         "service": "replay",
@@ -109,6 +112,17 @@ def table(rows: list[tuple[int, int, int]], durations: bool) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=LEDGER)
 
 
+def revisions(count: int, dice: random.Random) -> pa.Array:
+    """Of rows that arrived in batches of some hundreds, whose start times overlap."""
+    made, at = [], 1_780_000_000_000
+    while len(made) < count:
+        at += dice.randrange(100, 5000)
+        made += [arrived(at)] * dice.randrange(1, 600)
+    for n in range(0, count - 40, 7):  # a span that took long comes with a later batch
+        made[n] = made[n + 40]
+    return pa.array(made[:count], pa.uint64())
+
+
 def measure(store: Store, name: str, rows: pa.Table) -> float:
     """Bytes a row on disk after everything is merged into one part."""
     store.insert(name, rows, name)
@@ -138,14 +152,13 @@ def main() -> int:
     parser.add_argument("csv", nargs="?", type=Path, help="TIMESTAMP,ContextTokens,GeneratedTokens")
     path = parser.parse_args().csv
     trace = read(path) if path else synthesize()
-    ddl = next(m for m in migrations() if m.name == "ledger").statements[0]
     with tempfile.TemporaryDirectory() as directory, open_store(f"chdb://{directory}/store") as store:
         store.migrate()
-        wide = "SETTINGS min_bytes_for_wide_part = 0,"
-        store.execute(ddl.replace("NOT EXISTS ledger", "NOT EXISTS wide").replace("SETTINGS", wide))
-        plain = re.sub(r" CODEC\((?:[^()]|\([^()]*\))*\)", "", ddl)
-        store.execute(plain.replace("NOT EXISTS ledger", "NOT EXISTS plain"))
-        store.execute(ddl.replace("NOT EXISTS ledger", "NOT EXISTS timed"))
+        (made,) = store.rows("SELECT create_table_query AS ddl FROM system.tables WHERE name = 'ledger'")
+        ddl = re.sub(r"^CREATE TABLE \S+", "CREATE TABLE NAME", made["ddl"])
+        store.execute(ddl.replace("NAME", "wide", 1).replace("SETTINGS", "SETTINGS min_bytes_for_wide_part = 0,"))
+        store.execute(re.sub(r" CODEC\((?:[^()]|\([^()]*\))*\)", "", ddl).replace("NAME", "plain", 1))
+        store.execute(ddl.replace("NAME", "timed", 1))
         rows = table(trace, durations=False)
         size = measure(store, "ledger", rows)
         default = measure(store, "plain", rows)

@@ -49,7 +49,7 @@ LEDGER = pa.schema(
         ("charges.meter", pa.list_(pa.string())),
         ("charges.cost", pa.list_(pa.decimal128(38, 12))),
         ("charges.status", pa.list_(pa.string())),
-        ("revision", pa.uint32()),
+        ("revision", pa.uint64()),
     ]
 )
 

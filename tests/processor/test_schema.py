@@ -7,10 +7,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from tollspan.processor.errors import StoreError
+from tollspan.processor.revisions import arrived, repriced, rolled_up
 from tollspan.processor.schema import SCHEMAS, Migration, migrate, migrations
 from tollspan.processor.store import Store, open_store
 
@@ -177,6 +179,85 @@ def test_summaries_of_one_trace_merge_and_a_resend_counts_nothing_twice(store: S
     assert (merged["spans"], merged["error"], merged["root_name"]) == (5, 1, "ask")
     assert (merged["day"], merged["start_time"]) == (early["day"], early["start_time"])
     assert merged["telemetry_cost"] == Decimal("0.5")
+
+
+def test_a_store_of_the_first_version_migrates_with_its_rows(store_url: str, ledger_rows: Any) -> None:
+    old = [m for m in migrations() if m.version <= 4]
+    rows = ledger_rows(
+        [
+            {"charges": [("tokens.output", "model", "1", "priced"), ("requests", "model", None, "unpriced")]},
+            {"charges": [], "cost_status": "rollup"},
+        ]
+    )
+    revision = rows.column_names.index("revision")
+    rows = rows.set_column(revision, "revision", pa.array([0, 1], pa.uint32()))
+    with open_store(store_url) as store:
+        migrate(store, old)
+        known = [r["name"] for r in store.rows("DESCRIBE TABLE ledger") if r["default_type"] != "ALIAS"]
+        store.insert("ledger", rows.select(known), "old")
+        before = store.rows("SELECT * FROM ledger FINAL ORDER BY span_id")
+        assert migrate(store) == ["0005_repricing"]
+        after = store.rows("SELECT * FROM ledger FINAL ORDER BY span_id")
+        assert [{name: row[name] for name in before[0]} for row in after] == before
+        # What nobody knew then is unknown and not 0, in lists as long as the charges.
+        assert [row["charges.negotiated"] for row in after] == [[None, None], []]
+        assert store.rows("SELECT list_cost, rolled_up, repriced, arrived_at FROM ledger FINAL ORDER BY span_id") == [
+            {"list_cost": None, "rolled_up": False, "repriced": 0, "arrived_at": None},
+            {"list_cost": None, "rolled_up": True, "repriced": 0, "arrived_at": None},
+        ]
+        # Rows of today replace them, and merging parts of both kinds goes well.
+        new = rows.set_column(revision, "revision", pa.array([arrived(), rolled_up(arrived())], pa.uint64()))
+        store.insert("ledger", new, "new")
+        store.execute("OPTIMIZE TABLE ledger FINAL")
+        assert store.rows("SELECT count() AS n, min(revision) > 2 AS replaced FROM ledger") == [{"n": 2, "replaced": 1}]
+
+
+def test_a_revision_reads_as_its_parts(store: Store, ledger_rows: Any) -> None:
+    at = datetime(2026, 11, 21, 9, 0, 0, 123000, tzinfo=UTC)
+    first = arrived(int(at.timestamp() * 1000))
+    last = int(repriced(np.array([rolled_up(first)], np.uint64), 65535)[0])
+    store.insert("ledger", ledger_rows([{"revision": first}, {"revision": last}]), "t")
+    assert store.rows("SELECT rolled_up, repriced, arrived_at FROM ledger FINAL ORDER BY span_id") == [
+        {"rolled_up": False, "repriced": 0, "arrived_at": at},
+        {"rolled_up": True, "repriced": 65535, "arrived_at": at},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("negotiated", "committed", "contracted", "listed"),
+    [
+        (["0.5", "0"], ["0", "2"], "5", "5.5"),
+        ([None, "0"], ["0", "2"], "5", None),
+        (["0", "0"], [None, "2"], None, None),
+    ],
+)
+def test_list_and_contracted_cost_are_what_was_taken_off_on_top(
+    store: Store,
+    ledger_rows: Any,
+    negotiated: list[str | None],
+    committed: list[str | None],
+    contracted: Any,
+    listed: Any,
+) -> None:
+    row = {
+        "charges": [("tokens.output", "model", "1", "priced"), ("requests", "model", "2", "priced")],
+        "charges.negotiated": [None if x is None else Decimal(x) for x in negotiated],
+        "charges.committed": [None if x is None else Decimal(x) for x in committed],
+    }
+    store.insert("ledger", ledger_rows([row]), "t")
+    (found,) = store.rows("SELECT contracted_cost, list_cost FROM ledger FINAL")
+    assert found["contracted_cost"] == (None if contracted is None else Decimal(contracted))
+    assert found["list_cost"] == (None if listed is None else Decimal(listed))
+
+
+def test_traces_cost_by_every_part_of_the_bill(store: Store, ledger_rows: Any) -> None:
+    parts = ["model", "compute", "network", "storage", "telemetry", "overhead"]
+    store.insert(
+        "ledger", ledger_rows([{"charges": [("requests", p, str(n), "priced") for n, p in enumerate(parts)]}]), "t"
+    )
+    (row,) = store.rows("SELECT * FROM trace_costs")
+    assert [row[f"{part}_cost"] for part in parts] == [Decimal(n) for n in range(6)]
+    assert row["total_cost"] == 15
 
 
 def test_numbers_of_the_shipped_migrations_have_no_gap() -> None:

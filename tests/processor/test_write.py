@@ -175,7 +175,7 @@ class TestConform:
         rows = rows.set_column(rows.column_names.index("revision"), "revision", pa.array([1, 2], pa.int64()))
         made = conform(rows, "ledger")
         assert made["charges.meter"].type == coded
-        assert made["revision"].type == pa.uint32()
+        assert made["revision"].type == pa.uint64()
         # Chunks with dictionaries of their own, as corrections bring them.
         rows = rows.set_column(rows.column_names.index("span_id"), "span_id", pa.array([b"x" * 8, b"y" * 8]))
         meters = pa.array([["requests"], []], coded)

@@ -62,6 +62,8 @@ USAGE_VIDEO_CACHE_READ_TOKENS: Final = "gen_ai.usage.video.cache_read.input_toke
 OPENAI_REQUEST_SERVICE_TIER: Final = "openai.request.service_tier"
 OPENAI_RESPONSE_SERVICE_TIER: Final = "openai.response.service_tier"
 OPENAI_API_TYPE: Final = "openai.api.type"
+ANTHROPIC_RESPONSE_SERVICE_TIER: Final = "anthropic.response.service_tier"
+"""Tier as served, by the name that Anthropic's own SDK gives it."""
 
 ERROR_TYPE: Final = "error.type"
 HTTP_STATUS: Final = "http.response.status_code"

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from tollspan.pricing.meters import METERS
+from tollspan.processor import revisions
 from tollspan.processor.identity import U64, Layers, Mask, Rows, ascending, find, member
 
 MAX_DEPTH: Final = 4096
@@ -28,10 +29,8 @@ MAX_DEPTH: Final = 4096
 
 MAX_GENERATIONS: Final = 12
 
-BILLED: Final = 0
-ROLLUP: Final = 1
 _EMBEDDING: Final = np.uint64(0x5851F42D4C957F2D)
-"""Ledger revisions; the higher replaces the lower."""
+"""Sets the keys of embeddings apart, see `billing_keys`."""
 
 
 @dataclass(slots=True)
@@ -59,8 +58,8 @@ class _Written:
 class Assembler:
     """Finds roll-ups across batches within a window.
 
-    A roll-up's ledger row always has a revision above `BILLED`, so that resending the parent alone, without the child
-    that proved it a roll-up, cannot bill it again.
+    A roll-up's ledger row always has a revision above every billed one (see `revisions`), so that resending the parent
+    alone, without the child that proved it a roll-up, cannot bill it again.
 
     Args:
         window_s: how long the structure of a span is remembered, in seconds.
@@ -231,9 +230,9 @@ class Assembler:
 
 
 def is_model(meter: str) -> bool:
-    """Whether a meter is of the part of the bill that a roll-up repeats."""
+    """Whether a meter is of what a roll-up repeats: the model's part of the bill, and a call's share of overhead."""
     known = METERS.get(meter)
-    return known is not None and known.component == "model"
+    return known is not None and known.component in ("model", "overhead")
 
 
 def billing_keys(keys: U64, embeddings: Mask) -> U64:
@@ -256,10 +255,10 @@ def correct(row: dict[str, Any]) -> dict[str, Any]:
     states = set(fixed["charges.status"])
     if not keep:
         fixed["cost_status"] = "rollup"
-    elif "unpriced" not in states:
-        fixed["cost_status"] = "free" if states == {"free"} else "priced"
+    elif not states & {"unpriced", "ambiguous"}:
+        fixed["cost_status"] = states.pop() if states in ({"free"}, {"included"}) else "priced"
     else:
         fixed["cost_status"] = "partial" if costs else "unpriced"
     fixed["cost_reasons"] = ",".join(filter(None, [row["cost_reasons"], "rollup"]))
-    fixed["revision"] = ROLLUP
+    fixed["revision"] = revisions.rolled_up(row["revision"])
     return fixed

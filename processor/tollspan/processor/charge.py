@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
-from tollspan.processor.assemble import BILLED, ROLLUP, is_model
+from tollspan.processor import revisions
+from tollspan.processor.assemble import is_model
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.normalize import Normalized
 
@@ -29,32 +30,32 @@ SELECTORS: Final = (
     "cloud_provider",
     "host_type",
     "device",
+    "purchase",
+    "residency",
 )
+"""What a price is chosen by, as columns of `Normalized.table` and of the ledger: a row can be priced again."""
+
+USAGE_INCOMPLETE: Final = "usage_incomplete"
 
 _TEXT: Final = (
     "service",
     "environment",
-    "region",
     "tenant",
     "team",
     "feature",
     "workflow",
     "variant",
-    "provider",
-    "model",
-    "request_model",
     "operation",
     "kind",
-    "service_tier",
-    "device",
     "span_status",
     "error_type",
     "convention",
+    *SELECTORS,
 )
 
 _USED: Final = sorted(
     {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
-    | {"batch_size", "invalid", "incomplete", "sent", *SELECTORS, *_TEXT}
+    | {"batch_size", "invalid", "incomplete", "sent", "reported_cost", *_TEXT}
 )
 
 
@@ -85,6 +86,8 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
         normalized: canonical columns and quantities of n spans.
         rollups: shape (n,), spans whose tokens are billed on their descendants.
         engine: prices as of its book's version.
+
+    The rows' revision says that they arrived now: the first price of a span is the one that stays.
     """
     rows = np.flatnonzero(np.asarray(normalized.table["billable"]))
     index = pa.array(rows)
@@ -112,24 +115,18 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
         & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400)
         & np.asarray(pc.equal(table["span_status"], "error"))
     )
-    status, reasons = plain(costs["cost_status"]), plain(costs["cost_reasons"])
     valid = np.asarray(pc.is_null(table["invalid"]))
     unsent = empty & ~np.asarray(pc.fill_null(plain(table["sent"]), True))
-    half = np.asarray(table["incomplete"]) & ~rolled
-    if half.any():
-        half &= np.asarray(pc.is_in(_text(status), pa.array(["priced", "free"])))
+    status, reasons = settled(costs, np.asarray(table["incomplete"]) & ~rolled & ~empty & valid, rolled)
     for mask, state, reason in (
-        (half, "partial", "usage_incomplete"),
         (empty & valid, "unpriced", "usage_missing"),
         (refused & valid, "not_billed", "refused_by_provider"),
         (unsent & valid, "not_billed", "not_sent"),
         (rolled & empty, "rollup", "rollup"),
-        (rolled & ~empty, None, "rollup"),
     ):
         if mask.any():
             chosen = pa.array(mask)
-            if state is not None:
-                status = pc.if_else(chosen, state, _text(status))
+            status = pc.if_else(chosen, state, _text(status))
             reasons = pc.if_else(chosen, reason, _text(reasons))
 
     columns: dict[str, Any] = {
@@ -146,8 +143,33 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     columns["cost_status"] = status
     columns["cost_reasons"] = reasons
     columns.update({name: costs[name] for name in costs.column_names if name not in ("cost_status", "cost_reasons")})
-    columns["revision"] = pa.array(np.where(rolled, ROLLUP, BILLED).astype(np.uint32))
+    columns["reported_cost"] = plain(table["reported_cost"])
+    revision = revisions.arrived()
+    columns["revision"] = pa.array(np.where(rolled, revisions.rolled_up(revision), revision).astype(np.uint64))
     return Charged(pa.table(columns), rows)
+
+
+def settled(costs: pa.Table, incomplete: Mask, rolled: Mask) -> tuple[Any, Any]:
+    """Status and reasons of priced rows, with what only the processor knows about them.
+
+    Args:
+        costs: from `PriceEngine.price_columns`, n rows.
+        incomplete: shape (n,), calls that tell one side of their tokens only: at best priced in part.
+        rolled: shape (n,), roll-ups, whose remaining charges are priced.
+
+    Returns:
+        ``cost_status`` and ``cost_reasons``, string or dictionary arrays.
+    """
+    status, reasons = plain(costs["cost_status"]), plain(costs["cost_reasons"])
+    if incomplete.any():
+        whole = np.asarray(pc.is_in(_text(status), pa.array(["priced", "free", "included"])))
+        status = pc.if_else(pa.array(incomplete & whole), "partial", _text(status))
+    for mask, reason in ((incomplete, USAGE_INCOMPLETE), (rolled, "rollup")):
+        if mask.any():
+            known = _text(reasons)
+            joined = pc.if_else(pc.equal(known, ""), reason, pc.binary_join_element_wise(known, reason, ","))
+            reasons = pc.if_else(pa.array(mask), joined, known)
+    return status, reasons
 
 
 def counted(column: Any) -> Any:

@@ -1,8 +1,9 @@
 """The drop-in exporter: ``OTEL_TRACES_EXPORTER=tollspan`` runs the pipeline in the user's process, without a service.
 
 Configured by ``TOLLSPAN_STORE``, ``TOLLSPAN_PRICES`` and ``TOLLSPAN_KEEP``. `export` returns when the spans are durable
-in the journal; pricing and writing happen on a thread of our own. A fault here never reaches the program: exports fail,
-which the SDK logs, and the reason is logged once.
+in the journal; pricing and writing happen on a thread of our own. A price book that changes is taken while the program
+runs, and a broken one never is (`prices_file`). A fault here never reaches the program: exports fail, which the SDK
+logs, and the reason is logged once.
 """
 
 from __future__ import annotations

@@ -117,6 +117,11 @@ class Pipeline:
             max_bytes=settings.max_pending_bytes,
         )
 
+    def use(self, engine: PriceEngine) -> None:
+        """Price what comes from now on with another engine; may be called from any thread."""
+        # A batch is charged in one call, so it never has prices of two books.
+        self.engine = engine
+
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; then finish what the journal holds and decide every open trace."""
         while not stop.is_set():

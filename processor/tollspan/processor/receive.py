@@ -163,11 +163,15 @@ class Receiver:
         if server is not None:
             server.stop(grace_s).wait()
 
-    def _serving(self, yes: bool) -> None:
+    def report(self, service: str, good: bool) -> None:
+        """Answer health checks of a part of the processor, from `start` on; the whole one's health is not touched."""
         if self._health is not None:
-            status = health_pb2.HealthCheckResponse.SERVING if yes else health_pb2.HealthCheckResponse.NOT_SERVING
-            for service in ("", SERVICE):
-                self._health.set(service, status)
+            status = health_pb2.HealthCheckResponse.SERVING if good else health_pb2.HealthCheckResponse.NOT_SERVING
+            self._health.set(service, status)
+
+    def _serving(self, yes: bool) -> None:
+        for service in ("", SERVICE):
+            self.report(service, yes)
 
     def export(self, payload: bytes, context: Any) -> bytes:
         """Serve one request; called by gRPC on a thread of its pool."""

@@ -17,11 +17,11 @@ from typing import Final
 
 import platformdirs
 
-from tollspan.pricing import PriceEngine, load_book, shipped_book
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError, StoreUnavailable, TollspanError
 from tollspan.processor.journal import Journal
 from tollspan.processor.pipeline import Pipeline, Settings
+from tollspan.processor.prices_file import Prices
 from tollspan.processor.store import Server, Store, locate, open_store
 from tollspan.processor.write import Writer
 
@@ -112,8 +112,7 @@ class Runtime:
     ) -> None:
         self.config = config
         self.counters = counters or Counters()
-        book = shipped_book() if config.prices is None else load_book(config.prices)
-        self.engine = PriceEngine(book)
+        self.prices = Prices(config.prices, self.counters)
         location = locate(config.store)
         later = wait_for_store and isinstance(location, Server)
         self._store: Store | None = None if later else _open(config.store)
@@ -142,8 +141,9 @@ class Runtime:
         return self._store
 
     def start(self) -> None:
-        """Start the worker; what the journal still held comes first."""
+        """Start the worker (what the journal still held comes first) and watch the price book."""
         self._thread.start()
+        self.prices.start()
 
     @property
     def alive(self) -> bool:
@@ -157,6 +157,7 @@ class Runtime:
         rest. This returns soon after that whatever the store does.
         """
         self._stop.set()
+        self.prices.stop()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
             self._give_up.set()
@@ -185,7 +186,8 @@ class Runtime:
             if store is None:
                 return
             writer = Writer(store, self._give_up, self.counters)
-            pipeline = Pipeline(self.journal, writer, self.engine, self.config.settings, self.counters)
+            pipeline = Pipeline(self.journal, writer, self.prices.engine, self.config.settings, self.counters)
+            self.prices.follow(pipeline.use)
             pipeline.take_back()
             pipeline.run(self._stop)
 

@@ -11,15 +11,20 @@ import os
 import signal
 import threading
 from dataclasses import dataclass, field
+from typing import Final
 
 from tollspan.processor.decode import validate
 from tollspan.processor.memory import settle_objects
+from tollspan.processor.metrics import exposition
 from tollspan.processor.receive import Receiver
 from tollspan.processor.runtime import Runtime, RuntimeConfig
 from tollspan.processor.sqlfront import SqlFront
 from tollspan.processor.store import remove_service_file, write_service_file
 
 log = logging.getLogger(__name__)
+
+PRICES: Final = "tollspan.prices"
+"""Name in the gRPC health service: NOT_SERVING while the price book's file is broken and the last good one in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +72,13 @@ class Service:
         )
         try:
             if config.sql is not None and runtime.store.embedded:
-                front = SqlFront(runtime.store, address=config.sql, insecure_listen=config.insecure_listen)
+                front = SqlFront(
+                    runtime.store, address=config.sql, insecure_listen=config.insecure_listen, metrics=self.metrics
+                )
                 self.sql_address = front.start()
                 self._front = front
             self.grpc_address = self._receiver.start()
+            runtime.prices.watch_health(lambda good: self._receiver.report(PRICES, good))
             runtime.start()
         except BaseException:
             if self._front is not None:
@@ -80,6 +88,11 @@ class Service:
         settle_objects()
         if runtime.store.embedded:
             write_service_file(runtime.store, {"pid": os.getpid(), "grpc": self.grpc_address, "sql": self.sql_address})
+
+    def metrics(self) -> str:
+        """Prometheus text: the counters, and whether the price book's file is broken."""
+        gauges = {"prices.reload_error": int(bool(self.runtime.prices.error))}
+        return exposition(self.runtime.counters.snapshot(), gauges)
 
     def stop(self) -> dict[str, int]:
         """Refuse new spans, finish the accepted ones, close the store; returns the counters."""
@@ -92,8 +105,9 @@ class Service:
         return self.runtime.stop()
 
     def wait(self) -> dict[str, int]:
-        """Serve until SIGTERM or SIGINT, then `stop`."""
+        """Serve until SIGTERM or SIGINT, then `stop`; SIGHUP has the price book read again."""
         done = threading.Event()
+        signal.signal(signal.SIGHUP, lambda *_: self.runtime.prices.reload())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: done.set())
         done.wait()

@@ -12,9 +12,11 @@ import typer
 from tollspan.pricing import BookError
 from tollspan.processor.cli.demo import demo
 from tollspan.processor.cli.price import price
+from tollspan.processor.cli.prices import prices
 from tollspan.processor.cli.query import query
 from tollspan.processor.cli.replay import replay
 from tollspan.processor.cli.report import report
+from tollspan.processor.cli.reprice import close, reprice
 from tollspan.processor.cli.serve import serve
 from tollspan.processor.errors import TollspanError
 
@@ -24,8 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, demo, price, query, report, replay):
+for command in (serve, demo, price, query, report, replay, reprice, close):
     app.command()(command)
+app.add_typer(prices, name="prices")
 
 
 def run() -> None:

@@ -41,7 +41,12 @@ LEDGER: Final = pa.schema(
                 "operation",
                 "kind",
                 "service_tier",
+                "processing",
+                "cloud_provider",
+                "host_type",
                 "device",
+                "purchase",
+                "residency",
                 "span_status",
                 "error_type",
             )
@@ -53,6 +58,7 @@ LEDGER: Final = pa.schema(
         pa.field("cost_status", _TEXT, nullable=False),
         pa.field("cost_reasons", _TEXT, nullable=False),
         pa.field("cost", _MONEY),
+        pa.field("reported_cost", _MONEY),
         pa.field("charges.meter", _TEXTS, nullable=False),
         pa.field("charges.component", _TEXTS, nullable=False),
         pa.field("charges.quantity", pa.list_(pa.decimal128(38, 9)), nullable=False),
@@ -60,11 +66,13 @@ LEDGER: Final = pa.schema(
         pa.field("charges.unit_price", pa.list_(pa.decimal128(38, 18)), nullable=False),
         pa.field("charges.per", _TEXTS, nullable=False),
         pa.field("charges.cost", pa.list_(_MONEY), nullable=False),
+        pa.field("charges.negotiated", pa.list_(_MONEY), nullable=False),
+        pa.field("charges.committed", pa.list_(_MONEY), nullable=False),
         pa.field("charges.price_id", _TEXTS, nullable=False),
         pa.field("charges.matched_by", _TEXTS, nullable=False),
         pa.field("charges.status", _TEXTS, nullable=False),
         pa.field("book_version", _TEXT, nullable=False),
-        pa.field("revision", pa.uint32(), nullable=False),
+        pa.field("revision", pa.uint64(), nullable=False),
     ]
 )
 """``ledger``: one row for each billable span."""

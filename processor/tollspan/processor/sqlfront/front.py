@@ -167,6 +167,7 @@ class SqlFront:
         writable: take inserts and DDL too. For tests.
         insecure_listen: allow an address beyond loopback, although there is neither TLS nor login.
         fault: asked before each statement what is to go wrong; for tests.
+        metrics: text that ``/metrics`` answers with; None for no such page.
 
     Raises:
         ConfigError: the address cannot be read or is not loopback.
@@ -180,6 +181,7 @@ class SqlFront:
         writable: bool = False,
         insecure_listen: bool = False,
         fault: Callable[[Asked], Fault | None] | None = None,
+        metrics: Callable[[], str] | None = None,
     ) -> None:
         if store.engine_path is None:
             raise StoreError(f"Store {store.url} is a server and has its own SQL port.")
@@ -191,7 +193,7 @@ class SqlFront:
                 f"SQL address {address} is not a loopback one, and the SQL port has neither TLS nor login.",
                 "Use 127.0.0.1, or --insecure-listen if the network is trusted.",
             )
-        self._writable, self._fault = writable, fault
+        self._writable, self._fault, self._metrics = writable, fault, metrics
         self._slots = threading.BoundedSemaphore(MAX_QUERIES)
         self._idle = threading.Condition()
         self._running = 0
@@ -212,6 +214,7 @@ class SqlFront:
             (Handler,),
             {
                 "answer": staticmethod(self._answer),
+                "metrics": staticmethod(self._metrics) if self._metrics is not None else None,
                 "allowed_hosts": self._hosts() if self._loopback else None,
                 "max_body": (2**30 if self._writable else 16 * 2**20),
                 "server_name": "tollspan",

@@ -115,6 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     answer: Callable[[Request], Answer]
+    metrics: Callable[[], str] | None = None
     allowed_hosts: frozenset[str] | None
     max_body: int
     server_name: str
@@ -147,6 +148,10 @@ class Handler(BaseHTTPRequestHandler):
             params = dict(parse_qsl(path.query, keep_blank_values=True))
             if path.path in ("/ping", "/replicas_status") or (path.path == "/" and not params and not body):
                 self._plain(200, "Ok.\n")
+                return
+            metrics = type(self).metrics
+            if path.path == "/metrics" and metrics is not None:
+                self._plain(200, metrics())
                 return
             if path.path != "/":
                 self._plain(

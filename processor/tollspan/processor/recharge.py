@@ -1,0 +1,208 @@
+"""Recharge: ledger rows priced again from what they say themselves.
+
+In: rows of the ``ledger`` table and a price engine. Out: the same rows with the engine's charges, and which of them
+that changes. Quantities come from the charges, selectors from the columns they were kept in. Charges that only follow
+from the book (a fee for a request that nobody counted) are dropped first, as the other book may know no such thing.
+
+What no price can change stays as it is: calls that were not billed or whose usage is invalid or missing, roll-ups
+without a charge of their own, and rows with a meter that this version does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing import PriceEngine
+from tollspan.pricing.meters import METERS
+from tollspan.pricing.resolve import IMPLIED_MARK
+from tollspan.processor import revisions
+from tollspan.processor.charge import SELECTORS, USAGE_INCOMPLETE, plain, settled
+from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.schema import LEDGER
+
+OUTPUT: Final = "tokens.output"
+
+_FIXED: Final = ("not_billed", "invalid", "rollup")
+_LISTS: Final = tuple(name for name in LEDGER.names if name.startswith("charges."))
+_EXPLANATIONS: Final = ("charges.matched_by", "charges.component", "charges.unit")
+"""Not looked at to tell whether a row changed: other words for the same price are no other price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recharged:
+    """Rows priced again.
+
+    Attributes:
+        rows: n rows of the ledger, as they were.
+        at: positions of the m rows that were priced again, int64, ascending.
+        again: those m rows with their new charges, of the types of `LEDGER`; the revision is the old one.
+        changed: shape (n,), rows that are not as they were.
+    """
+
+    rows: pa.Table
+    at: Rows
+    again: pa.Table
+    changed: Mask
+
+    def column(self, name: str) -> Any:
+        """A column of all n rows, with the new values where there are some."""
+        place = np.full(self.rows.num_rows, -1, np.int64)
+        place[self.at] = np.arange(len(self.at))
+        old, new = plain(self.rows[name]), plain(self.again[name])
+        return pc.if_else(pa.array(place >= 0), new.take(pa.array(place, mask=place < 0)), old)
+
+    def revised(self, number: int) -> pa.Table:
+        """The changed rows as repricing ``number`` writes them."""
+        rows = self.again.filter(pa.array(self.changed[self.at]))
+        revision = revisions.repriced(np.asarray(plain(rows["revision"])), number)
+        rows = rows.set_column(rows.column_names.index("revision"), "revision", pa.array(revision, pa.uint64()))
+        return pa.table({name: _coded(plain(rows[name])) for name in rows.column_names})
+
+
+def recharge(rows: pa.Table, engine: PriceEngine) -> Recharged:
+    """Price ledger rows again.
+
+    Args:
+        rows: all columns of the ledger (not the ALIAS ones).
+        engine: prices as of its book's version.
+    """
+    rows = _decoded(rows)
+    at = np.flatnonzero(_open(rows))
+    old = rows.take(pa.array(at))
+    quantities = _quantities(old)
+    selectors = {name: _given(plain(old[name])) for name in SELECTORS}
+    costs = engine.price_columns(np.asarray(pc.cast(plain(old["start_time"]), pa.int64())), selectors, quantities)
+    incomplete = np.asarray(pc.match_substring(plain(old["cost_reasons"]), USAGE_INCOMPLETE))
+    rolled = _rolled(old)
+    status, reasons = settled(costs, incomplete, rolled)
+    again = old
+    for name in costs.column_names:
+        again = again.set_column(again.column_names.index(name), name, costs[name])
+    for name, column in (("cost_status", status), ("cost_reasons", reasons)):
+        again = again.set_column(again.column_names.index(name), name, column)
+    again = _decoded(again)
+    changed = np.zeros(rows.num_rows, np.bool_)
+    changed[at] = _differs(old, again, rolled)
+    return Recharged(rows, at, again, changed)
+
+
+def _open(rows: pa.Table) -> Mask:
+    """Rows that have something to price."""
+    status, meters = plain(rows["cost_status"]), plain(rows["charges.meter"])
+    fixed = np.asarray(pc.is_in(status, pa.array(_FIXED)))
+    unknown = np.asarray(pc.invert(pc.is_in(meters.flatten(), pa.array(list(METERS)))))
+    strange = np.zeros(len(meters), np.bool_)
+    strange[np.asarray(pc.list_parent_indices(meters))[unknown]] = True
+    found: Mask = (np.asarray(pc.list_value_length(meters)) > 0) & ~fixed & ~strange
+    return found
+
+
+def _quantities(rows: pa.Table) -> dict[str, pa.Array]:
+    """Base steps by meter, int64 with nulls, one value a row."""
+    lists = plain(rows["charges.meter"])
+    parent = np.asarray(pc.list_parent_indices(lists))
+    meters = plain(pc.dictionary_encode(lists.flatten()))
+    counted = plain(rows["charges.quantity"]).flatten()
+    own = ~np.asarray(pc.ends_with(plain(rows["charges.matched_by"]).flatten(), IMPLIED_MARK))
+    codes = np.asarray(meters.indices)
+    quantities = {}
+    for code, meter in enumerate(meters.dictionary.to_pylist()):
+        mine = np.flatnonzero((codes == code) & own)
+        steps = np.zeros(rows.num_rows, np.int64)
+        absent = np.ones(rows.num_rows, np.bool_)
+        np.add.at(steps, parent[mine], _steps(counted.take(pa.array(mine)), METERS[meter].scale))
+        absent[parent[mine]] = False
+        quantities[meter] = pa.array(steps, mask=absent)
+    return _with_zeros(rows, quantities, parent[own])
+
+
+def _with_zeros(rows: pa.Table, quantities: dict[str, pa.Array], listed: Rows) -> dict[str, pa.Array]:
+    """Add 0 output tokens to calls that counted nothing but zeros: those are listed only where nothing else is.
+
+    That they were counted is what a fee for each call follows from. (A 0 of anything but tokens, beside charges
+    that are no model's, is not on record: such a call gets no fee that an arrival under the same book would get.)
+
+    Args:
+        rows: of the ledger.
+        quantities: what their charges list.
+        listed: rows that some charge was counted for.
+    """
+    tokens = np.zeros(rows.num_rows, np.bool_)
+    for meter, values in quantities.items():
+        if meter.startswith("tokens."):
+            tokens |= np.asarray(pc.is_valid(values))
+    called = np.asarray(pc.not_equal(plain(rows["convention"]), "")) & ~_rolled(rows)
+    called[np.setdiff1d(np.arange(rows.num_rows), listed)] = True  # all that is listed follows from the book
+    zero = pa.array(called & ~tokens)
+    if pc.any(zero).as_py():
+        output = quantities.get(OUTPUT, pa.nulls(rows.num_rows, pa.int64()))
+        quantities[OUTPUT] = pc.if_else(zero, 0, output)
+    return quantities
+
+
+def _rolled(rows: pa.Table) -> Mask:
+    return revisions.is_rolled_up(np.asarray(plain(rows["revision"])))
+
+
+def _steps(quantity: Any, scale: int) -> Any:
+    """decimal128(38, 9) in a meter's unit to int64 in its base steps, exactly.
+
+    Raises:
+        ArrowInvalid: a quantity is not a whole number of steps, or too large; the pipeline writes no such row.
+    """
+    if scale == 1:
+        return np.asarray(pc.cast(quantity, pa.int64()))
+    scaled = pc.multiply(pc.cast(quantity, pa.decimal256(60, 9)), pa.scalar(scale, pa.decimal256(12, 0)))
+    return np.asarray(pc.cast(scaled, pa.int64()))
+
+
+def _given(column: Any) -> Any:
+    """A ledger's string column with null for not given."""
+    text = pc.cast(column, pa.string())
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _decoded(rows: pa.Table) -> pa.Table:
+    """Rows with the very types of `LEDGER`, dictionaries decoded."""
+    return pa.table([pc.cast(plain(rows[field.name]), field.type) for field in LEDGER], schema=LEDGER)
+
+
+def _coded(column: Any) -> Any:
+    """Strings, alone or in lists, as dictionaries: the cheapest form on the way to the store."""
+    if pa.types.is_string(column.type):
+        return pc.dictionary_encode(column)
+    if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+        lengths = np.asarray(pc.list_value_length(column))
+        starts = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(starts, pc.dictionary_encode(column.flatten()))
+    return column
+
+
+def _differs(old: pa.Table, new: pa.Table, rolled: Mask) -> Mask:
+    """Rows whose cost, status, reasons or charges are not the same, shape (n,)."""
+    # Reasons of a roll-up that was found late may be of charges that it has no more.
+    changed = ~_same(plain(old["cost_reasons"]), plain(new["cost_reasons"])) & ~rolled
+    for name in ("cost", "cost_status"):
+        changed |= ~_same(plain(old[name]), plain(new[name]))
+    length = [np.asarray(pc.list_value_length(plain(table["charges.meter"]))) for table in (old, new)]
+    changed |= length[0] != length[1]
+    alike = pa.array(np.flatnonzero(~changed))
+    left, right = old.take(alike), new.take(alike)
+    parent = np.asarray(pc.list_parent_indices(plain(left["charges.meter"])))
+    for name in _LISTS:
+        if name not in _EXPLANATIONS:
+            other = ~_same(plain(left[name]).flatten(), plain(right[name]).flatten())
+            changed[np.asarray(alike)[parent[other]]] = True
+    return changed
+
+
+def _same(left: Any, right: Any) -> Mask:
+    """Equal values, two nulls among them."""
+    equal = np.asarray(pc.fill_null(pc.equal(left, right), False))
+    same: Mask = equal | np.asarray(pc.and_(pc.is_null(left), pc.is_null(right)))
+    return same
