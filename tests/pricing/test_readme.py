@@ -24,6 +24,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 BOOKS = re.findall(r"(?:<!-- file: (\S+) -->\n)?```yaml\n(.*?)```", TEXT, re.DOTALL)
 CONSOLE = re.compile(r"```console\n\$ (tollspan [^\n]+)\n(.*?)```", re.DOTALL)
+METER_TABLE = re.compile(r"(<!-- meters -->\n).*?(<!-- /meters -->)", re.DOTALL)
 HASH = re.compile(r"(?<=@)([^\s+]*?)\.?[0-9a-f]{8}(?=[+\s])")
 """What ends a book's version in a charge; it changes with every comment in the file."""
 
@@ -36,6 +37,13 @@ def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TOLLSPAN_PRICES", raising=False)
     return CliRunner()
+
+
+def meters() -> str:
+    named = {"model": "provider, model", "device": "cloud, device", "host": "cloud, host type", "platform": "cloud"}
+    rows = ["| meter | unit | price by | what |", "|--|--|--|--|"]
+    rows += [f"| `{m.name}` | {m.unit} | {named[m.axis]} | {m.about} |" for m in METERS.values()]
+    return "\n".join(rows) + "\n"
 
 
 def output(runner: CliRunner, command: str) -> str:
@@ -56,10 +64,11 @@ def test_the_book_to_begin_with_has_nothing_to_complain_of(printed: CliRunner) -
     assert result.exit_code == 0, result.output
 
 
-def test_every_output_is_what_the_command_prints(printed: CliRunner) -> None:
+def test_every_output_and_the_table_of_meters_are_as_the_code_gives_them(printed: CliRunner) -> None:
     commands = CONSOLE.findall(TEXT)
     assert len(commands) == 5
-    fresh = CONSOLE.sub(lambda found: f"```console\n$ {found[1]}\n{output(printed, found[1])}```", TEXT)
+    table = METER_TABLE.sub(lambda found: f"{found[1]}{meters()}{found[2]}", TEXT)
+    fresh = CONSOLE.sub(lambda found: f"```console\n$ {found[1]}\n{output(printed, found[1])}```", table)
     if os.environ.get("TOLLSPAN_WRITE_DOCS"):
         README.write_text(fresh, encoding="utf-8")
     assert fresh == README.read_text(encoding="utf-8"), "run this test with TOLLSPAN_WRITE_DOCS=1 and read what changed"
