@@ -86,7 +86,7 @@ def test_aliases_lead_somewhere() -> None:
 def test_token_prices_ask_for_a_tier() -> None:
     """A row without conditions would price every tier, unknown ones too, at the standard rate."""
     for row in corrections().table.rows:
-        if row.meter.startswith("tokens.") or row.meter == "requests":
+        if row.status != "withdrawn" and (row.meter.startswith("tokens.") or row.meter == "requests"):
             assert row.when.keys() >= {"service_tier", "processing"} or row.when == {"processing": BATCH}, row.id
 
 
@@ -174,6 +174,12 @@ def test_deepseeks_old_names_through_time(model: str, when: str, expected: tuple
     by_meter = {charge.meter: charge for charge in charges.charges}
     assert tuple(by_meter[meter].cost for meter in (CACHED, INPUT, OUTPUT)) == tuple(map(Decimal, expected))
     assert {charge.matched_by for charge in charges.charges} == {matched_by}
+
+
+@pytest.mark.parametrize("model", ["deepseek-chat", "deepseek-reasoner"])
+def test_deepseeks_old_names_have_no_price_since_they_ended(model: str) -> None:
+    charges = price(shipped_book(), {OUTPUT: 1}, at=at("2026-11-20T12:00:00Z"), provider="deepseek", model=model)
+    assert (charges.cost, charges.reasons) == (None, ("no_price_at_time",))
 
 
 @pytest.mark.parametrize("tier", ["flex", "priority", "scale"])

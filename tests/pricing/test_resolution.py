@@ -229,7 +229,7 @@ def test_tokens_without_a_price_of_their_own_cost_what_includes_them() -> None:
     meters = {
         "tokens.input.cache_read": 1,
         "tokens.input.cache_write": 1,
-        "tokens.input.cache_write.1h": 1,
+        "tokens.input.cache_write.30m": 1,
         "tokens.input.audio.cache_read": 1,
         "tokens.output.reasoning": 5,
         "tokens.output.audio": 5,

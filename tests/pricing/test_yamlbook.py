@@ -428,7 +428,7 @@ BAD: Final = [
     ),
     (
         tokens("amount: 1, status: planned"),
-        "2: prices[0].status: 'planned' is not one of active, announced, cancelled.",
+        "2: prices[0].status: 'planned' is not one of active, announced, cancelled, withdrawn.",
         SHAPE,
     ),
     (

@@ -6,7 +6,9 @@ looks at quantities or at the clock.
 
 Order of a match: the layers from front to back; in a layer the served model before the requested one; for one name an
 exact SKU before an alias before a pattern, a longer pattern before a shorter, a row that names the provider before one
-that does not.
+that does not. A model is looked for under the name that the span gives and under those that the catalogue knows it by
+(`Layer.known_as`), so that a book need not list every dated name and profile. Where the served model is known, the
+requested one is looked for only if it is the same model, or a name of the user's own (a deployment).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from tollspan.pricing.schedule import Schedule
 from tollspan.pricing.selectors import SKU_SELECTORS, Selectors, owner_of
 
 MatchKind = Literal["exact", "alias", "pattern"]
-Status = Literal["active", "announced", "cancelled"]
+Status = Literal["active", "announced", "cancelled", "withdrawn"]
 Kind = Literal["list", "estimate", "contract", "amortised", "included"]
 
 LEVELS: Final[dict[Kind, int]] = {"list": 0, "estimate": 0, "contract": 1, "amortised": 2, "included": 2}
@@ -117,8 +119,9 @@ class PriceRow:
             request's input tokens.
         minimum: least quantity charged when any was used, in the meter's unit.
         kind: ``list`` | ``estimate`` | ``contract`` | ``amortised`` | ``included`` (costs nothing: paid for elsewhere).
-        status: ``announced`` (not yet in force when the book was written, and said on the charge) and ``cancelled``
-            (kept for the record, never charged) beside ``active``.
+        status: ``active``; ``announced`` (not yet in force when the book was written, and said on the charge);
+            ``cancelled`` (kept for the record, never charged); ``withdrawn`` (no longer sold: neither this price nor
+            one of a layer behind it is charged).
         source: where it was read.
         stated: the price as the book states it, where that is in another currency: ``1.20 EUR``.
     """
@@ -198,10 +201,16 @@ class Factor:
         """Whether it is about what the span's provider (cloud provider, by the axis) sells."""
         return self.provider is None or owner_of(axis, self.provider) == owner
 
-    def covers(self, row: PriceRow) -> bool:
-        """Whether it is about prices of this meter and SKU; seller and conditions aside."""
-        return (self.meter == ANY or _matches(self.meter, row.meter)) and (
-            self.sku == ANY or _matches(self.sku, row.sku)
+    def covers(self, row: PriceRow, meter: str, names: Iterable[str]) -> bool:
+        """Whether it is about this price; seller and conditions aside.
+
+        Args:
+            row: the price.
+            meter: what it is charged for, which may be another meter than the row's.
+            names: what the span calls the thing, and what else that is called.
+        """
+        return (self.meter == ANY or matches(self.meter, row.meter) or matches(self.meter, meter)) and (
+            self.sku == ANY or matches(self.sku, row.sku) or any(matches(self.sku, name) for name in names)
         )
 
     @property
@@ -296,6 +305,8 @@ class Match:
         layer: name of the layer that holds it.
         effective: as long as the alias on the way holds.
         share: what part of the SKU's price the name costs.
+        names: what the span calls it, and what else that is known as.
+        via: place of the layer that knew the name; its alias may have led to another one.
     """
 
     kind: MatchKind
@@ -304,6 +315,8 @@ class Match:
     layer: str
     effective: Interval = ALWAYS
     share: Fraction = WHOLE
+    names: tuple[str, ...] = ()
+    via: int = 0
 
     @property
     def by(self) -> str:
@@ -346,6 +359,12 @@ class Layer(Protocol):
     def owners(self, name: str) -> Iterable[str]:
         """Model providers that list a model of exactly this name: for spans that name no provider."""
 
+    def model_id(self, provider: str, name: str) -> str | None:
+        """The one id of a model that has many names; None where the layer knows no such thing."""
+
+    def known_as(self, provider: str, name: str) -> Sequence[str]:
+        """Other names of the model under which a price may stand that holds for this one too."""
+
 
 class TableLayer:
     """A layer of listed rows and aliases, indexed by SKU.
@@ -381,7 +400,7 @@ class TableLayer:
         for row in rows:
             grouped.setdefault((row.axis, row.provider, row.sku), {}).setdefault(row.meter, []).append(row)
         self._exact: dict[tuple[Axis, str | None, str], Sku] = {}
-        patterns: list[tuple[tuple[int, bool], Axis, str | None, re.Pattern[str], Sku]] = []
+        patterns: list[tuple[tuple[int, bool], Axis, str | None, Pattern, Sku]] = []
         for (axis, provider, sku), meters in grouped.items():
             by_meter = {meter: tuple(found) for meter, found in meters.items()}
             item = Sku(f"{provider or ANY}/{sku}", by_meter, anything=sku == ANY and axis != "platform")
@@ -414,6 +433,12 @@ class TableLayer:
             for alias in named
             if owner_of(axis, alias.provider) == owner
         ]
+
+    def model_id(self, provider: str, name: str) -> str | None:
+        return None
+
+    def known_as(self, provider: str, name: str) -> Sequence[str]:
+        return ()
 
     def owners(self, name: str) -> list[str]:
         return sorted(
@@ -470,27 +495,81 @@ class PriceBook:
         """Every SKU that normalized selectors stand for on an axis, in the order in which they are tried."""
         owner, name_selectors = SKU_SELECTORS[axis]
         provider: str | None = getattr(selectors, owner)
-        names: dict[str | None, str] = {getattr(selectors, name): name for name in reversed(name_selectors)}
-        names.pop(None, None)
-        if not names:  # rows for any SKU apply where the span names none; a platform is all that its rows name
-            names = {ANY if axis == "platform" else None: (*name_selectors, owner)[0]}
+        given = {getattr(selectors, name): name for name in reversed(name_selectors)}
+        given.pop(None, None)
+        if not given:  # rows for any SKU apply where the span names none; a platform is all that its rows name
+            return self._found(axis, provider, ANY if axis == "platform" else None, (*name_selectors, owner)[0])
+        names = list(reversed(given.items()))
+        found = [self._found(axis, provider, name, selector) for name, selector in names]
+        if len(found) == 2:
+            (served, _), (requested, _) = names
+            if is_known(found[0]) and self._is_another(provider, served, requested):
+                found.pop()
+        # Of one layer, what the first name leads to stands before what the second does: sorting keeps that order.
+        return sorted((match for matches in found for match in matches), key=lambda match: match.via)
+
+    def _is_another(self, provider: str | None, served: str, requested: str) -> bool:
+        """Whether the requested name is that of a model which is known not to be the served one."""
+        if provider is None:
+            return False
+        ids = [self.model_id(provider, name) for name in (served, requested)]
+        return ids[1] is not None and ids[0] != ids[1]
+
+    def model_id(self, provider: str, name: str) -> str | None:
+        """The one id of a model that has many names, from the first layer that knows it."""
+        return next((found for layer in self.layers if (found := layer.model_id(provider, name)) is not None), None)
+
+    def _found(self, axis: Axis, provider: str | None, name: str | None, selector: str) -> list[Match]:
+        """Matches of one name."""
+        names: tuple[str, ...] = () if name is None else (name,)
+        if axis == "model" and provider is not None and name is not None:
+            others = (other for layer in self.layers for other in layer.known_as(provider, name))
+            names = tuple(dict.fromkeys((name, *others)))
+        aliases = [(layer, each) for layer in self.layers for each in self._aliases(layer, axis, provider, names)]
+        # A part of a device is not the device: patterns that match its name are reached through the alias alone.
+        is_part = any(alias.share != WHOLE for _, alias in aliases)
         found: list[Match] = []
-        for layer in self.layers:
-            for name, selector in reversed(names.items()):
-                own = [Match(kind, selector, sku, layer.name) for kind, sku in layer.skus(axis, provider, name)]
-                found.extend(match for match in own if match.kind == "exact")
-                for alias in layer.aliases(axis, provider, name):
-                    found.extend(self._alias_targets(alias, axis, provider, selector))
-                found.extend(match for match in own if match.kind != "exact")
+        for position, layer in enumerate(self.layers):
+            own = self._own(layer, axis, provider, names)
+            found.extend(
+                Match(kind, selector, sku, layer.name, names=names, via=position)
+                for kind, sku in own
+                if kind != "pattern"
+            )
+            for holder, alias in aliases:
+                if holder is layer:
+                    found.extend(self._alias_targets(alias, axis, provider, selector, names, position))
+            found.extend(
+                Match(kind, selector, sku, layer.name, names=names, via=position)
+                for kind, sku in own
+                if kind == "pattern" and not is_part
+            )
         return found
 
-    def _alias_targets(self, alias: Alias, axis: Axis, provider: str | None, selector: str) -> Iterable[Match]:
+    @staticmethod
+    def _own(layer: Layer, axis: Axis, provider: str | None, names: tuple[str, ...]) -> list[tuple[MatchKind, Sku]]:
+        """SKUs of a layer under any of the names; what stands under another than the first is found by an alias."""
+        if len(names) < 2:
+            return list(layer.skus(axis, provider, names[0] if names else None))
+        found: dict[Sku, MatchKind] = {}
+        for position, name in enumerate(names):
+            for kind, sku in layer.skus(axis, provider, name):
+                found.setdefault(sku, "alias" if kind == "exact" and position else kind)
+        return [(kind, sku) for sku, kind in found.items()]
+
+    @staticmethod
+    def _aliases(layer: Layer, axis: Axis, provider: str | None, names: tuple[str, ...]) -> list[Alias]:
+        return list(dict.fromkeys(alias for name in names for alias in layer.aliases(axis, provider, name)))
+
+    def _alias_targets(
+        self, alias: Alias, axis: Axis, provider: str | None, selector: str, names: tuple[str, ...], via: int
+    ) -> Iterable[Match]:
         """SKUs an alias leads to, of the span's own provider where it names none, in every layer from the front: the
         user's price of a device is the price of its slices too. An alias is never followed to another."""
         owner = owner_of(axis, alias.target_provider) if alias.target_provider is not None else provider
         for layer in self.layers:
             for _, sku in layer.skus(axis, owner, alias.target_sku):
-                yield Match("alias", selector, sku, layer.name, alias.effective, alias.share)
+                yield Match("alias", selector, sku, layer.name, alias.effective, alias.share, names, via)
 
     def names(self, axis: Axis, selectors: Selectors) -> list[str]:
         """SKU names known for the span's provider, for suggestions."""
@@ -507,12 +586,54 @@ def literal_length(pattern: str) -> int:
     return len(pattern) - pattern.count("*") - pattern.count("?")
 
 
-def _matches(pattern: str, name: str) -> bool:
-    return compile_pattern(pattern).fullmatch(name) is not None if is_pattern(pattern) else pattern == name
+def is_known(matches: Iterable[Match]) -> bool:
+    """Whether some match is more than what a book charges for anything."""
+    return any(not match.sku.anything for match in matches)
 
 
-@cache
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """``*`` any characters, ``?`` one, everything else itself."""
-    special = {"*": ".*", "?": "."}
-    return re.compile("".join(special.get(char, re.escape(char)) for char in pattern), re.DOTALL)
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern (``*`` any characters, ``?`` one), or a name, is that of the name."""
+    return compile_pattern(pattern).fullmatch(name) if is_pattern(pattern) else pattern == name
+
+
+class Pattern:
+    """A compiled pattern. Names come from spans, so a match takes time in proportion to the name, whatever it holds:
+    the pieces between the stars are looked for one after the other, and what is found first is never given up again.
+
+    Args:
+        text: ``*`` any characters, ``?`` one, everything else itself.
+    """
+
+    __slots__ = ("_first", "_last", "_middle")
+
+    def __init__(self, text: str) -> None:
+        first, *rest = text.split(ANY)
+        self._first = _piece(first)
+        self._middle = [_piece(piece) for piece in rest[:-1] if piece]
+        self._last = (_piece(rest[-1]), len(rest[-1])) if rest else None
+
+    def fullmatch(self, name: str) -> bool:
+        """Whether all of the name matches."""
+        if self._last is None:
+            return self._first.fullmatch(name) is not None
+        begun = self._first.match(name)
+        if begun is None:
+            return False
+        last, length = self._last
+        end = len(name) - length
+        if end < begun.end() or last.fullmatch(name, end) is None:
+            return False
+        at = begun.end()
+        for piece in self._middle:
+            found = piece.search(name, at, end)
+            if found is None:
+                return False
+            at = found.end()
+        return True
+
+
+def _piece(text: str) -> re.Pattern[str]:
+    return re.compile("".join("." if char == "?" else re.escape(char) for char in text), re.DOTALL)
+
+
+compile_pattern = cache(Pattern)

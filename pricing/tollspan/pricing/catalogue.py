@@ -133,6 +133,25 @@ class Catalogue:
         found = self._lookup(provider, name)
         return None if found is None else (found[0], found[1].name.partition("/")[2].lower(), found[2])
 
+    def model_id(self, provider: str, name: str) -> str | None:
+        found = self._lookup(provider, name)
+        return None if found is None else found[1].name
+
+    def known_as(self, provider: str, name: str) -> Sequence[str]:
+        """Its spellings without wrapping, on Bedrock also without the geography in front where that changes no price,
+        and the id of its entry."""
+        known = self.identify(provider, name)
+        names = dict.fromkeys(catalogue_names.known_spellings(provider, name, known[2] if known is not None else None))
+        if known is not None:
+            homes = [home for each in names if (home := catalogue_names.without_geography(provider, each)) is not None]
+            names.update(dict.fromkeys(home for home in homes if self._same(provider, home, known[1])))
+            names[known[1]] = None
+        return tuple(names)
+
+    def _same(self, provider: str, name: str, model: str) -> bool:
+        found = self.identify(provider, name)
+        return found is not None and found[1] == model
+
     def owners(self, name: str) -> Iterable[str]:
         return _owners().get(name, ())
 

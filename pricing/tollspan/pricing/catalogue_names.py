@@ -42,6 +42,7 @@ _AZURE_FINE_TUNED: Final = re.compile(r"(.+\.ft-)[0-9a-z-]+")
 _COMPACT_DATE: Final = re.compile(r"-(20\d\d)(\d\d)(\d\d)(?=-|:|$)")
 
 _GEOGRAPHIES: Final = "us|eu|apac|jp|au|ca|in|global"
+_PROFILE: Final = re.compile(rf"(?:{_GEOGRAPHIES})\.(.+)")
 _VENDORS: Final = (
     "ai21|amazon|anthropic|cohere|deepseek|google|meta|minimax|mistral|moonshotai|nvidia|openai|qwen|writer|zai"
 )
@@ -104,6 +105,20 @@ def spellings(provider: str, name: str) -> Iterator[str]:
     found = dict.fromkeys((name, bare, f"/{bare}") if provider == "aws" else (name, bare))
     yield from found
     yield from dict.fromkeys(spelling for spelling in map(_dashed, found) if spelling not in found)
+
+
+def known_spellings(provider: str, name: str, matched: str | None) -> Iterator[str]:
+    """Spellings of a name up to the one that was matched; what comes after would be another model."""
+    for spelling in spellings(provider, name):
+        yield spelling
+        if spelling == matched:
+            return
+
+
+def without_geography(provider: str, name: str) -> str | None:
+    """The model behind a cross-region profile of Bedrock (``us.``, ``eu.``); None where the name is none."""
+    found = _PROFILE.fullmatch(name) if provider == "aws" else None
+    return None if found is None else found[1]
 
 
 def unwrapped(provider: str, name: str) -> str | None:

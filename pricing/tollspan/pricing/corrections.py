@@ -32,7 +32,7 @@ from tollspan.pricing.book import (
     is_pattern,
 )
 from tollspan.pricing.catalogue import Catalogue
-from tollspan.pricing.catalogue_names import spellings
+from tollspan.pricing.catalogue_names import known_spellings
 from tollspan.pricing.meters import Axis
 from tollspan.pricing.resolve import Quote, Situation
 from tollspan.pricing.schedule import WEEK
@@ -83,12 +83,14 @@ class Corrections:
         return list(dict.fromkeys(chain.from_iterable(self.table.aliases(axis, provider, each) for each in names)))
 
     def _spellings(self, provider: str, name: str) -> Iterator[str]:
-        """Spellings of a name up to the one that the catalogue knows; what comes after would be another model."""
         known = self.catalogue.identify(provider, name)
-        for spelling in spellings(provider, name):
-            yield spelling
-            if known is not None and spelling == known[2]:
-                return
+        return known_spellings(provider, name, known[2] if known is not None else None)
+
+    def model_id(self, provider: str, name: str) -> str | None:
+        return None  # the catalogue behind knows
+
+    def known_as(self, provider: str, name: str) -> Sequence[str]:
+        return ()
 
     def names(self, axis: Axis, provider: str | None) -> Iterable[str]:
         return [name for name in self.table.names(axis, provider) if not is_pattern(name)]
@@ -162,7 +164,7 @@ def _row_quotes(row: PriceRow, layer: Corrections, own: PriceBook, without: Pric
         ours, theirs = Situation(own, row.axis, selectors), Situation(without, row.axis, selectors)
         for instant in _instants(row.effective):
             quote = ours.quote(row.meter, instant)
-            if quote.row is row:
+            if quote.row is row or (quote.row is None and row.status == "withdrawn"):
                 yield quote, theirs.quote(row.meter, instant)
 
 

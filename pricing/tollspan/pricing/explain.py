@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
-from math import prod
 from typing import Final, Literal
 
 from tollspan.pricing import money
-from tollspan.pricing.book import LIST_LEVEL, WHOLE, Factor, PriceRow, Source
+from tollspan.pricing.book import WHOLE, PriceRow, Source
 from tollspan.pricing.charges import Charge, Charges
 from tollspan.pricing.engine import PriceEngine, instant_of
 from tollspan.pricing.meters import METERS
-from tollspan.pricing.resolve import INPUT_TOKENS, Considered, Quote, Situation
+from tollspan.pricing.resolve import INPUT_TOKENS, Considered, Quote
 from tollspan.pricing.selectors import Selectors
 from tollspan.pricing.suggestions import Suggestion, suggestions
 
@@ -142,7 +141,7 @@ def explain(
             meters.append(MeterExplanation(charge, (), (), ()))
             continue
         situation = engine.situation(METERS[charge.meter].axis, selectors)
-        levels = tuple(_levels(charge, situation.quote(charge.meter, instant), instant, situation, input_tokens))
+        levels = tuple(_levels(charge, situation.quote(charge.meter, instant), input_tokens))
         considered = tuple(engine.explain(charge.meter, at=instant, selectors=selectors))
         helpful = tuple(suggestions(engine.book, charge, instant, situation))
         meters.append(MeterExplanation(charge, levels, considered, helpful))
@@ -154,7 +153,7 @@ def _steps(meter: str, value: int | Decimal) -> int:
     return value if isinstance(value, int) else money.steps_of(meter, value)
 
 
-def _levels(charge: Charge, quote: Quote, at: int, situation: Situation, input_tokens: int | None) -> Iterator[Level]:
+def _levels(charge: Charge, quote: Quote, input_tokens: int | None) -> Iterator[Level]:
     contracted = quote.contracted or quote
     listed = quote.listed or quote
     seen: list[Quote] = []
@@ -175,7 +174,7 @@ def _levels(charge: Charge, quote: Quote, at: int, situation: Situation, input_t
             of_level.layer,
             of_level.matched_by,
             tuple(_parts(charge.meter, of_level, billed, input_tokens)),
-            _times(of_level, name, at, situation),
+            _times(of_level),
             cost,
             raised=billed > steps,
         )
@@ -199,26 +198,9 @@ def _parts(meter: str, quote: Quote, billed: int, input_tokens: int | None) -> I
             return
 
 
-def _times(quote: Quote, name: LevelName, at: int, situation: Situation) -> tuple[Times, ...]:
-    """What made the row's rate the quote's: the factors that apply, and a share of a device for the rest."""
-    row = quote.row
-    assert row is not None
-    pairs = [(mine[1], rate) for (_, _, rate), mine in zip(quote.steps, row.rates, strict=True) if rate is not None]
-    ratio = next((Fraction(to.num * of.den, to.den * of.num) for of, to in pairs if of.num), WHOLE)
-    if ratio == WHOLE or row.kind == "included":
+def _times(quote: Quote) -> tuple[Times, ...]:
+    """What the row's price was multiplied by."""
+    if quote.row is None or quote.row.kind == "included":
         return ()
-    found: list[Factor] = []
-    if row.level == LIST_LEVEL:
-        found = [f for f in situation.factors if _applies(f, row, at)]
-        agreed = next((f for f in situation.adjustments if _applies(f, row, at)), None)
-        if agreed is not None and name != "list":
-            found.append(agreed)
-    times = [Times(factor.id, factor.factor, factor.source) for factor in found]
-    product = prod((factor.factor for factor in found), start=WHOLE)
-    if product and ratio != product:
-        times.insert(0, Times("share of the device", ratio / product))
-    return tuple(times)
-
-
-def _applies(factor: Factor, row: PriceRow, at: int) -> bool:
-    return factor.effective.holds(at) and factor.covers(row)
+    times = [Times(factor.id, factor.factor, factor.source) for factor in quote.factors]
+    return (Times("share of the device", quote.share), *times) if quote.share != WHOLE else tuple(times)

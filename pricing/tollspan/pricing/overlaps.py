@@ -22,9 +22,9 @@ from tollspan.pricing.book import (
     Interval,
     PriceRow,
     Term,
-    compile_pattern,
     is_pattern,
     literal_length,
+    matches,
 )
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.schedule import DAY, Schedule
@@ -131,7 +131,7 @@ def uncovered(whole: Interval, parts: Iterable[Interval]) -> Iterator[Interval]:
 
 def covers_name(pattern: str, name: str) -> bool:
     """Whether a name is matched (``*`` any characters, ``?`` one)."""
-    return compile_pattern(pattern).fullmatch(name) is not None if is_pattern(pattern) else pattern == name
+    return matches(pattern, name)
 
 
 def _rivals(rows: Iterable[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow, Sequence[PriceRow]]]:

@@ -33,6 +33,7 @@ from tollspan.pricing.book import (
     Match,
     PriceBook,
     PriceRow,
+    is_known,
 )
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.money import UNIT_PRICE_DECIMALS, Rate, divide_half_even
@@ -44,7 +45,6 @@ INCLUDED_IN: Final[dict[str, tuple[str, ...]]] = {
     "tokens.input.cache_write": ("tokens.input.uncached",),
     "tokens.input.cache_write.5m": ("tokens.input.cache_write", "tokens.input.uncached"),
     "tokens.input.cache_write.30m": ("tokens.input.cache_write", "tokens.input.uncached"),
-    "tokens.input.cache_write.1h": ("tokens.input.cache_write", "tokens.input.uncached"),
     "tokens.input.audio": ("tokens.input.uncached",),
     "tokens.input.audio.cache_read": ("tokens.input.audio", "tokens.input.cache_read", "tokens.input.uncached"),
     "tokens.input.image": ("tokens.input.uncached",),
@@ -59,14 +59,20 @@ INCLUDED_IN: Final[dict[str, tuple[str, ...]]] = {
 }
 """Meter → meters whose price it is charged at when it has none, nearest first. For tokens this is the unit lattice of
 genai-prices (``decompose.py``: usage without a price of its own stays in the nearest unit that has one); its
-``cache_write`` unit is the provider's default lifetime (30 minutes at OpenAI, 5 at Anthropic). Twelve-hour cache writes
-are not in the lattice and stay unpriced without a price of their own. An idle GPU second costs what a busy one does."""
+``cache_write`` unit is the provider's default lifetime (30 minutes at OpenAI, 5 at Anthropic). Cache writes for an hour
+and for twelve cost more than that: they stay unpriced without a price of their own. An idle GPU second costs what a
+busy one does."""
+
+UNCACHED: Final = "tokens.input.uncached"
+_CACHED: Final = ("tokens.input.cache_read", "tokens.input.cache_write")
 
 INPUT_TOKENS: Final = tuple(name for name in METERS if name.startswith("tokens.input."))
 """Meters whose sum is the request's input, the basis of cliff tiers."""
 
 TIER_UNKNOWN: Final = "tier_unknown"
 TIER_ASSUMED: Final = "tier_assumed"
+MODEL_ASSUMED: Final = "model_assumed"
+METER_ASSUMED: Final = "meter_assumed"
 PRICE_ANNOUNCED: Final = "price_announced"
 PROVIDER_MISSING: Final = "provider_missing"
 PROVIDER_AMBIGUOUS: Final = "provider_ambiguous"
@@ -90,6 +96,8 @@ REASONS: Final = (
     "no_price_for_residency",
     TIER_UNKNOWN,
     TIER_ASSUMED,
+    MODEL_ASSUMED,
+    METER_ASSUMED,
     PRICE_ANNOUNCED,
 )
 """Every reason that pricing gives, in the order in which a row lists them. Of the ``unknown_...`` and ``no_...`` ones a
@@ -103,6 +111,8 @@ charge has the last that applies, the one nearest to a price:
 - ``no_price_at_time``: it has one, but not at that instant;
 - ``no_price_for_region`` (and other selectors), ``tier_unknown``: it has one, but not under these conditions;
 - ``tier_assumed``: priced, at the standard tier or the lowest step, because the span does not say which applies;
+- ``model_assumed``: priced as the requested model, because no book knows the one that was served;
+- ``meter_assumed``: priced as uncached input, because no book has a price for reading or writing its cache;
 - ``price_announced``: priced, by a row that was only announced when its book was written."""
 
 IMPLIED_MARK: Final = ", implied"
@@ -134,6 +144,8 @@ class Quote:
         minimum: least quantity charged when any was used, base steps; 0 = none.
         graduated: each step is for the part of the quantity above its bound.
         layer: name of the layer that holds the row.
+        factors: what the row's price was multiplied by, besides ``share``.
+        share: the part of a device that is priced.
         contracted: the contracted price; None = the same as this, the effective one.
         listed: the list price; None = likewise.
     """
@@ -146,6 +158,8 @@ class Quote:
     minimum: int = 0
     graduated: bool = False
     layer: str = ""
+    factors: tuple[Factor, ...] = ()
+    share: Fraction = WHOLE
     contracted: Quote | None = None
     listed: Quote | None = None
 
@@ -199,12 +213,16 @@ class Situation:
         selectors: normalized.
     """
 
-    __slots__ = ("_cards", "adjustments", "axis", "cuts", "factors", "matches", "owners", "schedules", "selectors")
+    __slots__ = (
+        *("_cards", "adjustments", "axis", "cuts", "factors", "matches", "owners", "schedules", "selectors"),
+        "served_known",
+    )
 
     def __init__(self, book: PriceBook, axis: Axis, selectors: Selectors) -> None:
         self.axis = axis
         self.selectors = selectors
         self.matches: list[Match] = book.matches(axis, selectors)
+        self.served_known = selectors.model is None or is_known(m for m in self.matches if m.selector == "model")
         self.factors = _relevant(book.factors, axis, selectors)
         self.adjustments = _relevant(book.adjustments, axis, selectors)
         self.owners = _owners(book, selectors) if axis == "model" and not self.matches else 0
@@ -289,14 +307,14 @@ def resolve(meter: str, at: int, situation: Situation, trace: list[Considered] |
     contract = _lower(effective, meter, at, situation, CONTRACT_LEVEL)
     listed = _lower(contract, meter, at, situation, LIST_LEVEL)
 
-    list_quote = _quote(listed, meter, _factors(listed.row, at, situation)) if listed is not None else _NOTHING
+    list_quote = _quote(listed, meter, _factors(listed, meter, at, situation)) if listed is not None else _NOTHING
     contracted = list_quote
     if contract is None:
         contracted = _NOTHING
     elif contract.row.level == LIST_LEVEL:
-        agreed = next((f for f in situation.adjustments if _applies(f, contract.row, at)), None)
+        agreed = next((f for f in situation.adjustments if _applies(f, contract, meter, at)), None)
         if agreed is not None:
-            contracted = _quote(contract, meter, (*_factors(contract.row, at, situation), agreed))
+            contracted = _quote(contract, meter, (*_factors(contract, meter, at, situation), agreed))
     else:
         contracted = _quote(contract, meter, ())
     charged = contracted if effective is contract else _quote(effective, meter, ())
@@ -320,12 +338,12 @@ def _lower(choice: _Choice | None, meter: str, at: int, situation: Situation, le
     return None if isinstance(found, str) else found
 
 
-def _factors(row: PriceRow, at: int, situation: Situation) -> tuple[Factor, ...]:
-    return tuple(factor for factor in situation.factors if _applies(factor, row, at))
+def _factors(choice: _Choice, meter: str, at: int, situation: Situation) -> tuple[Factor, ...]:
+    return tuple(factor for factor in situation.factors if _applies(factor, choice, meter, at))
 
 
-def _applies(factor: Factor, row: PriceRow, at: int) -> bool:
-    return factor.effective.holds(at) and factor.covers(row)
+def _applies(factor: Factor, choice: _Choice, meter: str, at: int) -> bool:
+    return factor.effective.holds(at) and factor.covers(choice.row, meter, choice.match.names)
 
 
 def _choose(meter: str, at: int, situation: Situation, level: int, trace: list[Considered] | None) -> _Choice | str:
@@ -362,7 +380,8 @@ def _choose(meter: str, at: int, situation: Situation, level: int, trace: list[C
                 elif not row.effective.holds(at):
                     note(row, match, "not in force at that time", "no_price_at_time")
                 elif unmet:
-                    in_force = True
+                    # A contract for some calls says nothing about the list price of the others.
+                    in_force = in_force or row.level == LIST_LEVEL
                     note(row, match, f"asks for {unmet[0]} = {row.when[unmet[0]]}")
                     if len(unmet) < closest:
                         closest, nearest_reason = len(unmet), _unmet_reason(unmet[0])
@@ -376,19 +395,27 @@ def _choose(meter: str, at: int, situation: Situation, level: int, trace: list[C
                     note(row, match, f"less specific than {best.id}")
             if best is not None:
                 note(best, match, "chosen")
-                return _Choice(best, match, candidate, _assumptions(best, rows, at, selectors))
+                if best.status == "withdrawn":
+                    return "no_price_at_time"
+                return _Choice(best, match, candidate, _assumptions(meter, candidate, best, match, rows, at, situation))
         if in_force:
             break  # it has a price of its own, for other conditions: the price of another meter would be a guess
     return nearest_reason or failure
 
 
-def _assumptions(chosen: PriceRow, rows: Sequence[PriceRow], at: int, selectors: Selectors) -> tuple[str, ...]:
+def _assumptions(
+    meter: str, candidate: str, row: PriceRow, match: Match, rows: Sequence[PriceRow], at: int, situation: Situation
+) -> tuple[str, ...]:
     reasons: list[str] = []
-    if selectors.service_tier is None and any(
-        row.when.get("service_tier", STANDARD) != STANDARD and row.effective.holds(at) for row in rows
+    if situation.selectors.service_tier is None and any(
+        other.when.get("service_tier", STANDARD) != STANDARD and other.effective.holds(at) for other in rows
     ):
         reasons.append(TIER_ASSUMED)
-    if chosen.status == "announced":
+    if match.selector == "request_model" and not situation.served_known:
+        reasons.append(MODEL_ASSUMED)
+    if candidate == UNCACHED and meter.startswith(_CACHED):
+        reasons.append(METER_ASSUMED)
+    if row.status == "announced":
         reasons.append(PRICE_ANNOUNCED)
     return tuple(reasons)
 
@@ -419,6 +446,8 @@ def _quote(choice: _Choice, meter: str, factors: Sequence[Factor]) -> Quote:
         row.minimum_steps,
         row.graduated,
         match.layer,
+        tuple(factors),
+        match.share,
     )
 
 

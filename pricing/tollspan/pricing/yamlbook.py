@@ -37,7 +37,7 @@ The format::
         tiers: {basis: request_input_tokens, mode: cliff, steps: [{above: 200000, amount: "2.64"}]}
         minimum: 10                        # least quantity charged when any was used, in the meter's unit
         kind: list                         # list (default) | estimate | contract | amortised | included
-        status: active                     # active (default) | announced | cancelled
+        status: active                     # active (default) | announced | cancelled | withdrawn
         source: {url: "https://...", retrieved_at: 2026-11-20, via: "...", note: "...", sha256: null}
       - {provider: acme, sku: my-model-*, meter: pages, amount: 2, status: announced, effective: [2027-01-01, null],
          tiers: {mode: graduated, steps: [{above: 9, amount: 1}]}}

@@ -33,7 +33,7 @@ STEP_FIELDS: Final = ("above", "amount")
 SOURCE_FIELDS: Final = ("url", "retrieved_at", "via", "note", "sha256")
 
 KINDS: Final = tuple(LEVELS)
-STATUSES: Final[tuple[Status, ...]] = ("active", "announced", "cancelled")
+STATUSES: Final[tuple[Status, ...]] = ("active", "announced", "cancelled", "withdrawn")
 MODES: Final = {"cliff": "request_input_tokens", "graduated": "quantity"}
 """Mode of tiers → the basis it goes with: what the steps are counted in."""
 METERS_HINT: Final = "The list of them is in tollspan.pricing.meters."
