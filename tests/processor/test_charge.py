@@ -116,3 +116,14 @@ def test_rows_of_later_batches_never_replace_earlier_ones(engine: PriceEngine) -
     assert first > second
     rolled = charged(engine, chat(1), rollups=(0,))["revision"].to_pylist()[0]
     assert rolled > first
+
+
+def test_a_call_that_only_asked_for_work_is_not_billed_and_not_missing(engine: PriceEngine) -> None:
+    rows = charged(
+        engine,
+        chat(1, tokens=None, **{"tollspan.usage_deferred": True}),
+        chat(2, tokens=None),
+        chat(3, tokens=(1, 1), **{"tollspan.usage_deferred": True}),
+    )
+    assert rows["cost_status"].to_pylist() == ["not_billed", "unpriced", "priced"]
+    assert rows["cost_reasons"].to_pylist()[0] == "usage_deferred"

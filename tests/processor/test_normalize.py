@@ -39,6 +39,7 @@ COLUMNS = {
     "retries": pa.int32(),
     "cold_start": pa.bool_(),
     "sent": pa.bool_(),
+    "deferred": pa.bool_(),
     "batch_size": pa.int64(),
     "billable": pa.bool_(),
     "token_bearing": pa.bool_(),

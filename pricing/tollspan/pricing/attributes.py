@@ -40,6 +40,17 @@ RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 RESPONSE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
 """Seconds (double) from the start of the call to the first chunk of its stream."""
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
+TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
+"""Content: on the span as JSON, and only where the user has asked for it."""
+
+USAGE_COST_AMOUNT: Final = "gen_ai.usage.cost.amount"
+"""What the call cost by the instrumentation's own price book (double); proposed in semantic-conventions-genai#443. Not
+what a provider reported, and never read as that: `USAGE_COST_SOURCE` says ``local``."""
+USAGE_COST_CURRENCY: Final = "gen_ai.usage.cost.currency"
+USAGE_COST_SOURCE: Final = "gen_ai.usage.cost.source"
 
 USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 """All input tokens, cached ones included (the convention's meaning, whatever the provider's)."""
@@ -110,6 +121,11 @@ PROCESSING: Final = "tollspan.processing"
 CALL_SENT: Final = "tollspan.call.sent"
 """False on a call that failed before any request went out (a missing argument, say): the provider was asked for
 nothing. Absent otherwise, also where it is not known."""
+USAGE_DEFERRED: Final = "tollspan.usage_deferred"
+"""True on a call that only asked for work: what it uses is told later, and stands on a span of its own (a background
+response, a video)."""
+REQUEST_FINGERPRINT: Final = "tollspan.request.fingerprint"
+"""Keyed hash of the request (32 hexadecimal digits): equal requests have equal ones, and it tells nothing of them."""
 STREAM_ABANDONED: Final = "tollspan.stream.abandoned"
 """True on a call whose stream was closed or dropped before its end was read: what the provider counted is not known."""
 GPU_TIME_SOURCE: Final = "tollspan.gpu.time.source"
@@ -139,6 +155,9 @@ def usage(meter: str) -> str:
 COST_REPORTED: Final = "tollspan.cost.reported"
 """What the provider itself says that the call cost, USD: a string, or a double. Kept beside our own figure, and never
 used for it."""
+
+COST_LOCAL: Final = "tollspan.cost.local"
+"""`USAGE_COST_AMOUNT` to the last digit: a decimal string, USD."""
 
 # -- written by the processor on kept spans ----------------------------------------------------------------------------
 COST_AMOUNT: Final = "tollspan.cost.amount"

@@ -55,7 +55,7 @@ _TEXT: Final = (
 
 _USED: Final = sorted(
     {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
-    | {"batch_size", "invalid", "incomplete", "sent", "reported_cost", *_TEXT}
+    | {"batch_size", "invalid", "incomplete", "sent", "deferred", "reported_cost", *_TEXT}
 )
 
 
@@ -117,11 +117,13 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     )
     valid = np.asarray(pc.is_null(table["invalid"]))
     unsent = empty & ~np.asarray(pc.fill_null(plain(table["sent"]), True))
+    deferred = empty & np.asarray(pc.fill_null(plain(table["deferred"]), False))
     status, reasons = settled(costs, np.asarray(table["incomplete"]) & ~rolled & ~empty & valid, rolled)
     for mask, state, reason in (
         (empty & valid, "unpriced", "usage_missing"),
         (refused & valid, "not_billed", "refused_by_provider"),
         (unsent & valid, "not_billed", "not_sent"),
+        (deferred & valid, "not_billed", "usage_deferred"),
         (rolled & empty, "rollup", "rollup"),
     ):
         if mask.any():

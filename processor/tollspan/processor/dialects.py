@@ -109,7 +109,11 @@ INTEGERS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Canonical integer column that takes no part in a price → keys. A value that is no count is as good as none."""
 
-FLAGS: Final[dict[str, tuple[str, ...]]] = {"cold_start": (names.COLD_START,), "sent": (names.CALL_SENT,)}
+FLAGS: Final[dict[str, tuple[str, ...]]] = {
+    "cold_start": (names.COLD_START,),
+    "sent": (names.CALL_SENT,),
+    "deferred": (names.USAGE_DEFERRED,),
+}
 """Canonical boolean column → keys."""
 
 COSTS: Final = (

@@ -141,6 +141,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "retries": pivot.integer(INTEGERS["retries"], pa.int32()),
             "cold_start": pivot.flag(FLAGS["cold_start"]),
             "sent": pivot.flag(FLAGS["sent"]),
+            "deferred": pivot.flag(FLAGS["deferred"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
             "convention": convention,
