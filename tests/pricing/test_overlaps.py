@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollspan.pricing import BookError
+from tollspan.pricing import BookError, overlaps
 from tollspan.pricing.book import ALWAYS, Interval, compile_pattern
 from tollspan.pricing.overlaps import patterns_meet, schedules_meet, uncovered
 from tollspan.pricing.schedule import DAY, Schedule
@@ -254,3 +254,23 @@ def test_gaps_are_what_no_part_holds(
     for at in range(-1, 14):
         inside = Interval(*whole).holds(at) and not any(Interval(*part).holds(at) for part in parts)
         assert sum(gap.holds(at) for gap in gaps) == inside
+
+
+def test_patterns_of_thousands_of_characters_are_compared() -> None:
+    one, other = "ab" * 1000 + "*" + "?" * 200, "a*" + "?" * 300 + "b"
+    assert patterns_meet(one, other)
+    assert not patterns_meet("a" * 2000 + "*b*c", "a" * 2000 + "*b*d")
+
+
+def test_a_name_longer_than_any_is_refused() -> None:
+    with pytest.raises(BookError, match="sku: a name of 3000 characters"):
+        parse(f"prices: [{{sku: '{'a' * 2999}*', meter: requests, amount: 1}}]")
+
+
+def test_thousands_of_adjustments_are_compared_by_what_they_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    monkeypatch.setattr(overlaps, "_agree", lambda one, other: compared.append(one) or True)
+    text = "".join(f"  - {{match: {{provider: acme, sku: m{n:04}}}, percent: -1}}\n" for n in range(3000))
+    regions = "".join(f"  - {{when: {{region: r{n}}}, percent: -1}}\n" for n in range(3000))
+    parse("adjustments:\n" + text + regions)
+    assert not compared

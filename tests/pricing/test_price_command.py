@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,42 @@ def test_usage_is_needed_and_only_once(tmp_path: Path) -> None:
         result = run("--provider", "openai", *arguments)
         assert result.exit_code == 2
         assert "Give what was used" in result.stderr
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"])
+def test_an_instant_beyond_all_prices_is_one_line(at: str) -> None:
+    result = run("--provider", "deepseek", "--model", "deepseek-v4-pro", "--usage", "tokens.output=1", "--at", at)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"--at {at}: out of range. Prices are known from 1678 to 2261." in result.stderr
+
+
+@pytest.mark.parametrize("number", ["١٠", "1_000", "１", "+-1", "1 0"])
+def test_a_quantity_is_written_in_plain_digits(number: str) -> None:
+    result = run("--provider", "openai", "--model", "gpt-5-mini", "--usage", f"tokens.output={number}")
+    assert result.exit_code == 2
+    assert "is not a number." in result.stderr
+
+
+def test_a_figure_far_from_ours_is_told_to_the_hundredth(tmp_path: Path) -> None:
+    usage = '{"prompt_tokens": 1000, "completion_tokens": 0, "cost": 1e-30}'
+    arguments = ["--provider", "openrouter", "--model", "openai/gpt-5-mini", *raw(tmp_path, usage)]
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "; ours is 24999999999999999999999999900 % away" in result.stdout
+
+
+def test_images_are_counted_where_the_response_has_no_usage(tmp_path: Path) -> None:
+    body = {"created": 1713833628, "data": [{"url": "https://example.test/1"}, {"url": "https://example.test/2"}]}
+    found = answer("--provider", "openai", "--model", "dall-e-3", *raw(tmp_path, body))
+    assert {charge["meter"]: charge["quantity"] for charge in found["charges"]} == {"images": 2}
+    assert found["unknown_counts"] == []
+
+
+@pytest.mark.parametrize("model", ["sonar", "sonar-pro", "sonar-reasoning", "sonar-reasoning-pro"])
+def test_what_perplexity_s_request_fee_covers_is_not_missing(tmp_path: Path, model: str) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30, "num_search_queries": 3}
+    found = answer("--provider", "perplexity", "--model", model, *raw(tmp_path, usage))
+    charges = {charge["meter"]: charge for charge in found["charges"]}
+    assert (found["status"], found["reasons"], charges["web_searches"]["status"]) == ("priced", [], "included")
+    assert found["cost"] == found["list_cost"]
+    assert Decimal(found["cost"]) > Decimal(charges["requests"]["cost"]) > 0

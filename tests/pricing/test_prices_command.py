@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 from tollspan.pricing import BookError, corrections
 from tollspan.pricing.yamlbook import parse_layer
 from tollspan.processor.cli.prices import prices
-from tollspan.processor.errors import ConfigError
 
 NOW = ["--at", "2026-11-20T12:00:00Z"]
 
@@ -445,7 +444,7 @@ def test_a_broken_file_is_the_error_that_the_command_line_prints(write: Write) -
 TERMS = """
 price_book: {id: acme, version: 1}
 adjustments:
-  - {id: commit, match: {provider: openai}, commitment: "100", effective: [2026-10-01, 2026-12-01]}
+  - {id: commit, match: {provider: openai}, commitment: "100", effective: [2026-11-01, 2026-12-01]}
   - {id: volume, match: {provider: openai},
      volume: {basis: cost, mode: graduated, steps: [{above: 40, percent: -50}]}}
 """
@@ -501,18 +500,79 @@ def test_settle_says_what_was_typed_wrong(write: Write, arguments: list[str], li
     assert result.stderr.startswith(f"error: {line}")
 
 
-def test_a_term_that_holds_in_a_part_of_the_period_is_not_settled_for_all_of_it(write: Write) -> None:
-    book = write("acme.yaml", TERMS)
-    error = run("settle", book, "--since", "2026-09-15", "--until", "2026-11-01").exception
-    assert isinstance(error, ConfigError)
-    assert "commit is in force from 2026-10-01 until 2026-12-01, which is a part of the period." in str(error)
+YEAR = """
+adjustments:
+  - {id: year, match: {provider: openai}, commitment: "120000", effective: [2026-01-01, 2027-01-01]}
+  - {id: free, match: {provider: aws, meter: network.egress.bytes}, allotment: 5, unit: GB}
+"""
 
 
-def test_what_is_free_by_the_month_is_settled_by_the_month(write: Write) -> None:
+@pytest.mark.parametrize("period", [["--month", "2026-11"], ["--since", "2026-06-01", "--until", "2027-01-01"]])
+def test_a_commitment_for_a_year_is_not_owed_for_a_part_of_it(write: Write, ledger: str, period: list[str]) -> None:
+    book = write("acme.yaml", YEAR + "  - {id: volume, volume: {steps: [{above: 1, percent: -1}]}}\n")
+    result = run("settle", book, *period, "--store", ledger)
+    assert "year: " in " ".join((result.stdout + result.stderr).split())
+    assert "it is for 2026-01-01 until 2027-01-01, as a whole" in " ".join((result.stdout + result.stderr).split())
+    assert "owed" not in result.stdout
+
+
+def test_a_term_is_settled_over_what_it_is_for_and_the_others_are_named(write: Write, ledger: str) -> None:
+    book = write("acme.yaml", YEAR)
+    found = {row["term"]: row for row in rows("settle", book, "--month", "2026-11", "--store", ledger)}
+    assert (found["free"]["worth"], found["year"]["worth"], found["year"]["cost"]) == ("0.000000000000", None, None)
+    assert found["year"]["reason"] == (
+        "not settled for this period; it is for 2026-01-01 until 2027-01-01, as a whole: "
+        "settle it with --since 2026-01-01 --until 2027-01-01"
+    )
+    whole = ("--since", "2026-01-01", "--until", "2027-01-01", "--store", ledger)
+    found = {row["term"]: row for row in rows("settle", book, *whole)}
+    # 50 USD in November and 30 in December.
+    assert (found["year"]["worth"], found["free"]["worth"]) == ("119920.000000000000", None)
+    assert found["free"]["reason"].endswith("it is for a calendar month: settle it with --month")
+
+
+def test_terms_for_ten_days_and_for_the_month_do_not_keep_each_other_from_being_settled(
+    write: Write, ledger: str
+) -> None:
+    days = '  - {id: days, match: {provider: openai}, commitment: "60", effective: [2026-11-01, 2026-11-11]}\n'
+    book = write("acme.yaml", YEAR + days)
+    month = {row["term"]: row["worth"] for row in rows("settle", book, "--month", "2026-11", "--store", ledger)}
+    assert month == {"free": "0.000000000000", "days": None, "year": None}
+    ten = ("--since", "2026-11-01", "--until", "2026-11-11", "--store", ledger)
+    assert {row["term"]: row["worth"] for row in rows("settle", book, *ten)} == {
+        "days": "10.000000000000",
+        "free": None,
+        "year": None,
+    }
+
+
+def test_a_commitment_for_a_year_counts_what_the_months_terms_leave(write: Write, ledger: str) -> None:
+    book = write("acme.yaml", YEAR + "  - {id: half, volume: {mode: cliff, steps: [{above: 40, percent: -50}]}}\n")
+    whole = ("--since", "2026-01-01", "--until", "2027-01-01", "--store", ledger)
+    found = {row["term"]: row for row in rows("settle", book, *whole)}
+    # November's 50 USD at OpenAI and 30 at Anthropic are halved; December's 30 USD reach no step.
+    assert (found["year"]["cost"], found["half"]["worth"]) == ("55.000000000000", None)
+    part = YEAR + "  - {id: half, volume: {steps: [{above: 40, percent: -50}]}, effective: [2026-10-10, null]}\n"
+    result = run("settle", write("part.yaml", part), *whole)
+    assert result.exit_code == 2, "what half of October is worth is not known"
+    assert "year: it comes after half, whose credits in this period are not known." in result.stderr
+    days = '  - {id: days, match: {provider: openai}, commitment: "60", effective: [2026-11-01, 2026-11-11]}\n'
+    mixed = write("mixed.yaml", "adjustments:\n  - {id: half, volume: {steps: [{above: 40, percent: -50}]}}\n" + days)
+    result = run("settle", mixed, "--since", "2026-11-01", "--until", "2026-11-11", "--store", ledger)
+    assert result.exit_code == 2
+    assert "days: it comes after half, whose credits in this period are not known." in result.stderr
+
+
+def test_what_is_free_by_the_month_is_settled_by_the_month(write: Write, ledger: str) -> None:
     free = "adjustments: [{id: free, match: {provider: aws, meter: network.egress.bytes}, allotment: 5, unit: GB}]"
-    error = run("settle", write("a.yaml", free), "--since", "2026-11-01", "--until", "2026-11-15").exception
-    assert isinstance(error, ConfigError)
-    assert str(error) == "free is an allotment for a calendar month. Give --month."
+    result = run("settle", write("a.yaml", free), "--since", "2026-11-01", "--until", "2026-11-15")
+    assert result.exit_code == 2
+    assert "free: it is for a calendar month: settle it with --month." in result.stderr
+    month = ("--since", "2026-11-01", "--until", "2026-12-01", "--store", ledger)
+    assert [row["worth"] for row in rows("settle", write("a.yaml", free), *month)] == ["0.000000000000"]
+    late = free.replace("unit: GB", "unit: GB, effective: [2026-11-10, null]")
+    result = run("settle", write("late.yaml", late), "--month", "2026-11")
+    assert "holds in a part of this one: let it begin and end with a month." in result.stderr
 
 
 def test_a_book_without_terms_has_nothing_to_settle(write: Write) -> None:
@@ -524,3 +584,8 @@ def test_a_book_without_terms_has_nothing_to_settle(write: Write) -> None:
 def test_every_command_has_help_with_an_example() -> None:
     for command in ("list", "show", "check", "diff", "breakeven", "settle", "schema"):
         assert f"Example: tollspan prices {command}" in " ".join(run(command, "--help").stdout.split())
+
+
+def test_check_takes_any_age(write: Write) -> None:
+    result = run("check", write("acme.yaml", BOOK), "--older-than", "99999999999999")
+    assert result.exception is None

@@ -189,3 +189,22 @@ def test_a_million_instants_are_a_matter_of_milliseconds(zone: str) -> None:
     began = time.perf_counter()
     schedule.holds_many(at)
     assert time.perf_counter() - began < 0.3
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/New_York", "Pacific/Kiritimati"])
+@pytest.mark.parametrize("at", [-(2**63), 2**63 - 1, -(2**70), 2**70, -(10**30), 10**30])
+def test_every_int_is_an_instant(zone: str, at: int) -> None:
+    always = Schedule(((0, WEEK),), zone)
+    assert always.holds(at)
+    weekend = Schedule(week_of([(5 * DAY, WEEK)]), zone)
+    assert weekend.holds(at) == weekend.holds(at + WEEK)
+    if abs(at) < 2**63:
+        assert weekend.holds_many(np.array([at], np.int64)).tolist() == [weekend.holds(at)]
+
+
+def test_a_day_of_the_year_12000_is_the_weekday_that_it_is() -> None:
+    """400 years are whole weeks: 12 000-01-01 is the weekday of 2000-01-01, a Saturday."""
+    cycle = 146_097 * DAY
+    saturday = Schedule(week_of([(5 * DAY, 6 * DAY)]), "Asia/Shanghai")
+    noon = ns("2000-01-01T04:00:00+00:00")
+    assert [saturday.holds(noon + 25 * cycle + day * DAY) for day in range(-1, 2)] == [False, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollspan.pricing.book import Term
-from tollspan.pricing.settle import Line, Settlement, settle
+from tollspan.pricing.book import Interval, Term
+from tollspan.pricing.settle import Line, Settlement, months_of, other_period, settle
 from tollspan.pricing.yamlbook import parse_layer
 
 INPUT, OUTPUT, EGRESS = "tokens.input.uncached", "tokens.output", "network.egress.internet.bytes"
@@ -283,3 +284,63 @@ def test_the_order_of_lines_does_not_matter(settled: list[Term], used: list[Line
     random.shuffle(shuffled)
     first = [(one.worth, one.reason) for one in settle(settled[:1], used)]
     assert first == [(one.worth, one.reason) for one in settle(settled[:1], shuffled)]
+
+
+# -- periods -----------------------------------------------------------------------------------------------------------
+
+
+def interval(since: str | None, until: str | None) -> Interval:
+    ends = (
+        None if day is None else int(datetime.fromisoformat(f"{day}T00:00+00:00").timestamp()) * 10**9
+        for day in (since, until)
+    )
+    return Interval(*ends)
+
+
+YEAR, OCTOBER, TEN_DAYS = ("2026-01-01", "2027-01-01"), ("2026-10-01", "2026-11-01"), ("2026-10-10", "2026-10-20")
+
+
+@pytest.mark.parametrize(
+    ("kind", "effective", "period", "why"),
+    [
+        ("commitment", YEAR, OCTOBER, "it is for 2026-01-01 until 2027-01-01, as a whole"),
+        ("volume", YEAR, OCTOBER, "it is for 2026-01-01 until 2027-01-01, as a whole"),
+        ("commitment", YEAR, ("2025-01-01", "2028-01-01"), "it is for 2026-01-01 until 2027-01-01, as a whole"),
+        ("commitment", YEAR, YEAR, ""),
+        ("commitment", OCTOBER, OCTOBER, ""),
+        ("commitment", TEN_DAYS, TEN_DAYS, ""),
+        ("commitment", TEN_DAYS, OCTOBER, "it is for 2026-10-10 until 2026-10-20, as a whole"),
+        ("commitment", (None, None), OCTOBER, ""),
+        ("commitment", ("2026-10-01", None), OCTOBER, ""),
+        ("commitment", ("2026-10-10", None), OCTOBER, "it is for a calendar month, and holds in a part of this one"),
+        ("volume", (None, "2026-10-10"), OCTOBER, "it is for a calendar month, and holds in a part of this one"),
+        ("volume", (None, None), YEAR, "it is for a calendar month: settle it with --month"),
+        ("allotment", YEAR, OCTOBER, ""),
+        ("allotment", YEAR, YEAR, "it is for a calendar month: settle it with --month"),
+        ("allotment", OCTOBER, OCTOBER, ""),
+        ("allotment", TEN_DAYS, TEN_DAYS, "it is for a calendar month: settle it with --month"),
+        ("allotment", (None, None), ("2026-10-02", "2026-11-02"), "it is for a calendar month"),
+    ],
+)
+def test_a_term_is_for_one_period(kind: str, effective: Any, period: Any, why: str) -> None:
+    found = other_period(term(kind, "1", effective=interval(*effective)), interval(*period))
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+
+
+def test_a_period_is_made_of_whole_months_or_of_none() -> None:
+    assert months_of(interval("2026-11-01", "2027-02-01")) == [
+        interval("2026-11-01", "2026-12-01"),
+        interval("2026-12-01", "2027-01-01"),
+        interval("2027-01-01", "2027-02-01"),
+    ]
+    for since, until in (("2026-11-02", "2027-02-01"), ("2026-11-01", "2027-02-02"), TEN_DAYS):
+        assert months_of(interval(since, until)) == []
+
+
+def test_what_the_months_terms_leave_counts_towards_a_commitment_for_longer() -> None:
+    free = term("allotment", "50", meter=OUTPUT)
+    lines = [line("100", "100"), line("30", "30"), line("7", "7", sku="n")]
+    (settlement,) = settle([term("commitment", "200")], lines, months=[([free], 1), ([free], 2)])
+    # 50 of the first month's 100 are free, and all of the second's 37.
+    assert (settlement.cost, settlement.worth) == (50, 150)

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from decimal import Decimal
 from enum import Enum
 from types import SimpleNamespace
@@ -399,3 +400,86 @@ def test_the_cheapest_word_of_a_cache_is_not_taken_twice() -> None:
     assert read_usage("deepseek", usage).quantities == {UNCACHED: 4, READ: 6, OUTPUT: 5}
     # A key in two spellings is one key, the first.
     assert read_usage("openai", {**CHAT, "promptTokens": 12}).quantities == {UNCACHED: 10, OUTPUT: 5}
+
+
+# -- what was dropped in silence ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": [1000000], "completion_tokens": 5},
+        {"prompt_tokens": {"x": 5}},
+        {"prompt_tokens": [], "completion_tokens": 5},
+        {**CHAT, "prompt_tokens_details": [{"cached_tokens": 4}]},
+        {**CHAT, "prompt_tokens_details": {"cached_tokens": [4]}},
+        {**CHAT, "prompt_tokens_details": {"cached_tokens": {"audio": 4}}},
+        {**CHAT, "num_search_queries": [3]},
+        {"input_tokens": (5,), "output_tokens": 1},
+        {"seconds": {"s": 4}},
+    ],
+)
+def test_a_count_of_another_type_is_invalid_and_not_left_out(usage: dict[str, Any]) -> None:
+    reading = read_usage("openai", usage)
+    assert (reading.invalid, reading.quantities) == ("usage_not_a_number", {})
+
+
+def test_numbers_of_a_list_that_nobody_reads_are_named() -> None:
+    assert read_usage("openai", {**CHAT, "odd_tokens": [5], "odd": [{"few_tokens": 4}]}).unknown == (
+        "odd.few_tokens",
+        "odd_tokens",
+    )
+
+
+class _Broken:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class _Unreadable(Mapping[str, Any]):
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError(key)
+
+    def __iter__(self) -> Any:
+        return iter(["prompt_tokens"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [_Broken, _Unreadable])
+def test_an_object_that_raises_says_nothing(kind: type) -> None:
+    broken = kind()
+    assert read_usage("openai", broken, response=broken).quantities == {}
+    assert read_usage("openai", {**CHAT, "prompt_tokens_details": broken}).quantities == {UNCACHED: 10, OUTPUT: 5}
+
+
+def test_a_cost_finer_than_any_is_none() -> None:
+    assert read_usage("openrouter", {**CHAT, "cost": Decimal("1e-999999")}).reported_cost is None
+    assert read_usage("openrouter", {**CHAT, "cost": Decimal("1e-30")}).reported_cost == Decimal("1e-30")
+
+
+def test_searches_of_a_response_that_does_not_sum_them_up_are_counted_once() -> None:
+    usage = {"input_tokens": 10, "output_tokens": 5}
+    call = {"type": "web_search_call", "status": "completed"}
+    opened = [{**call, "action": {"type": kind}} for kind in ("open_page", "find_in_page")]
+    output = [call, {**call, "action": {"type": "search"}}, *opened]
+    reading = read_usage("openai", usage, response={"output": output})
+    assert reading.quantities == {UNCACHED: 10, OUTPUT: 5, "web_searches": 2}
+    summed = {"output": output, "tool_usage": {"web_search": {"num_requests": 1}}}
+    assert read_usage("openai", usage, response=summed).quantities["web_searches"] == 1
+    assert "web_searches" not in read_usage("openai", usage, response={"output": opened}).quantities
+    billed = {**usage, "server_side_tool_usage_details": {"web_search_calls": 3}}
+    assert read_usage("x-ai", billed, response={"output": output}).quantities["web_searches"] == 3
+
+
+@pytest.mark.parametrize(
+    "names", [("groundingMetadata", "groundingChunks"), ("grounding_metadata", "grounding_chunks")]
+)
+def test_a_place_on_a_map_among_the_sources_is_a_search_of_maps(names: tuple[str, str]) -> None:
+    maps, web = {"maps": {"uri": "u", "placeId": "p"}}, {"web": {"uri": "u"}}
+    response = {"candidates": [{names[0]: {names[1]: [maps, maps, web], "webSearchQueries": ["a"]}}]}
+    reading = read_usage("google", {"promptTokenCount": 4}, model="gemini-3-flash", response=response)
+    assert reading.quantities == {UNCACHED: 4, "maps_searches": 1, "web_searches": 1}
+    none = {"candidates": [{names[0]: {names[1]: [web]}}]}
+    assert "maps_searches" not in read_usage("google", {"promptTokenCount": 4}, response=none).quantities

@@ -861,3 +861,25 @@ def test_units_of_an_allotment_are_exact() -> None:
         "  - {allotment: 12345678901234567890.123456789, match: {meter: network.egress.bytes}, unit: TiB}\n"
     )
     assert Fraction(layer.terms[0].amount) == Fraction("12345678901234567890.123456789") * 2**40
+
+
+def test_conditions_that_multiply_without_end_are_refused_before_they_do() -> None:
+    keys = ("region", "cloud_provider", "host_type", "device", "residency")
+    when = ", ".join(f"{key}: [{', '.join(f'{key}{n}' for n in range(40))}]" for key in keys)
+    for entry in (
+        f"prices: [{{meter: requests, amount: 1, when: {{{when}}}}}]",
+        f"factors: [{{percent: 1, when: {{{when}}}}}]",
+    ):
+        with pytest.raises(BookError, match=r"when: the conditions stand for 102400000 rows, more than 10000\."):
+            layer_of(entry)
+
+
+@pytest.mark.parametrize("amount", ["1e99999999999999999999999", "1e-99999999999999999999999", "-1e99999999999999999"])
+def test_an_exponent_that_no_number_has_is_an_amount_that_no_price_has(amount: str) -> None:
+    with pytest.raises(BookError, match="has more digits than a price can have"):
+        layer_of(f"prices: [{{meter: requests, amount: {amount}}}]")
+
+
+def test_nothing_is_nothing_at_any_exponent() -> None:
+    (row,) = layer_of("prices: [{meter: requests, amount: 0e999999999}]").rows
+    assert (row.amount, row.rates[0][1].num) == (0, 0)

@@ -162,3 +162,29 @@ def test_the_thread_sees_changes_and_reads_at_once_when_asked(path: Path) -> Non
         wait(lambda: price(slow.engine) == 7)
     finally:
         slow.stop()
+
+
+def test_the_same_mistake_again_after_the_book_was_whole_is_said_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counters = Counters()
+    prices = Prices(path, counters)
+    health: list[bool] = []
+    prices.watch_health(health.append)
+    whole = path.read_text()
+    for _ in range(2):
+        path.write_text("nonsense")
+        look(prices)
+        assert prices.error
+        path.write_text(whole)
+        look(prices)
+        assert not prices.error
+    for _ in range(2):
+        path.unlink()
+        look(prices)
+        assert prices.error
+        path.write_text(whole)
+        look(prices)
+    assert health == [True, *[False, True] * 4]
+    assert counters.get("prices.reload_failed") == 4
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 4

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +60,7 @@ FACTS = st.fixed_dictionaries(
         "gen_ai.usage.cache_read.input_tokens": st.integers(0, 6000),
         "gen_ai.usage.reasoning.output_tokens": st.integers(0, 200),
         "tollspan.usage.web_searches": st.integers(1, 3),
+        "gen_ai.operation.name": st.sampled_from(["chat", "embeddings"]),
         "tollspan.usage.gpu.seconds": st.integers(0, 10**12).map(lambda ns: ns / 1e9),
         "tollspan.usage.network.egress.bytes": st.integers(0, 2**50),
         "tollspan.device": st.just("H100"),
@@ -113,6 +115,89 @@ def test_repriced_is_what_arrives_under_that_book(spans: list[Any], books: tuple
     assert facts_of(again.revised(7)) == [wanted[position] for position in changes]
     if books[0] == books[1]:
         assert not changes
+
+
+TOLD = {
+    "tollspan.usage.requests": st.integers(0, 2),
+    "tollspan.usage.overhead.calls": st.integers(0, 2),
+    "tollspan.usage.tokens.input.uncached": st.integers(0, 3),
+    "tollspan.usage.tokens.output": st.integers(0, 3),
+    "tollspan.usage.images": st.integers(0, 2),
+    "tollspan.usage.gpu.seconds": st.integers(0, 10**10).map(lambda ns: ns / 1e9),
+    "tollspan.device": st.just("H100"),
+    "cloud.provider": st.just("aws"),
+    "gen_ai.operation.name": st.sampled_from(["chat", "embeddings", "", "tool"]),
+    "openai.response.service_tier": st.sampled_from(["default", "flex"]),
+}
+CALLS = st.lists(
+    st.tuples(
+        st.none() | st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        st.booleans(),
+        st.booleans(),
+        st.fixed_dictionaries({}, optional=TOLD),
+    ),
+    min_size=1,
+    max_size=8,
+)
+CLIFF = "tiers: {steps: [{above: 1, amount: '7'}]}"
+METERS_PRICED = ("tokens.input.uncached", "tokens.output", "requests", "overhead.calls", "images", "gpu.seconds")
+PRICE = st.tuples(
+    st.sampled_from(["0", "1", "0.003"]),
+    st.sampled_from(["", CLIFF, "kind: estimate", "minimum: 2", "when: {service_tier: standard}"]),
+    st.booleans(),
+)
+BOOKS = st.dictionaries(st.sampled_from(METERS_PRICED), PRICE, min_size=1)
+
+
+def engine_of(prices: dict[str, tuple[str, str, bool]]) -> PriceEngine:
+    """Of a book with a price for some meters of anything; some of them with another price for the flex tier."""
+    rows = []
+    for meter, (amount, more, flex) in prices.items():
+        rows.append(f"  - {{meter: {meter}, amount: '{amount}', {more}}}")
+        if flex:
+            rows.append(f"  - {{meter: {meter}, amount: '5', when: {{service_tier: flex}}}}")
+    text = "price_book: {id: random}\nprices:\n" + "\n".join(rows)
+    return PriceEngine(PriceBook((parse_layer(text.replace(", }", "}").encode(), "book.yaml"),)))
+
+
+@given(CALLS, BOOKS)
+@settings(max_examples=300, deadline=None)
+def test_repriced_with_the_same_book_is_unchanged(spans: list[Any], prices: dict[str, tuple[str, str, bool]]) -> None:
+    engine = engine_of(prices)
+    before = arrived(spans, engine)
+    again = recharge(before, engine)
+    was = facts_of(before)
+    assert facts_of(again.again) == [was[position] for position in again.at.tolist()]
+    assert not again.changed.any()
+
+
+FEES = {"requests": ("1", "", False), "overhead.calls": ("2", "", False)}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "facts", "cost"),
+    [
+        ((3, 2), {"tollspan.usage.requests": 0}, 2),
+        (None, {"tollspan.usage.requests": 0, "tollspan.usage.images": 1}, 2),
+        (None, {"tollspan.usage.requests": 0, "tollspan.usage.gpu.seconds": 9.5, "gen_ai.operation.name": ""}, 2),
+    ],
+)
+def test_a_request_that_was_told_to_be_none_stays_without_a_fee(
+    tokens: tuple[int, int] | None, facts: dict[str, Any], cost: int
+) -> None:
+    engine = engine_of(FEES)
+    before = arrived([(tokens, False, False, facts)], engine)
+    assert before["cost"].to_pylist() == [cost]
+    assert not recharge(before, engine).changed.any()
+
+
+@pytest.mark.parametrize("book", [0, 1])
+def test_an_input_of_nothing_that_was_told_leaves_no_step_to_be_assumed(book: int) -> None:
+    """Under any book: the count of a chat is whole, though its 0 is not on record."""
+    cliff = engine_of({"tokens.output": ("1", CLIFF, False)})
+    before = arrived([((0, 5), False, False, {})], (cliff, engines()[0])[book])
+    again = recharge(before, cliff)
+    assert again.again["cost_reasons"].to_pylist() == [""]
 
 
 def test_rows_with_a_meter_of_another_version_are_left_alone() -> None:

@@ -6,7 +6,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -370,6 +370,11 @@ class TestClosedPeriods:
         assert str(month("2025-12")) == "2025-12"
         assert str(Period(month("2025-11").since, month("2025-12").until)) == "2025-11-01 00:00 to 2026-01-01 00:00"
 
+    @pytest.mark.parametrize("text", ["٢٠٢٦-١٠", "2026-１0", "2026-1_"])
+    def test_a_month_is_written_in_plain_digits(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="is no month"):
+            month(text)
+
     def test_nothing_is_closed_to_begin_with(self, store: Store) -> None:
         assert closed(store) == []
         assert overview(store) == []
@@ -384,3 +389,71 @@ def test_a_plan_is_kept_to_the_last_digit(store: Store, engine: Books) -> None:
     assert found is not None
     assert found[1] == plan
     assert unfinished(store, "v2", ALL) is None
+
+
+class TestNumbers:
+    """Runs that begin in the same moment, on a server that several share."""
+
+    @pytest.fixture
+    def race(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+        """Two runs of which each looks for the last number before the other writes: the second begins and reads back
+        while the first is between its look and its claim, or between its claim and its reading back."""
+        from tollspan.processor import repricings
+
+        def run(first: str, second: str, sql: str, behind: timedelta = timedelta(0)) -> dict[str, Any]:
+            outcomes: dict[str, Any] = {}
+            ids = {"first": iter([first, "c" * 32]), "second": iter([second])}
+            active: list[str] = []
+            rows, within, record = store.rows, [False], repricings.record
+
+            def recorded(into: Store, entry: dict[str, Any]) -> None:
+                late = {"started_at": entry["started_at"] - behind} if entry["run"] == first else {}
+                record(into, {**entry, **late})
+
+            def begin(name: str) -> None:
+                active.append(name)
+                try:
+                    outcomes[name] = repricings.begin(store, "v", ALL, Plan())["number"]
+                except TollspanError as error:
+                    outcomes[name] = str(error)
+                active.pop()
+
+            def interleaved(query: str, parameters: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+                found = rows(query, parameters)
+                if sql in query and not within[0]:
+                    within[0] = True
+                    begin("second")
+                return found
+
+            monkeypatch.setattr(repricings.uuid, "uuid4", lambda: type("Id", (), {"hex": next(ids[active[-1]])}))
+            monkeypatch.setattr(repricings, "record", recorded)
+            monkeypatch.setattr(store, "rows", interleaved)
+            begin("first")
+            monkeypatch.setattr(store, "rows", rows)
+            return outcomes
+
+        return run
+
+    @pytest.mark.parametrize("ids", ["ab", "ba"])
+    def test_two_runs_never_keep_one_number(self, race: Callable[..., dict[str, Any]], ids: str) -> None:
+        outcomes = race(ids[0] * 32, ids[1] * 32, "max(number)")
+        numbers = [outcome for outcome in outcomes.values() if isinstance(outcome, int)]
+        assert 1 in numbers
+        assert len(set(numbers)) == len(numbers)
+        assert len(outcomes) == 2
+
+    def test_nor_if_the_clock_of_the_one_that_claims_last_is_behind(self, race: Callable[..., dict[str, Any]]) -> None:
+        assert race("a" * 32, "b" * 32, "max(number)", timedelta(hours=1)) == {"first": 2, "second": 1}
+
+    def test_a_claim_that_was_given_up_is_no_run_to_complete(
+        self, store: Store, race: Callable[..., dict[str, Any]]
+    ) -> None:
+        outcomes = race("a" * 32, "b" * 32, "max(number)")
+        entries = store.rows("SELECT number, run, rows, finished_at FROM repricings FINAL ORDER BY number, run")
+        kept = {entry["number"] for entry in entries if entry["finished_at"].year == 1970}
+        assert kept == {outcome for outcome in outcomes.values() if isinstance(outcome, int)}
+        given_up = [entry["rows"] for entry in entries if entry["finished_at"].year > 1970]
+        assert given_up == [0]
+
+    def test_a_run_that_comes_after_takes_the_next_number(self, race: Callable[..., dict[str, Any]]) -> None:
+        assert race("b" * 32, "a" * 32, "WHERE number = {number:UInt16}") == {"first": 1, "second": 2}

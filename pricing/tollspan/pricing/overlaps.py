@@ -11,9 +11,9 @@ cancelled price ties with nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import combinations, combinations_with_replacement
-from typing import Final
+from typing import Final, TypeVar
 
 from tollspan.pricing.book import (
     WHOLE,
@@ -29,6 +29,8 @@ from tollspan.pricing.book import (
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.schedule import DAY, Schedule
 from tollspan.pricing.selectors import provider_of
+
+_T = TypeVar("_T")
 
 Tie = tuple[int, int, str]
 """Positions of the earlier and the later one, and the reason, for people."""
@@ -75,19 +77,43 @@ def tied_aliases(aliases: Sequence[Alias]) -> Tie | None:
 
 def tied_adjustments(adjustments: Sequence[Factor]) -> Tie | None:
     """First two percentages of a layer of which neither is more specific, for some price."""
-    for earlier, later in combinations(range(len(adjustments)), 2):
-        first, second = adjustments[earlier], adjustments[later]
-        if (
-            first.specificity == second.specificity
-            and provider_of(first.provider) == provider_of(second.provider)
-            and _agree(first.when, second.when)
-            and first.effective.meets(second.effective)
-            and patterns_meet(first.sku, second.sku)
-            and any(covers_name(first.meter, meter) and covers_name(second.meter, meter) for meter in METERS)
-        ):
-            reason = f"it ties with {first.id!r}: neither is more specific where both apply"
-            return earlier, later, reason
-    return None
+    rivals: dict[tuple[object, ...], dict[str, list[int]]] = {}
+    for position, one in enumerate(adjustments):
+        key = (*one.specificity, provider_of(one.provider))
+        rivals.setdefault(key, {}).setdefault(one.sku, []).append(position)
+    pairs = (
+        pair
+        for by_sku in rivals.values()
+        for pair in _pairs(by_sku, adjustments)
+        if _agree(adjustments[pair[0]].when, adjustments[pair[1]].when)
+        and adjustments[pair[0]].effective.meets(adjustments[pair[1]].effective)
+        and not _covered(adjustments[pair[0]].meter).isdisjoint(_covered(adjustments[pair[1]].meter))
+    )
+    first = min(pairs, default=None)
+    if first is None:
+        return None
+    return *first, f"it ties with {adjustments[first[0]].id!r}: neither is more specific where both apply"
+
+
+def _pairs(by_sku: Mapping[str, Sequence[int]], entries: Sequence[Factor]) -> Iterator[tuple[int, int]]:
+    """Positions, the earlier first, of two entries whose SKUs one name can match; only patterns are compared."""
+    for positions in by_sku.values():
+        for mine, theirs in _agreeing(positions, [entries[position].when for position in positions]):
+            yield min(mine, theirs), max(mine, theirs)
+    patterns = [sku for sku in by_sku if is_pattern(sku)]
+    exact = [sku for sku in by_sku if not is_pattern(sku)]
+    meeting = [pair for pair in combinations(patterns, 2) if patterns_meet(*pair)]
+    meeting.extend((pattern, name) for pattern in patterns for name in exact if covers_name(pattern, name))
+    for one, other in meeting:
+        for mine in by_sku[one]:
+            for theirs in by_sku[other]:
+                yield min(mine, theirs), max(mine, theirs)
+
+
+@lru_cache(1024)
+def _covered(pattern: str) -> frozenset[str]:
+    """Meters that are matched."""
+    return frozenset(meter for meter in METERS if covers_name(pattern, meter))
 
 
 def tied_terms(terms: Sequence[Term]) -> Tie | None:
@@ -144,13 +170,15 @@ def _rivals(rows: Iterable[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow, Sequ
         by_meter.setdefault((row.meter, row.provider), {}).setdefault(row.sku, []).append(row)
     for skus in by_meter.values():
         for of_sku in skus.values():
+            if len(of_sku) == 1:
+                continue
             levels: dict[int, list[PriceRow]] = {}
             alike: dict[tuple[int, int, bool], list[PriceRow]] = {}
             for row in of_sku:
                 levels.setdefault(row.level, []).append(row)
                 alike.setdefault((row.level, len(row.when), row.schedule is None), []).append(row)
             for (level, _, _), peers in alike.items():
-                for first, second in _agreeing(peers):
+                for first, second in _agreeing(peers, [row.when for row in peers]):
                     yield first, second, levels[level]
         by_rank: dict[int, list[str]] = {}
         for sku in filter(is_pattern, skus):
@@ -163,24 +191,30 @@ def _rivals(rows: Iterable[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow, Sequ
                             yield first, second, skus[one]
 
 
-def _agreeing(rows: Iterable[PriceRow]) -> Iterator[tuple[PriceRow, PriceRow]]:
+def _agreeing(entries: Sequence[_T], whens: Sequence[Mapping[str, str]]) -> Iterator[tuple[_T, _T]]:
     """Pairs of which one span can meet the conditions of both, found by the values of the selectors that both ask for:
-    a book may have thousands of rows for one device."""
-    by_keys: dict[frozenset[str], list[PriceRow]] = {}
-    for row in rows:
-        by_keys.setdefault(frozenset(row.when), []).append(row)
+    a book may have thousands of rows for one device.
+
+    Args:
+        entries: prices, or whatever has conditions.
+        whens: the conditions of each.
+    """
+    by_keys: dict[frozenset[str], list[int]] = {}
+    for position, when in enumerate(whens):
+        by_keys.setdefault(frozenset(when), []).append(position)
     for mine, others in combinations_with_replacement(by_keys, 2):
         shared = sorted(mine & others)
-        by_values: dict[tuple[str, ...], list[PriceRow]] = {}
-        for row in by_keys[mine]:
-            by_values.setdefault(tuple(row.when[key] for key in shared), []).append(row)
+        by_values: dict[tuple[str, ...], list[int]] = {}
+        for position in by_keys[mine]:
+            by_values.setdefault(tuple(whens[position][key] for key in shared), []).append(position)
         if mine == others:
             for alike in by_values.values():
-                yield from combinations(alike, 2)
+                for one, other in combinations(alike, 2):
+                    yield entries[one], entries[other]
         else:
-            for row in by_keys[others]:
-                for other in by_values.get(tuple(row.when[key] for key in shared), ()):
-                    yield other, row
+            for position in by_keys[others]:
+                for other in by_values.get(tuple(whens[position][key] for key in shared), ()):
+                    yield entries[other], entries[position]
 
 
 def _agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
@@ -228,17 +262,31 @@ def schedules_meet(first: Schedule, second: Schedule, during: Interval) -> bool:
 
 def patterns_meet(first: str, second: str) -> bool:
     """Whether some name matches both patterns (``*`` any characters, ``?`` one)."""
+    if first == second or not (_may_begin(first, second) and _may_begin(first[::-1], second[::-1])):
+        return first == second
+    # Row by row from the ends: below[j] tells whether what follows first[i] and second[j] can match one name.
+    below: list[bool] = []
+    for i in range(len(first), -1, -1):
+        row = [False] * (len(second) + 1)
+        for j in range(len(second), -1, -1):
+            mine, other = first[i : i + 1], second[j : j + 1]
+            if not mine and not other:
+                row[j] = True
+            elif mine == "*":
+                row[j] = below[j] or (bool(other) and row[j + 1])
+            elif other == "*":
+                row[j] = row[j + 1] or (bool(mine) and below[j])
+            elif mine and other and (mine == other or "?" in (mine, other)):
+                row[j] = below[j + 1]
+        below = row
+    return below[0]
 
-    @cache
-    def meet(i: int, j: int) -> bool:
-        if i == len(first) and j == len(second):
+
+def _may_begin(first: str, second: str) -> bool:
+    """Whether two patterns agree up to the first ``*`` of either: most that do not meet differ there."""
+    for mine, other in zip(first, second, strict=False):
+        if "*" in (mine, other):
             return True
-        if i < len(first) and first[i] == "*":
-            return meet(i + 1, j) or (j < len(second) and meet(i, j + 1))
-        if j < len(second) and second[j] == "*":
-            return meet(i, j + 1) or (i < len(first) and meet(i + 1, j))
-        if i == len(first) or j == len(second):
+        if mine != other and "?" not in (mine, other):
             return False
-        return (first[i] == second[j] or "?" in (first[i], second[j])) and meet(i + 1, j + 1)
-
-    return meet(0, 0)
+    return True

@@ -37,6 +37,10 @@ _CLOSE_DAYS: Final = 400
 """Instants in a stretch of so many days need not be sorted into days first."""
 _FEW_EDGES: Final = 32
 _INT64: Final = (-(2**63), 2**63 - 1)
+_CYCLE_DAYS: Final = 146_097
+"""The calendar repeats after 400 years, which are whole weeks."""
+_DATED_DAYS: Final = (date(1, 1, 4).toordinal() - _EPOCH_ORDINAL, date(9999, 12, 28).toordinal() - _EPOCH_ORDINAL)
+"""First and last UTC day whose local dates, and those beside it, can be told in any zone."""
 
 Edges = tuple[int, ...]
 """Ascending instants at which a schedule begins, ends, begins ...: after an odd number of them it holds."""
@@ -58,7 +62,8 @@ class Schedule:
     exceptions: frozenset[date] = frozenset()
 
     def holds(self, at: int) -> bool:
-        """Whether the instant (ns since the epoch) is inside."""
+        """Whether the instant (ns since the epoch) is inside. Any int is an instant: what lies outside the years 1 to
+        9999 is as the same day of a year inside, whole cycles of the calendar away."""
         if self._weekly is not None:
             return bisect_right(self._weekly, at % WEEK) % 2 == 1
         day, inside = divmod(at, DAY)
@@ -101,6 +106,9 @@ class Schedule:
         return {}
 
     def _edges(self, day: int) -> Edges:
+        first, last = _DATED_DAYS
+        if not first <= day <= last:
+            day -= _CYCLE_DAYS * ((day - last) // _CYCLE_DAYS + 1 if day > last else (day - first) // _CYCLE_DAYS)
         found = self._kept.get(day)
         if found is None:
             if len(self._kept) >= _KEPT_DAYS:

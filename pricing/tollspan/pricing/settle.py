@@ -18,23 +18,33 @@ Order of settlement, as an invoice has it:
 
 Credits are divided among their lines by largest remainder, in proportion to cost, so that they add up to the last
 10⁻¹² USD. What has no price cannot be counted: it is left out, and the settlement says how many lines were.
+
+A term is settled over the period that it is for, and over no other (`other_period`): an allotment over a calendar month
+in UTC; a volume or a commitment over its own interval where it has both ends, else over a calendar month in which it
+holds throughout. Of a commitment for a year, a month is no part: what is missing is known when the year is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from tollspan.pricing.book import Term
+from tollspan.pricing.book import Interval, Term
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import PICO, QUANTITY_DECIMALS, decimal_of, usd
-from tollspan.pricing.overlaps import covers_name, scope_of
-from tollspan.pricing.selectors import owner_of
+from tollspan.pricing.overlaps import covers_name, patterns_meet, scope_of
+from tollspan.pricing.schedule import instant_text
+from tollspan.pricing.selectors import owner_of, provider_of
+
+ORDER: Final = ("allotment", "volume", "commitment")
+"""Kinds of terms in the order in which they are settled."""
 
 _ONE: Final = Fraction(1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +99,95 @@ class Settlement:
     ineligible: Decimal = Decimal(0)
 
 
-def settle(terms: Sequence[Term], lines: Sequence[Line]) -> list[Settlement]:
+def other_period(term: Term, period: Interval) -> str:
+    """For which period a term is, for people, where that is not the one given; empty where it is.
+
+    Args:
+        term: one that holds at some instant of the period.
+        period: with both ends.
+    """
+    start, end = term.effective.start, term.effective.end
+    if term.kind != "allotment" and start is not None and end is not None:
+        if term.effective == period:
+            return ""
+        bounds = f"--since {instant_text(start)} --until {instant_text(end)}"
+        return f"it is for {instant_text(start)} until {instant_text(end)}, as a whole: settle it with {bounds}"
+    if not _is_month(period):
+        return "it is for a calendar month: settle it with --month"
+    if any(period.holds(cut) and cut != period.start for cut in term.effective.cuts):
+        return "it is for a calendar month, and holds in a part of this one: let it begin and end with a month"
+    return ""
+
+
+def _is_month(period: Interval) -> bool:
+    """Whether it is a calendar month in UTC."""
+    assert period.start is not None
+    assert period.end is not None
+    first, after = (_EPOCH + timedelta(microseconds=at // 1000) for at in (period.start, period.end))
+    months = (after.year - first.year) * 12 + after.month - first.month
+    return months == 1 and all(
+        at % (86_400 * 10**9) == 0 and day.day == 1 for at, day in ((period.start, first), (period.end, after))
+    )
+
+
+def follows(term: Term, other: Term) -> bool:
+    """Whether what counts towards a term may be less by the credits of another, which is settled before it."""
+    return (
+        ORDER.index(other.kind) < ORDER.index(term.kind)
+        and (
+            None in (term.provider, other.provider)
+            or term.provider == other.provider
+            or provider_of(term.provider) == provider_of(other.provider)
+        )
+        and patterns_meet(term.sku, other.sku)
+        and patterns_meet(term.meter, other.meter)
+    )
+
+
+def months_of(period: Interval) -> list[Interval]:
+    """The calendar months in UTC that a period with both ends is made of; none where it is not made of whole ones."""
+    assert period.start is not None
+    assert period.end is not None
+    found: list[Interval] = []
+    start = period.start
+    while start < period.end:
+        first = _EPOCH + timedelta(microseconds=start // 1000)
+        after = (first.replace(day=1) + timedelta(days=31)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        month = Interval(start, (after - _EPOCH) // timedelta(microseconds=1) * 1000)
+        if not _is_month(month):
+            return []
+        found.append(month)
+        start = month.end or period.end
+    return found if start == period.end else []
+
+
+def settle(
+    terms: Sequence[Term], lines: Sequence[Line], *, months: Sequence[tuple[Sequence[Term], int]] = ()
+) -> list[Settlement]:
     """Settlement of each term, in the order of the terms.
 
     Args:
-        terms: those in force in the period.
-        lines: of one period: a calendar month in UTC where there are allotments, the contract's own where there are
-            commitments. No two of them are about the same usage.
+        terms: those that are for one period (`other_period`).
+        lines: of that period. No two of them are about the same usage.
+        months: of a longer period, the terms of each month in it, and how many of the lines are that month's, in the
+            order of the lines. They are settled first, for what they leave.
 
     Raises:
         ValueError: a quantity or a cost is below 0.
     """
     left = [_Left(line) for line in lines]
+    discounted: set[int] = set()
+    begin = 0
+    for monthly, count in months:
+        _settle(monthly, left[begin : begin + count], discounted)
+        begin += count
+    return _settle(terms, left, discounted)
+
+
+def _settle(terms: Sequence[Term], left: Sequence[_Left], discounted: set[int]) -> list[Settlement]:
     settled: dict[int, Settlement] = {}
     by_rank = sorted(terms, key=lambda term: scope_of(term).specificity, reverse=True)
-    discounted: set[int] = set()
-    for kind in ("allotment", "volume", "commitment"):
+    for kind in ORDER:
         for term in (term for term in by_rank if term.kind == kind):
             own = [item for item in left if item.counts_towards(term)]
             if kind == "volume":

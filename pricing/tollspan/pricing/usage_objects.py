@@ -44,6 +44,14 @@ DEEPEST: Final = 6
 
 _LARGEST_STEPS: Final = 2**63 - 1
 _LARGEST_COST: Final = 10**15
+_COST_DECIMALS: Final = 60
+"""More than any cost has; a number finer than that takes forever to write out."""
+_NO_SCALAR: Final = object()
+"""Stands in flat names for what is a list or a mapping: where a count is expected, it is none."""
+_NO_SEARCHES: Final = ("open_page", "find_in_page", "find")
+"""Actions of OpenAI's ``web_search_call`` that read a page: ``search`` alone is said to incur the cost of a call
+(developers.openai.com/api/docs/guides/tools-web-search, as quoted in community.openai.com/t/1365861, read
+2026-11-21)."""
 _TAGS: Final = ("modality", "ttl", "type")
 """Fields by which the items of a list are told apart."""
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -129,7 +137,8 @@ def read_usage(provider: str | None, usage: Any, *, model: str | None = None, re
 
 def _flat(usage: Any) -> dict[str, Any]:
     """Scalars of an object by flat name (`usage_shapes` says how names are made); what stands under one name several
-    times, in a list, is a tuple."""
+    times, in a list, is a tuple. Where the object has no scalar, and in lists whose items nothing tells apart, there is
+    `_NO_SCALAR` before what was found: a count that is read there cannot be right."""
     out: dict[str, Any] = {}
     _flatten(_fields(usage), "", out, DEEPEST)
     return out
@@ -145,36 +154,54 @@ def _flatten(fields: Mapping[Any, Any], prefix: str, out: dict[str, Any], levels
         elif not levels:
             continue
         elif isinstance(value, (list, tuple)):
+            out.setdefault(name, _NO_SCALAR)
             for item in value:
-                of_item = _fields(item)
-                tag = next((of_item[tag] for tag in _TAGS if isinstance(of_item.get(tag), str)), None)
-                if tag is not None:
-                    more: dict[str, Any] = {}
-                    _flatten(of_item, f"{name}.{tag.lower()}.", more, levels - 1)
-                    for below, found in more.items():
-                        out[below] = (*_several(out[below]), *_several(found)) if below in out else found
+                more = _flat_item(item, name, levels - 1)
+                for below, found in more.items():
+                    out[below] = (*_several(out[below]), *_several(found)) if below in out else found
         else:
+            out.setdefault(name, _NO_SCALAR)
             _flatten(_fields(value), f"{name}.", out, levels - 1)
 
 
+def _flat_item(item: Any, name: str, levels: int) -> dict[str, Any]:
+    """An item of a list under its tag; one without a tag, or without fields, behind `_NO_SCALAR`."""
+    fields = _fields(item)
+    tag = next((fields[tag] for tag in _TAGS if isinstance(fields.get(tag), str)), None)
+    more: dict[str, Any] = {}
+    if tag is not None:
+        _flatten(fields, f"{name}.{tag.lower()}.", more, levels)
+        return more
+    _flatten(fields, f"{name}.", more, levels)
+    if _is_number(item):
+        more[name] = item
+    return {below: (_NO_SCALAR, *_several(found)) for below, found in more.items()}
+
+
 def _fields(value: Any) -> Mapping[Any, Any]:
-    """Fields of a mapping or of an SDK's object, one level deep; what has none has no fields."""
-    if isinstance(value, Mapping):
+    """Fields of a mapping or of an SDK's object, one level deep; what has none, or raises when asked, has no fields."""
+    if isinstance(value, dict):
         return value
     if value is None or isinstance(value, (str, bytes, int, float, list, tuple, type)):
         return {}
+    try:
+        return _fields_of(value)
+    except Exception:  # noqa: BLE001  (it is the code of another: whatever it raises must not end the user's call)
+        return {}
+
+
+def _fields_of(value: Any) -> Mapping[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
     # The instance dict is read directly: dumping a whole response would copy its text.
     own = getattr(value, "__dict__", None)
     if isinstance(own, dict):
         more = own.get("__pydantic_extra__") or getattr(value, "__pydantic_extra__", None)
         return own | more if isinstance(more, dict) else own
-    try:
-        if callable(dump := getattr(value, "model_dump", None)):
-            made = dump()
-        else:  # protobuf, as xAI's SDK has it
-            made = {known.name: getattr(value, known.name) for known in value.DESCRIPTOR.fields}
-    except (AttributeError, TypeError, ValueError):
-        return {}
+    if callable(dump := getattr(value, "model_dump", None)):
+        made = dump()
+    else:  # protobuf, as xAI's SDK has it
+        made = {known.name: getattr(value, known.name) for known in value.DESCRIPTOR.fields}
     return made if isinstance(made, Mapping) else {}
 
 
@@ -291,31 +318,48 @@ def _counted(
 
 def _from_response(around: Mapping[Any, Any], model: str | None, tokens: bool) -> Iterator[tuple[str, Any]]:
     """Meters that only the response tells, and their quantities as it gives them."""
+    items = [_fields(item) for item in _items(around.get("output"))]
     searches = _fields(_fields(around.get("tool_usage")).get("web_search")).get("num_requests")
+    if searches is None:
+        calls = (item for item in items if item.get("type") == "web_search_call")
+        searches = sum(_fields(item.get("action")).get("type") not in _NO_SEARCHES for item in calls) or None
     if searches is not None:
         yield "web_searches", searches  # OpenAI: the billable ones
-    items = [_fields(item) for item in _items(around.get("output"))]
     done = [item for item in items if item.get("type") == "file_search_call"]
     if done:
         yield "file_searches", len(done)
     # A sandbox is billed once, however often it is called.
-    calls = [item.get("container_id") for item in items if item.get("type") == "code_interpreter_call"]
-    sandboxes = {container if isinstance(container, str) else None for container in calls}
+    containers = [item.get("container_id") for item in items if item.get("type") == "code_interpreter_call"]
+    sandboxes = {container if isinstance(container, str) else None for container in containers}
     if sandboxes:
         yield "code_interpreter.sessions", len(sandboxes)
     # A query counts once, and an empty one not at all (ai.google.dev/gemini-api/docs/google-search, as quoted in
     # discuss.ai.google.dev/t/168136, read 2026-11-21).
-    queries = {query for item in _items(around.get("candidates")) for query in _queries(_fields(item)) if query}
+    grounded = [_grounding(_fields(item)) for item in _items(around.get("candidates"))]
+    queries = {query for grounding in grounded for query in _queries(grounding) if query}
     if queries:
         yield "web_searches", 1 if model and _BY_PROMPT.search(model.lower()) else len(queries)
+    # Maps are billed where one of their places came back (ai.google.dev/gemini-api/docs/maps-grounding). How often they
+    # were asked is told nowhere, so that this is the least where each query is billed.
+    if any(_is_of_maps(grounding) for grounding in grounded):
+        yield "maps_searches", 1
     if not tokens:
         made = [_fields(item) for item in _items(around.get("data"))]
         if images := sum(1 for item in made if item.get("url") or item.get("b64_json")):
             yield "images", images
 
 
-def _queries(candidate: Mapping[Any, Any]) -> Iterator[str]:
-    grounding = _fields(candidate.get("groundingMetadata") or candidate.get("grounding_metadata"))
+def _grounding(candidate: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return _fields(candidate.get("groundingMetadata") or candidate.get("grounding_metadata"))
+
+
+def _is_of_maps(grounding: Mapping[Any, Any]) -> bool:
+    """Whether a source of the answer is a place on Google Maps."""
+    chunks = _items(grounding.get("groundingChunks") or grounding.get("grounding_chunks"))
+    return any(_fields(chunk).get("maps") is not None for chunk in chunks)
+
+
+def _queries(grounding: Mapping[Any, Any]) -> Iterator[str]:
     for query in _items(grounding.get("webSearchQueries") or grounding.get("web_search_queries")):
         if isinstance(query, str):
             yield query
@@ -330,7 +374,8 @@ def _cost(flat: Mapping[str, Any], owner: str | None) -> Decimal | None:
         value = flat.get(name)
         if _is_number(value) and (providers is None or owner in providers):
             amount = _exact(value)
-            if amount.is_finite() and 0 <= amount < _LARGEST_COST * per_dollar:
+            fine = amount.is_finite() and -int(amount.as_tuple().exponent) > _COST_DECIMALS
+            if amount.is_finite() and not fine and 0 <= amount < _LARGEST_COST * per_dollar:
                 return amount if per_dollar == 1 else amount / per_dollar
     return None
 

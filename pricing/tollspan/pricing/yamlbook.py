@@ -68,7 +68,8 @@ are an error. Names are compared in lower case, and model providers in any of th
 ``azure``, ``azure.ai.openai`` and ``azure_openai`` are one.
 
 A price in another currency is cut where its exchange rate changes; a time without a rate is an error. Allotments are
-for a calendar month in UTC, in the meter's unit where ``unit`` says no other; commitments and volumes of cost are in
+for each calendar month in UTC, in the meter's unit where ``unit`` says no other. Commitments and volumes are for their
+``effective`` as a whole where it has both ends, else for each calendar month; commitments and volumes of cost are in
 USD.
 """
 

@@ -29,6 +29,8 @@ _DATE_LENGTH: Final = len("2026-11-20")
 _LONGEST_RANGE: Final = timedelta(days=3660)
 """Ten years: a range of dates that is longer is a slip of the pen, not a holiday."""
 _WHOLE_DIGITS: Final = 18
+_LONGEST_NAME: Final = 512
+"""Characters of a name or pattern: more than any model, device or place is called."""
 _DEEPEST: Final = 100
 
 NUMBER: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
@@ -112,7 +114,10 @@ class Field:
         return str(self.node.value).strip()
 
     def name(self) -> str:
-        return self.text().lower()
+        name = self.text().lower()
+        if len(name) > _LONGEST_NAME:
+            raise self.error(f"a name of {len(name)} characters", f"At most {_LONGEST_NAME} are compared.")
+        return name
 
     def choice(self, *known: str) -> str:
         text = self.text()
@@ -135,8 +140,13 @@ class Field:
             raise self.error(f"{text!r} is not an amount of 0 or more")
         if not re.fullmatch(NUMBER, text):
             raise self.error(f"{text!r} is not a decimal number", "Write it like 1.25.")
-        value = Decimal(text)
-        if -int(value.as_tuple().exponent) > UNIT_PRICE_DECIMALS or abs(value) >= 10**20:
+        try:
+            value = Decimal(text)
+        except ArithmeticError:  # an exponent that is a number of its own
+            value = Decimal("Infinity")
+        if value.is_zero():
+            return Decimal(0)  # whatever its exponent
+        if not value.is_finite() or -int(value.as_tuple().exponent) > UNIT_PRICE_DECIMALS or value.adjusted() >= 20:
             raise self.error(f"{text!r} has more digits than a price can have", "Use a larger 'per'.")
         return value
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from itertools import product
+from math import prod
 from typing import Final, cast
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -36,6 +37,8 @@ KINDS: Final = tuple(LEVELS)
 STATUSES: Final[tuple[Status, ...]] = ("active", "announced", "cancelled", "withdrawn")
 MODES: Final = {"cliff": "request_input_tokens", "graduated": "quantity"}
 """Mode of tiers → the basis it goes with: what the steps are counted in."""
+MOST_ROWS: Final = 10_000
+"""Rows that one entry may stand for: what its conditions list, multiplied."""
 METERS_HINT: Final = "The list of them is in tollspan.pricing.meters."
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -91,11 +94,30 @@ def price_rows(item: Field, book: Book, position: int) -> Iterator[PriceRow]:
     for piece in pieces:
         _check_rates(piece, item, fields)
     choices = conditions(fields["when"]) if "when" in fields else []
+    for suffix, when in combined(choices, fields.get("when", item), len(pieces)):
+        for piece in pieces:
+            yield replace(piece, id=piece.id + suffix, when=when)
+
+
+def combined(
+    choices: Sequence[tuple[str, list[str]]], field: Field, pieces: int = 1
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every combination of conditions, and the end of its id: the values that tell it from the others.
+
+    Args:
+        choices: from `conditions`.
+        field: where they stand.
+        pieces: rows for each of them.
+    """
+    rows = prod(len(values) for _, values in choices) * pieces
+    if rows > MOST_ROWS:
+        raise field.error(
+            f"the conditions stand for {rows} rows, more than {MOST_ROWS}", "List fewer values, or write * for any."
+        )
     for values in product(*(values for _, values in choices)):
         several = [value for value, (_, among) in zip(values, choices, strict=True) if len(among) > 1]
         when = {key: value for (key, _), value in zip(choices, values, strict=True)}
-        for piece in pieces:
-            yield replace(piece, id="@".join([piece.id, *several]), when=when)
+        yield "".join(f"@{value}" for value in several), when
 
 
 def conditions(field: Field) -> list[tuple[str, list[str]]]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
-from itertools import product
 from typing import Any, Final, Literal, cast
 
 from tollspan.pricing.book import ALWAYS, ANY, Factor, Source, Term
@@ -19,7 +18,7 @@ from tollspan.pricing.money import units_of
 from tollspan.pricing.names import nearest
 from tollspan.pricing.overlaps import covers_name
 from tollspan.pricing.yamlfield import Field
-from tollspan.pricing.yamlrows import METERS_HINT, Book, conditions, read_source, unit_of
+from tollspan.pricing.yamlrows import METERS_HINT, Book, combined, conditions, read_source, unit_of
 
 FACTOR_FIELDS: Final = ("id", "match", "when", "percent", "factor", "effective", "source")
 ADJUSTMENT_FIELDS: Final = (*FACTOR_FIELDS, "volume", "commitment", "allotment", "currency", "unit")
@@ -104,10 +103,8 @@ def _factors(item: Field, fields: Mapping[str, Field], name: str) -> Iterator[Fa
         **_match(fields),
     )
     choices = conditions(fields["when"]) if "when" in fields else []
-    for values in product(*(values for _, values in choices)):
-        several = [value for value, (_, among) in zip(values, choices, strict=True) if len(among) > 1]
-        when = {key: value for (key, _), value in zip(choices, values, strict=True)}
-        yield replace(factor, id="@".join([factor.id, *several]), when=when)
+    for suffix, when in combined(choices, fields.get("when", item)):
+        yield replace(factor, id=factor.id + suffix, when=when)
 
 
 def _match(fields: Mapping[str, Field]) -> dict[str, Any]:

@@ -220,11 +220,14 @@ USAGE: Final[tuple[Usage, ...]] = (
             "video_cache_read": (names.USAGE_VIDEO_CACHE_READ_TOKENS,),
         },
         {
-            f"cache_write_{lifetime}": (
-                f"anthropic.usage.cache_creation.ephemeral_{lifetime}_input_tokens",
-                names.usage(f"tokens.input.cache_write.{lifetime}"),
-            )
-            for lifetime in ("5m", "30m", "1h", "12h")
+            **{
+                f"cache_write_{lifetime}": (
+                    f"anthropic.usage.cache_creation.ephemeral_{lifetime}_input_tokens",
+                    names.usage(f"tokens.input.cache_write.{lifetime}"),
+                )
+                for lifetime in ("5m", "30m", "1h", "12h")
+            },
+            "citation": (names.usage("tokens.output.citation"),),
         },
     ),
 )

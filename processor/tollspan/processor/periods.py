@@ -19,7 +19,7 @@ from tollspan.processor.queries.window import EARLIEST, LATEST, bound
 if TYPE_CHECKING:
     from tollspan.processor.store import Store
 
-_MONTH: Final = re.compile(r"(\d{4})-(\d{2})")
+_MONTH: Final = re.compile(r"([0-9]{4})-([0-9]{2})")
 
 
 @dataclass(frozen=True, slots=True)

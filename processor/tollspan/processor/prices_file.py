@@ -110,6 +110,7 @@ class Prices:
         assert self.path is not None
         content = self._digest()
         if content == self._good:
+            self._bad = None  # the same mistake again is a new one
             if self.error:
                 log.info("price book %s is as it was: book version %s stays", self.path, self.engine.book_version)
             self._tell("")

@@ -4,6 +4,10 @@ In: rows of the ``ledger`` table and a price engine. Out: the same rows with the
 that changes. Quantities come from the charges, selectors from the columns they were kept in. Charges that only follow
 from the book (a fee for a request that nobody counted) are dropped first, as the other book may know no such thing.
 
+A 0 that a call told is on record only where the call told nothing else. What follows from such zeros is worked out from
+what is on record (`_zeros`); under the book that a row was priced with, it stays as it is to the last digit. Under
+another, a call that told 0 requests beside other usage cannot be told from one that told none, and gets the fee.
+
 What no price can change stays as it is: calls that were not billed or whose usage is invalid or missing, roll-ups
 without a charge of their own, and rows with a meter that this version does not know.
 """
@@ -18,13 +22,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.pricing.engine import IMPLIED
 from tollspan.pricing.meters import METERS
-from tollspan.pricing.resolve import IMPLIED_MARK
+from tollspan.pricing.resolve import IMPLIED_MARK, INPUT_TOKENS, TIER_ASSUMED
 from tollspan.processor import revisions
 from tollspan.processor.charge import SELECTORS, USAGE_INCOMPLETE, plain, settled
+from tollspan.processor.dialects import TWO_SIDED
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.schema import LEDGER
 
+INPUT: Final = "tokens.input.uncached"
 OUTPUT: Final = "tokens.output"
 
 _FIXED: Final = ("not_billed", "invalid", "rollup")
@@ -74,7 +81,7 @@ def recharge(rows: pa.Table, engine: PriceEngine) -> Recharged:
     rows = _decoded(rows)
     at = np.flatnonzero(_open(rows))
     old = rows.take(pa.array(at))
-    quantities = _quantities(old)
+    quantities = _quantities(old, engine.book_version)
     selectors = {name: _given(plain(old[name])) for name in SELECTORS}
     costs = engine.price_columns(np.asarray(pc.cast(plain(old["start_time"]), pa.int64())), selectors, quantities)
     incomplete = np.asarray(pc.match_substring(plain(old["cost_reasons"]), USAGE_INCOMPLETE))
@@ -102,8 +109,13 @@ def _open(rows: pa.Table) -> Mask:
     return found
 
 
-def _quantities(rows: pa.Table) -> dict[str, pa.Array]:
-    """Base steps by meter, int64 with nulls, one value a row."""
+def _quantities(rows: pa.Table, book_version: str) -> dict[str, pa.Array]:
+    """Base steps by meter, int64 with nulls, one value a row: those on record, and zeros that must have been told.
+
+    Args:
+        rows: of the ledger.
+        book_version: of the book that they are to be priced with.
+    """
     lists = plain(rows["charges.meter"])
     parent = np.asarray(pc.list_parent_indices(lists))
     meters = plain(pc.dictionary_encode(lists.flatten()))
@@ -118,31 +130,58 @@ def _quantities(rows: pa.Table) -> dict[str, pa.Array]:
         np.add.at(steps, parent[mine], _steps(counted.take(pa.array(mine)), METERS[meter].scale))
         absent[parent[mine]] = False
         quantities[meter] = pa.array(steps, mask=absent)
-    return _with_zeros(rows, quantities, parent[own])
+    fees = np.zeros(rows.num_rows, np.bool_)
+    fees[parent[~own]] = True
+    fee_meters = {meter: np.zeros(rows.num_rows, np.bool_) for meter in IMPLIED}
+    for meter, there in fee_meters.items():
+        there[parent[pc.equal(lists.flatten(), meter)]] = True
+    for meter, zero in _zeros(rows, quantities, fees, fee_meters, book_version).items():
+        values = quantities.get(meter, pa.nulls(rows.num_rows, pa.int64()))
+        quantities[meter] = pc.if_else(pa.array(zero), 0, values)
+    return quantities
 
 
-def _with_zeros(rows: pa.Table, quantities: dict[str, pa.Array], listed: Rows) -> dict[str, pa.Array]:
-    """Add 0 output tokens to calls that counted nothing but zeros: those are listed only where nothing else is.
+def _zeros(
+    rows: pa.Table,
+    quantities: dict[str, pa.Array],
+    fees: Mask,
+    fee_meters: dict[str, Mask],
+    book_version: str,
+) -> dict[str, Mask]:
+    """Which rows told a 0 that is not on record, by meter. They cost nothing; what follows from them does.
 
-    That they were counted is what a fee for each call follows from. (A 0 of anything but tokens, beside charges
-    that are no model's, is not on record: such a call gets no fee that an arrival under the same book would get.)
+    * Output: where a fee was implied, or tokens were counted by a convention, and none are on record, the call told
+      nothing but zeros of them. A model was called.
+    * Input: a whole count has both sides, and a cliff price then knows its step. Under the same book it was told
+      wherever no step was assumed.
+    * What a fee is for: under the same book it was told wherever the fee was not charged.
 
     Args:
-        rows: of the ledger.
-        quantities: what their charges list.
-        listed: rows that some charge was counted for.
+        rows: n rows of the ledger.
+        quantities: what is on record as told.
+        fees: shape (n,), rows with a charge that nothing was counted for.
+        fee_meters: meter → shape (n,), rows with a charge for it, told or not.
+        book_version: of the book that they are to be priced with.
     """
-    tokens = np.zeros(rows.num_rows, np.bool_)
+    tokens, entered, something = (np.zeros(rows.num_rows, np.bool_) for _ in range(3))
     for meter, values in quantities.items():
-        if meter.startswith("tokens."):
-            tokens |= np.asarray(pc.is_valid(values))
-    called = np.asarray(pc.not_equal(plain(rows["convention"]), "")) & ~_rolled(rows)
-    called[np.setdiff1d(np.arange(rows.num_rows), listed)] = True  # all that is listed follows from the book
-    zero = pa.array(called & ~tokens)
-    if pc.any(zero).as_py():
-        output = quantities.get(OUTPUT, pa.nulls(rows.num_rows, pa.int64()))
-        quantities[OUTPUT] = pc.if_else(zero, 0, output)
-    return quantities
+        valid = np.asarray(pc.is_valid(values))
+        something |= valid & (np.asarray(pc.fill_null(values, 0)) != 0)
+        tokens |= valid & meter.startswith("tokens.")
+        entered |= valid & (meter in INPUT_TOKENS)
+    something |= fees  # else every 0 is on record
+    billed = ~_rolled(rows)
+    same = np.asarray(pc.equal(plain(rows["book_version"]), book_version)) & billed & something
+    reasons = plain(rows["cost_reasons"])
+    counted = np.asarray(pc.not_equal(plain(rows["convention"]), "")) & billed
+    two_sided = np.asarray(pc.is_in(pc.utf8_lower(plain(rows["operation"])), pa.array(sorted(TWO_SIDED))))
+    whole = counted & two_sided & ~np.asarray(pc.match_substring(reasons, USAGE_INCOMPLETE))
+    stepped = same & ~np.asarray(pc.match_substring(reasons, TIER_ASSUMED))
+    return {
+        OUTPUT: (counted | fees) & ~tokens,
+        INPUT: (whole & something | stepped) & ~entered,
+        **{meter: same & ~there for meter, there in fee_meters.items()},
+    }
 
 
 def _rolled(rows: pa.Table) -> Mask:

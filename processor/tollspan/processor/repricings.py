@@ -135,12 +135,12 @@ class Plan:
 def unfinished(store: Store, book_version: str, selection: Selection) -> tuple[dict[str, Any], Plan] | None:
     """The last repricing, if it broke off and was the same."""
     rows = store.rows("SELECT * FROM repricings FINAL WHERE number = (SELECT max(number) FROM repricings)")
+    rows = [row for row in rows if row["finished_at"] == NEVER]
     if len(rows) != 1:
         return None
     (row,) = rows
     same = (
-        row["finished_at"] == NEVER
-        and (row["since"], row["until"]) == (selection.period.since, selection.period.until)
+        (row["since"], row["until"]) == (selection.period.since, selection.period.until)
         and (row["tenant"], row["model"]) == (selection.tenant, selection.model)
         and row["book_version"] == book_version
     )
@@ -148,12 +148,41 @@ def unfinished(store: Store, book_version: str, selection: Selection) -> tuple[d
 
 
 def begin(store: Store, book_version: str, selection: Selection, plan: Plan) -> dict[str, Any]:
-    """Take the next number and record the plan under it."""
+    """Take the next number and record the plan under it.
+
+    A number is a run's own if the run finds no other claim to it once its own is written. Of two runs that claim one
+    number, whichever writes later finds the other's claim, so that both never keep it, whatever their clocks say. One
+    that finds another gives the number up: the first of them by time tries the next, the others end. (On replicas, that
+    holds as far as a read sees what any of them has acknowledged: ``insert_quorum`` and
+    ``select_sequential_consistency``.)
+
+    Raises:
+        StoreError: another run claimed the number in the same moment, or there are no more numbers. Nothing else was
+            written.
+    """
+    while True:
+        entry = _claim(store, book_version, selection, plan)
+        claims = store.rows(
+            "SELECT DISTINCT started_at, run FROM repricings WHERE number = {number:UInt16} ORDER BY started_at, run",
+            {"number": entry["number"]},
+        )
+        if [claim["run"] for claim in claims] == [entry["run"]]:
+            return entry
+        # A claim that is given up stands as a run that is over and wrote nothing: nobody completes it.
+        record(store, {**entry, **_figures(Plan()), "finished_at": datetime.now(UTC)})
+        if claims[0]["run"] != entry["run"]:
+            raise StoreError(
+                f"Another repricing took number {entry['number']} in the same moment.",
+                "Run the command again when that one is done.",
+            )
+
+
+def _claim(store: Store, book_version: str, selection: Selection, plan: Plan) -> dict[str, Any]:
+    """The plan as it was recorded under the next number."""
     (last,) = store.rows("SELECT max(number) AS number FROM repricings")
     number = last["number"] + 1
     if number > MAX_REPRICING:
         raise StoreError(f"The store has seen {MAX_REPRICING} repricings; a revision has room for no more.")
-    total = plan.total
     entry: dict[str, Any] = {
         "number": number,
         "run": uuid.uuid4().hex,
@@ -164,6 +193,16 @@ def begin(store: Store, book_version: str, selection: Selection, plan: Plan) -> 
         "tenant": selection.tenant,
         "model": selection.model,
         "book_version": book_version,
+        **_figures(plan),
+    }
+    record(store, entry)
+    return entry
+
+
+def _figures(plan: Plan) -> dict[str, Any]:
+    """Columns that a plan fills."""
+    total = plan.total
+    return {
         "rows": total.changed,
         "unpriced_before": total.unpriced_before,
         "unpriced_after": total.unpriced_after,
@@ -171,11 +210,6 @@ def begin(store: Store, book_version: str, selection: Selection, plan: Plan) -> 
         "new_total": total.new_cost,
         "totals": _written(plan),
     }
-    record(store, entry)
-    runs = store.rows("SELECT min(run) AS run FROM repricings WHERE number = {number:UInt16}", {"number": number})
-    if runs[0]["run"] != entry["run"]:
-        raise StoreError(f"Another repricing took number {number} in the same moment.", "Run the command again.")
-    return entry
 
 
 def record(store: Store, entry: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,11 +15,15 @@ import typer
 from tollspan.pricing import METERS, PriceBook, load_book, shipped_book
 from tollspan.pricing.money import steps_of
 from tollspan.pricing.names import nearest
+from tollspan.pricing.yamlfield import NUMBER
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNPRICED: Final = 3
 
+_YEARS: Final = (1678, 2261)
+"""Years in which prices can hold: those that lie whole in int64 nanoseconds."""
+_NUMBER: Final = re.compile(rf"{NUMBER}|[+-]?(inf(inity)?|s?nan)", re.IGNORECASE)
 _DIGITS: Final = 40
 """More than any quantity or amount has, before or after the point."""
 
@@ -52,6 +57,8 @@ def instant_of(at: str | None, option: str = "--at") -> datetime:
         fail(f"{option} {at}: not an instant. Write it like 2026-11-20T12:00:00Z.")
     if moment.tzinfo is None and len(at) > len("2026-11-20"):
         fail(f"{option} {at}: no time zone. End it with Z or an offset.")
+    if not _YEARS[0] <= moment.year <= _YEARS[1]:
+        fail(f"{option} {at}: out of range. Prices are known from {_YEARS[0]} to {_YEARS[1]}.")
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
@@ -94,8 +101,11 @@ def amount_of(text: str, option: str) -> Decimal:
 
 
 def _decimal(text: str) -> Decimal:
-    """A number as typed; one that would take forever to work out exactly is a ValueError."""
-    number = Decimal(text.strip())
+    """A number as typed, in the digits 0 to 9; one that would take forever to work out exactly is a ValueError."""
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
+        raise InvalidOperation(text)
+    number = Decimal(text)
     if number.is_finite() and number and not -_DIGITS < int(number.as_tuple().exponent) <= number.adjusted() < _DIGITS:
         raise ValueError(f"a number with more than {_DIGITS} digits")
     return number

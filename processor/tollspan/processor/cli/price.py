@@ -11,7 +11,8 @@ import json
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from tollspan.pricing import Charge, Charges, PriceEngine, Selectors
 from tollspan.pricing.explain import Explanation, explain
+from tollspan.pricing.money import decimal_of
 from tollspan.pricing.usage_objects import UsageReading, read_usage
 from tollspan.processor.cli.explained import considered_rows, objects_of, print_explanation, quantity
 from tollspan.processor.cli.inputs import EXIT_UNPRICED, At, Book, book_of, fail, instant_of, quantities_of
@@ -27,6 +29,8 @@ from tollspan.processor.cli.output import Format, print_rows, text
 
 USAGE_FIELDS: Final = ("usage", "usageMetadata", "usage_metadata", "usage_info", "meta")
 """Where a whole response has its usage object."""
+_ANSWER_FIELDS: Final = ("data", "output", "outputs", "candidates", "choices", "content")
+"""Lists that a response has and no usage object: where there is no usage beside them, the response itself tells it."""
 _MODEL_FIELDS: Final = ("model", "modelVersion", "model_version")
 _LONGEST_RAW: Final = 16 * 2**20
 
@@ -136,6 +140,8 @@ def _usage_in(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | No
     for field in USAGE_FIELDS:
         if isinstance(body.get(field), dict):
             return body[field], body
+    if any(isinstance(body.get(field), list) for field in _ANSWER_FIELDS):
+        return {}, body
     return body, None
 
 
@@ -229,8 +235,8 @@ def _reading_lines(reading: UsageReading, charges: Charges) -> list[str]:
         line = f"reported by the provider: {_usd(reading.reported_cost)}"
         if charges.cost is not None and reading.reported_cost:
             # The provider's own figure is the whole: how far ours is from it, in percent.
-            away = (charges.cost - reading.reported_cost) / reading.reported_cost * 100
-            line += f"; ours is {text(away.quantize(Decimal('0.01'), ROUND_HALF_EVEN))} % away"
+            away = Fraction(charges.cost - reading.reported_cost) / Fraction(reading.reported_cost)
+            line += f"; ours is {text(decimal_of(round(away * 10**4), 2))} % away"
         lines.append(line)
     if reading.unknown:
         lines.append(f"not read, and may be billed: {', '.join(reading.unknown)}")

@@ -12,7 +12,7 @@ EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2262, 1, 1, tzinfo=UTC)
 """What DateTime64(9) can hold, and so an open end of a window."""
 
-_AGE: Final = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)")
+_AGE: Final = re.compile(r"([0-9]{1,9})\s*(s|m|h|d|w)")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -148,7 +148,6 @@ def _announced(layer: TableLayer, at: int) -> Iterator[Finding]:
 
 def _old(layer: TableLayer, today: date, older_than: int) -> Iterator[Finding]:
     """Sources read long ago, each once."""
-    limit = today - timedelta(days=older_than)
     aged: dict[tuple[str, str], list[PriceRow]] = {}
     for row in layer.rows:
         try:
@@ -156,7 +155,7 @@ def _old(layer: TableLayer, today: date, older_than: int) -> Iterator[Finding]:
         except ValueError:
             continue
         still = row.effective.end is None and row.status != "cancelled"  # what is over does not change any more
-        if read < limit and still:
+        if (today - read).days > older_than and still:
             aged.setdefault((row.source.url, row.source.retrieved_at), []).append(row)
     for (url, read_at), rows in aged.items():
         more = f" and {len(rows) - 1} more" if rows[1:] else ""

@@ -1,13 +1,14 @@
 """``tollspan prices settle``: what a contract's volumes, commitments and free allotments come to over a period.
 
 In: the terms of a book and the ledger's totals. Out: a credit or a shortfall for each term (`tollspan.pricing.settle`).
-Nothing in the ledger changes: a span's cost does not depend on what else was used in its month.
+Nothing in the ledger changes: a span's cost does not depend on what else was used in its month. A term that is for
+another period than the one asked for has no amount, and says which it is for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
@@ -18,9 +19,8 @@ import typer
 from tollspan.pricing import METERS, PriceBook, load_book
 from tollspan.pricing.book import ANY, Interval, Term, is_pattern
 from tollspan.pricing.engine import instant_of as ns_of
-from tollspan.pricing.said import interval_text
 from tollspan.pricing.selectors import SKU_SELECTORS
-from tollspan.pricing.settle import Line, Settlement
+from tollspan.pricing.settle import ORDER, Line, Settlement, follows, months_of, other_period
 from tollspan.pricing.settle import settle as settled
 from tollspan.processor.cli.inputs import fail, instant_of
 from tollspan.processor.cli.options import Store
@@ -40,9 +40,10 @@ def settle(
     store: Store = "chdb://",
     fmt: Annotated[Format, typer.Option("--format", help="How to print the settlements.")] = Format.table,
 ) -> None:
-    """Settle a contract's volume discounts, commitments and free allotments over a month, from the ledger's totals.
+    """Settle a contract's volume discounts, commitments and free allotments over a period, from the ledger's totals.
 
-    A credit is below zero, what is still owed above. The costs of calls in the ledger stay as they are.
+    A credit is below zero, what is still owed above. The costs of calls in the ledger stay as they are. A term is
+    settled over the period that it is for, its own where it has both ends, else a calendar month; the others are named.
 
     Exit codes: 0 settled; 1 the book or the store cannot be used; 2 wrong usage.
 
@@ -50,22 +51,31 @@ def settle(
     """
     start, end = _period(month, since, until)
     prices = load_book(book)
-    terms = in_force(prices.terms, Interval(ns_of(start), ns_of(end)), whole_month=month is not None)
+    terms, others, months = divided(prices.terms, Interval(ns_of(start), ns_of(end)))
+    span = f"from {start:%Y-%m-%d} until {end:%Y-%m-%d}"
+    if not terms and not others:
+        fail(f"{book}: no volume, commitment or allotment is in force {span}.")
     if not terms:
-        fail(f"{book}: no volume, commitment or allotment is in force from {start:%Y-%m-%d} until {end:%Y-%m-%d}.")
+        fail(f"{book}: nothing is to be settled {span}. {' '.join(f'{t.id}: {why}.' for t, why in others)}")
     # Here, so that the other commands do not wait for the store's libraries.
     from tollspan.processor.store import connect_for_query
 
     with connect_for_query(store) as reader:
-        lines, silent = totals(reader, prices, start, end)
-    settlements = settled(terms, lines)
+        parts = [totals(reader, prices, first, after) for first, after in _bounds(months) or [(start, end)]]
+    lines = [line for part, _ in parts for line in part]
+    silent = sum(without for _, without in parts)
+    by_month = [(monthly, len(part)) for (_, monthly), (part, _) in zip(months, parts, strict=False)]
+    settlements = settled(terms, lines, months=by_month)
     if fmt is Format.table:
         print_rows([_brief(settlement) for settlement in settlements], fmt)
         for settlement in settlements:
             typer.echo(f"{settlement.term.id}: {settlement.reason}.")
-        _print_sum(settlements, lines, silent)
+        for term, why in others:
+            typer.echo(f"{term.id}: not settled for this period; {why}.")
+        _print_sum(settlements, lines, silent, len(others))
         return
-    print_rows([_full(settlement, lines, in_full=fmt is Format.json) for settlement in settlements], fmt)
+    rows = [_full(settlement, lines, in_full=fmt is Format.json) for settlement in settlements]
+    print_rows([*rows, *(_not_settled(term, why, rows[0]) for term, why in others)], fmt)
 
 
 def _period(month: str | None, since: str | None, until: str | None) -> tuple[datetime, datetime]:
@@ -83,23 +93,36 @@ def _period(month: str | None, since: str | None, until: str | None) -> tuple[da
     return start, end
 
 
-def in_force(terms: Iterable[Term], period: Interval, *, whole_month: bool) -> list[Term]:
-    """Terms that hold in a period.
+def divided(
+    terms: Iterable[Term], period: Interval
+) -> tuple[list[Term], list[tuple[Term, str]], list[tuple[Interval, list[Term]]]]:
+    """Terms that hold in a period: those to be settled, the others and why they are not, and of a longer period its
+    months with the terms that are for each. Those are settled first, for what they leave."""
+    mine: list[Term] = []
+    others: list[tuple[Term, str]] = []
+    unknown: list[Term] = []  # whose credits in the period are not known as a whole
+    months: list[tuple[Interval, list[Term]]] = [(month, []) for month in months_of(period)]
+    holding = [term for term in terms if term.effective.meets(period)]
+    for term in sorted(holding, key=lambda term: ORDER.index(term.kind)):
+        why = other_period(term, period)
+        earlier = ", ".join(other.id for other in unknown if follows(term, other))
+        if not why and not earlier:
+            mine.append(term)
+            continue
+        others.append((term, why or f"it comes after {earlier}, whose credits in this period are not known"))
+        held = [(month, monthly) for month, monthly in months if term.effective.meets(month)]
+        if earlier or not held or any(other_period(term, month) for month, _ in held):
+            unknown.append(term)
+            continue
+        for _, monthly in held:
+            monthly.append(term)
+    return mine, others, months
 
-    Raises:
-        ConfigError: one holds in a part of it: what was used outside must not count towards it. Or one is for a whole
-            month, and the period is none.
-    """
-    found = [term for term in terms if term.effective.meets(period)]
-    for term in found:
-        if term.kind == "allotment" and not whole_month:
-            raise ConfigError(f"{term.id} is an allotment for a calendar month.", "Give --month.")
-        if any(period.holds(cut) and cut != period.start for cut in term.effective.cuts):
-            raise ConfigError(
-                f"{term.id} is in force {interval_text(term.effective)}, which is a part of the period.",
-                "Settle the part on its own with --since and --until.",
-            )
-    return found
+
+def _bounds(months: Iterable[tuple[Interval, list[Term]]]) -> list[tuple[datetime, datetime]]:
+    """First instants of months, and those after them."""
+    starts = [datetime.fromtimestamp((month.start or 0) // 10**9, UTC) for month, _ in months]
+    return [(start, month_of(f"{start:%Y-%m}").until) for start in starts]
 
 
 def totals(reader: Rows, book: PriceBook, since: datetime, until: datetime) -> tuple[list[Line], int]:
@@ -164,6 +187,13 @@ def _full(settlement: Settlement, lines: list[Line], *, in_full: bool) -> dict[s
     return row
 
 
+def _not_settled(term: Term, why: str, like: Mapping[str, object]) -> dict[str, object]:
+    """A row without amounts, with the columns of the others."""
+    reason = f"not settled for this period; {why}"
+    known = {"term": term.id, "kind": term.kind, "counts": _scope(term), "reason": reason}
+    return {**dict.fromkeys(like), **known}
+
+
 def _ratio(value: object) -> str | None:
     return None if value is None else str(value)
 
@@ -172,7 +202,7 @@ def _scope(term: Term) -> str:
     return " ".join((f"{term.provider or ANY}/{term.sku}", *((term.meter,) if term.meter != ANY else ())))
 
 
-def _print_sum(settlements: list[Settlement], lines: list[Line], silent: int) -> None:
+def _print_sum(settlements: list[Settlement], lines: list[Line], silent: int, others: int) -> None:
     contracted = sum((line.contracted_cost for line in lines if line.contracted_cost is not None), Decimal(0))
     worth = sum((settlement.worth for settlement in settlements), Decimal(0))
     unknown = sum(line.contracted_cost is None for line in lines)
@@ -180,3 +210,5 @@ def _print_sum(settlements: list[Settlement], lines: list[Line], silent: int) ->
     typer.echo(f"Contracted cost of the period {known}.")
     if unknown or silent:
         typer.echo(f"Not in it: {unknown} totals without a price, and {silent} calls that told no usage.")
+    if others:
+        typer.echo(f"Nor {'a term that is' if others == 1 else f'{others} terms that are'} for another period.")
