@@ -212,11 +212,12 @@ class Charges:
         return self.cost, self.status, self.reasons, self.charges, self.book_version
 
 
+@cache
 def overall(bits: int) -> tuple[CostStatus, bool, tuple[str, ...]]:
     """Status of a call from the bits of its charges, whether it has a cost, and its reasons."""
     status, known = _OVERALL[bits & _STATUSES]
     reasons = bits >> _REASON_SHIFT
-    return status, known, _reasons_of(reasons) if reasons else ()
+    return status, known, tuple(reason for position, reason in enumerate(REASONS) if reasons >> position & 1)
 
 
 def _overall(seen: int) -> tuple[CostStatus, bool]:
@@ -235,11 +236,6 @@ def _bits_of(reasons: tuple[str, ...]) -> int:
 
 
 _ASSUMED: Final = _bits_of((TIER_ASSUMED,)), (TIER_ASSUMED,)
-
-
-@cache
-def _reasons_of(bits: int) -> tuple[str, ...]:
-    return tuple(reason for position, reason in enumerate(REASONS) if bits >> position & 1)
 
 
 def _order_of(raw: Raw) -> int:

@@ -39,7 +39,7 @@ from tollspan.pricing.cost_columns import (
 )
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.names import nearest
-from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Situation, has_fee
+from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Card, has_fee
 from tollspan.pricing.selectors import SELECTOR_NAMES, Selectors
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class _Batch:
         self.combinations, self.combination_of = _combinations(selectors, self.n)
         self.implied: dict[str, Bools] = {}
         """Rows by meter that are charged one without having counted it."""
-        self._cells: dict[Axis, tuple[list[tuple[Situation, int]], Int64s]] = {}
+        self._cells: dict[Axis, tuple[list[Card], Int64s]] = {}
 
     def table(self) -> pa.Table:
         reasons_of_invalid, invalid_code = self.invalid
@@ -201,8 +201,8 @@ class _Batch:
                 codes[negative] = names.index(USAGE_NEGATIVE)
         self.invalid = names, codes
 
-    def _cell_of(self, axis: Axis) -> tuple[list[tuple[Situation, int]], Int64s]:
-        """Cells of an axis that occur, as a situation and an instant in it, and each row's cell number."""
+    def _cell_of(self, axis: Axis) -> tuple[list[Card], Int64s]:
+        """Cells of an axis that occur, as their cards, and each row's cell number."""
         if axis not in self._cells:
             situations = [self.engine.situation(axis, selectors) for selectors in self.combinations]
             key = self.combination_of
@@ -222,7 +222,7 @@ class _Batch:
                 key = key * 2 + holds
                 size *= 2
             one_row, cell = dense(key, size)
-            cells = [(situations[self.combination_of[row]], int(self.at[row])) for row in one_row.tolist()]
+            cells = [situations[self.combination_of[row]].card(int(self.at[row])) for row in one_row.tolist()]
             self._cells[axis] = cells, cell
         return self._cells[axis]
 
@@ -244,8 +244,7 @@ class _Batch:
         ladder = np.zeros(len(cells), dtype=np.int64)  # which set of cliffs a cell has, 0 = none
         ladders: dict[tuple[int, ...], int] = {}
         for number in np.flatnonzero(used).tolist():
-            situation, instant = cells[number]
-            quote = situation.quote(meter, instant)
+            quote = cells[number][meter]
             if level is not None:
                 quote = getattr(quote, level) or quote
             first[number] = self.entries.number(quote)
@@ -270,7 +269,7 @@ class _Batch:
         cells, cell_of = self._cell_of(METERS[meter].axis)
         used = np.zeros(len(cells), dtype=bool)
         used[cell_of[rows]] = True
-        quotes = (cells[number][0].quote(meter, cells[number][1]) for number in np.flatnonzero(used).tolist())
+        quotes = (cells[number][meter] for number in np.flatnonzero(used).tolist())
         if all(quote.contracted is None and quote.listed is None for quote in quotes):
             return None
         contracted, _ = self._entry(meter, rows, input_tokens, input_given, "contracted")
@@ -314,7 +313,7 @@ class _Batch:
             if not uncounted.any():
                 continue
             cells, cell_of = self._cell_of("model")
-            fee = np.array([has_fee(situation.quote(meter, instant)) for situation, instant in cells], dtype=bool)
+            fee = np.array([has_fee(card[meter]) for card in cells], dtype=bool)
             if not fee.any():
                 continue
             implied = uncounted & fee[cell_of]

@@ -316,15 +316,16 @@ def _counted(
 # -- beside the counts -------------------------------------------------------------------------------------------------
 
 
-def _from_response(around: Mapping[Any, Any], model: str | None, tokens: bool) -> Iterator[tuple[str, Any]]:
-    """Meters that only the response tells, and their quantities as it gives them."""
-    items = [_fields(item) for item in _items(around.get("output"))]
-    searches = _fields(_fields(around.get("tool_usage")).get("web_search")).get("num_requests")
+def response_tools(response: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Meters of the provider's own tools that a response of OpenAI's Responses API tells, and their quantities as it
+    gives them: what it sums up itself, else what its output lists."""
+    items = [_fields(item) for item in _items(response.get("output"))]
+    searches = _fields(_fields(response.get("tool_usage")).get("web_search")).get("num_requests")
     if searches is None:
         calls = (item for item in items if item.get("type") == "web_search_call")
         searches = sum(_fields(item.get("action")).get("type") not in _NO_SEARCHES for item in calls) or None
     if searches is not None:
-        yield "web_searches", searches  # OpenAI: the billable ones
+        yield "web_searches", searches  # the billable ones
     done = [item for item in items if item.get("type") == "file_search_call"]
     if done:
         yield "file_searches", len(done)
@@ -333,6 +334,11 @@ def _from_response(around: Mapping[Any, Any], model: str | None, tokens: bool) -
     sandboxes = {container if isinstance(container, str) else None for container in containers}
     if sandboxes:
         yield "code_interpreter.sessions", len(sandboxes)
+
+
+def _from_response(around: Mapping[Any, Any], model: str | None, tokens: bool) -> Iterator[tuple[str, Any]]:
+    """Meters that only the response tells, and their quantities as it gives them."""
+    yield from response_tools(around)
     # A query counts once, and an empty one not at all (ai.google.dev/gemini-api/docs/google-search, as quoted in
     # discuss.ai.google.dev/t/168136, read 2026-11-21).
     grounded = [_grounding(_fields(item)) for item in _items(around.get("candidates"))]
