@@ -13,11 +13,11 @@ from genai_prices.data import providers
 from genai_prices.types import ModelInfo, ModelPrice, Provider
 
 from tollspan.pricing import Charges, PriceBook, shipped_book
-from tollspan.pricing.book import Interval, PriceRow
 from tollspan.pricing.catalogue import PRICE_KEYS, UNMETERED, Catalogue, _metered, clean, compile_model
 from tollspan.pricing.catalogue_names import find, unwrapped
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import units_of
+from tollspan.pricing.rows import Interval, PriceRow
 from tollspan.pricing.schedule import DAY
 from tollspan.pricing.selectors import PROVIDERS
 from tollspan.pricing.yamlbook import parse_layer

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollspan.pricing import PriceBook, PriceEngine, PriceRow, Selectors
-from tollspan.pricing.book import Alias, Factor, Interval, Step, TableLayer
+from tollspan.pricing.book import TableLayer
 from tollspan.pricing.cost_columns import SCHEMA
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import PICO, decimal_of, digits_of
+from tollspan.pricing.rows import Alias, Factor, Interval, Step
 from tollspan.pricing.schedule import Schedule
 
 from .books import INPUT, NOON, OUTPUT, book_of

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from tollspan.pricing import Charges, PriceEngine, Selectors, shipped_book
-from tollspan.pricing.book import TableLayer, is_pattern
+from tollspan.pricing.book import TableLayer
 from tollspan.pricing.catalogue import Catalogue
 from tollspan.pricing.corrections import Corrections, caught_up, corrections
 from tollspan.pricing.engine import instant_of
+from tollspan.pricing.patterns import is_pattern
 from tollspan.pricing.selectors import BATCH
 from tollspan.pricing.yamlbook import parse_layer
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollspan.pricing.book import ALWAYS, Interval, PriceRow, Step
 from tollspan.pricing.currencies import ExchangeRate, UncoveredError, in_usd
+from tollspan.pricing.rows import ALWAYS, Interval, PriceRow, Step
 from tollspan.pricing.schedule import DAY
 
 from .books import OUTPUT, at, book_of, price

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollspan.pricing import METERS, PriceEngine, Selectors, shipped_book
-from tollspan.pricing.book import Interval
 from tollspan.pricing.engine import instant_of
 from tollspan.pricing.explain import Explanation, Level, explain
 from tollspan.pricing.money import PICO, digits_of, units_of
+from tollspan.pricing.rows import Interval
 from tollspan.pricing.said import hours_text, interval_text
 from tollspan.pricing.schedule import DAY, Schedule
 from tollspan.processor.cli.explained import lines_of

@@ -14,8 +14,9 @@ import yaml
 
 import tollspan.pricing
 from tollspan.pricing import Charges, shipped_book
-from tollspan.pricing.book import PriceRow, TableLayer
+from tollspan.pricing.book import TableLayer
 from tollspan.pricing.meters import METERS
+from tollspan.pricing.rows import PriceRow
 
 from .books import NOON, at, book_of, price
 

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollspan.pricing import METERS, PriceBook, PriceEngine, PriceRow, Selectors
-from tollspan.pricing.book import ANY, Interval, TableLayer
+from tollspan.pricing.book import TableLayer
 from tollspan.pricing.money import PICO, digits_of
+from tollspan.pricing.patterns import ANY
+from tollspan.pricing.rows import Interval
 
 MODEL_METERS = [name for name, meter in METERS.items() if meter.axis == "model" and name not in ("requests",)]
 MODEL_METERS.remove("overhead.calls")
@@ -116,7 +118,7 @@ def test_unknown_is_never_zero(
 
 @given(st.integers(0, 10**9), st.lists(st.integers(1, 10**9), min_size=1, max_size=4, unique=True), amounts)
 def test_a_graduated_price_is_the_sum_of_its_parts(quantity: int, bounds: list[int], amount: Decimal) -> None:
-    from tollspan.pricing.book import Step
+    from tollspan.pricing.rows import Step
 
     bounds.sort()
     steps = tuple(Step(above, amount / (number + 2)) for number, above in enumerate(bounds))

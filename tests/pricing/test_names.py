@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollspan.pricing import shipped_book
-from tollspan.pricing.book import matches
+from tollspan.pricing.patterns import matches
 from tollspan.pricing.yamlbook import parse_layer
 
 from .books import INPUT, OUTPUT, book_of, price

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollspan.pricing import BookError, overlaps
-from tollspan.pricing.book import ALWAYS, Interval, compile_pattern
 from tollspan.pricing.overlaps import patterns_meet, schedules_meet, uncovered
+from tollspan.pricing.patterns import compile_pattern
+from tollspan.pricing.rows import ALWAYS, Interval
 from tollspan.pricing.schedule import DAY, Schedule
 from tollspan.pricing.yamlbook import parse_layer
 

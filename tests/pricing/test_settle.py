@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollspan.pricing.book import Interval, Term
+from tollspan.pricing.rows import Interval, Term
 from tollspan.pricing.settle import Line, Settlement, months_of, other_period, settle
 from tollspan.pricing.yamlbook import parse_layer
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import tollspan.pricing.yamlbook as yamlbook
 from tollspan.pricing import BookError, PriceEngine, Selectors, load_book
-from tollspan.pricing.book import PriceRow, TableLayer
+from tollspan.pricing.book import TableLayer
+from tollspan.pricing.rows import PriceRow
 from tollspan.pricing.schedule import DAY, WEEK, Schedule
 from tollspan.pricing.yamlbook import parse_layer
 

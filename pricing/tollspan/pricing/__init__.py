@@ -20,12 +20,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tollspan.pricing.book import PriceBook, PriceRow
+    from tollspan.pricing.book import PriceBook
     from tollspan.pricing.books import load_book, shipped_book
     from tollspan.pricing.charges import Charge, Charges
     from tollspan.pricing.engine import PriceEngine
     from tollspan.pricing.errors import BookError
     from tollspan.pricing.meters import METERS, Meter
+    from tollspan.pricing.rows import PriceRow
     from tollspan.pricing.selectors import Selectors
     from tollspan.pricing.usage_objects import UsageReading, read_usage
 
@@ -53,7 +54,7 @@ _HOMES: Final = {
     "Meter": "meters",
     "PriceBook": "book",
     "PriceEngine": "engine",
-    "PriceRow": "book",
+    "PriceRow": "rows",
     "Selectors": "selectors",
     "UsageReading": "usage_objects",
     "load_book": "books",

@@ -32,8 +32,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from tollspan.pricing import catalogue_names
-from tollspan.pricing.book import ALWAYS, Alias, Factor, Interval, MatchKind, PriceRow, Sku, Source, Step, Term
+from tollspan.pricing.book import MatchKind, Sku
 from tollspan.pricing.meters import METERS, Axis
+from tollspan.pricing.rows import ALWAYS, Alias, Factor, Interval, PriceRow, Source, Step, Term
 from tollspan.pricing.schedule import DAY, Schedule
 from tollspan.pricing.selectors import BATCH, ONLINE, PROVIDERS, STANDARD
 

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from tollspan.pricing import money
-from tollspan.pricing.book import ALWAYS, Interval
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.resolve import (
     IMPLIED_MARK,
@@ -23,6 +22,7 @@ from tollspan.pricing.resolve import (
     TIER_ASSUMED,
     Quote,
 )
+from tollspan.pricing.rows import ALWAYS, Interval
 
 CostStatus = Literal["priced", "free", "included", "partial", "unpriced", "invalid"]
 ChargeStatus = Literal["priced", "free", "included", "unpriced", "ambiguous", "invalid"]

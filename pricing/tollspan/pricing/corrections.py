@@ -18,23 +18,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from tollspan.pricing.book import (
-    ANY,
-    Alias,
-    Factor,
-    Interval,
-    MatchKind,
-    PriceBook,
-    PriceRow,
-    Sku,
-    TableLayer,
-    Term,
-    is_pattern,
-)
+from tollspan.pricing.book import MatchKind, PriceBook, Sku, TableLayer
 from tollspan.pricing.catalogue import Catalogue
 from tollspan.pricing.catalogue_names import known_spellings
 from tollspan.pricing.meters import Axis
+from tollspan.pricing.patterns import ANY, is_pattern
 from tollspan.pricing.resolve import Quote, Situation
+from tollspan.pricing.rows import Alias, Factor, Interval, PriceRow, Term
 from tollspan.pricing.schedule import WEEK
 from tollspan.pricing.selectors import Selectors
 from tollspan.pricing.yamlbook import read_layer

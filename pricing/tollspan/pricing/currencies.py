@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal, Inexact
 from typing import Final
 
-from tollspan.pricing.book import Interval, PriceRow, Source
 from tollspan.pricing.money import UNIT_PRICE_DECIMALS
 from tollspan.pricing.overlaps import common, uncovered
+from tollspan.pricing.rows import Interval, PriceRow, Source
 from tollspan.pricing.schedule import instant_text
 
 USD: Final = "USD"

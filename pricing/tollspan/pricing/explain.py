@@ -15,11 +15,11 @@ from fractions import Fraction
 from typing import Final, Literal
 
 from tollspan.pricing import money
-from tollspan.pricing.book import WHOLE, PriceRow, Source
 from tollspan.pricing.charges import Charge, Charges
 from tollspan.pricing.engine import PriceEngine, instant_of
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.resolve import INPUT_TOKENS, Considered, Quote
+from tollspan.pricing.rows import WHOLE, PriceRow, Source
 from tollspan.pricing.selectors import Selectors
 from tollspan.pricing.suggestions import Suggestion, suggestions
 

@@ -4,7 +4,7 @@ In: what one layer lists. Out: the first pair that ties and why. Resolution (`re
 is left without a rule for ties.
 
 Two prices of one meter, SKU and provider tie when nothing that resolution looks at puts one before the other: they are
-of one level (`book.LEVELS`), ask for as many selectors, both keep hours or neither does, and some span can meet both. A
+of one level (`rows.LEVELS`), ask for as many selectors, both keep hours or neither does, and some span can meet both. A
 cancelled price ties with nothing.
 """
 
@@ -15,18 +15,9 @@ from functools import lru_cache
 from itertools import combinations, combinations_with_replacement
 from typing import Final, TypeVar
 
-from tollspan.pricing.book import (
-    WHOLE,
-    Alias,
-    Factor,
-    Interval,
-    PriceRow,
-    Term,
-    is_pattern,
-    literal_length,
-    matches,
-)
 from tollspan.pricing.meters import METERS
+from tollspan.pricing.patterns import is_pattern, literal_length, matches
+from tollspan.pricing.rows import WHOLE, Alias, Factor, Interval, PriceRow, Term
 from tollspan.pricing.schedule import DAY, Schedule
 from tollspan.pricing.selectors import provider_of
 

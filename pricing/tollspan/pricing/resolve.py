@@ -5,7 +5,7 @@ same for spans with equal selectors; between two of its cuts (instants at which 
 as the same schedules hold, every quote is constant, so each is found once and kept on a `Card`.
 
 Rules, in order: the matches of the book front to back (`book.PriceBook.matches`); among the rows of one match those in
-force at the instant, whose conditions the selectors meet, the higher level first (`book.LEVELS`), then more conditions
+force at the instant, whose conditions the selectors meet, the higher level first (`rows.LEVELS`), then more conditions
 before fewer, then hours before none. A meter with no price of its own at that instant is charged as the meter that
 includes it (`INCLUDED_IN`).
 
@@ -24,19 +24,10 @@ from fractions import Fraction
 from math import gcd
 from typing import Final, Literal
 
-from tollspan.pricing.book import (
-    CONTRACT_LEVEL,
-    EFFECTIVE_LEVEL,
-    LIST_LEVEL,
-    WHOLE,
-    Factor,
-    Match,
-    PriceBook,
-    PriceRow,
-    is_known,
-)
+from tollspan.pricing.book import Match, PriceBook, is_known
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.money import UNIT_PRICE_DECIMALS, Rate, divide_half_even
+from tollspan.pricing.rows import CONTRACT_LEVEL, EFFECTIVE_LEVEL, LIST_LEVEL, WHOLE, Factor, PriceRow
 from tollspan.pricing.schedule import Schedule
 from tollspan.pricing.selectors import SKU_SELECTORS, STANDARD, Selectors, tier_of
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from tollspan.pricing.book import Interval, PriceRow
 from tollspan.pricing.resolve import Considered
+from tollspan.pricing.rows import Interval, PriceRow
 from tollspan.pricing.schedule import DAY, Schedule, instant_text
 
 OUTSIDE_HOURS: Final = "outside its hours"

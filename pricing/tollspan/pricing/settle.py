@@ -33,10 +33,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from tollspan.pricing.book import Interval, Term
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import PICO, QUANTITY_DECIMALS, decimal_of, usd
 from tollspan.pricing.overlaps import covers_name, patterns_meet, scope_of
+from tollspan.pricing.rows import Interval, Term
 from tollspan.pricing.schedule import instant_text
 from tollspan.pricing.selectors import owner_of, provider_of
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tollspan.pricing.book import Layer, Match, PriceBook, PriceRow
+from tollspan.pricing.book import Layer, Match, PriceBook
 from tollspan.pricing.charges import Charge
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.names import close
 from tollspan.pricing.resolve import INCLUDED_IN, Situation
+from tollspan.pricing.rows import PriceRow
 from tollspan.pricing.said import holding, interval_text
 from tollspan.pricing.selectors import PROVIDERS, SKU_SELECTORS, Selectors
 

@@ -82,10 +82,12 @@ from datetime import date
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tollspan.pricing.book import ANY, WHOLE, Alias, Factor, TableLayer, Term
+from tollspan.pricing.book import TableLayer
 from tollspan.pricing.currencies import USD, ExchangeRate
 from tollspan.pricing.errors import BookError
 from tollspan.pricing.overlaps import Tie, tied_adjustments, tied_aliases, tied_intervals, tied_rows, tied_terms
+from tollspan.pricing.patterns import ANY
+from tollspan.pricing.rows import WHOLE, Alias, Factor, Term
 from tollspan.pricing.yamlfield import Field, compose
 from tollspan.pricing.yamlrows import Book, currency_of, price_rows
 from tollspan.pricing.yamlterms import adjustments, exchange_rate, factors

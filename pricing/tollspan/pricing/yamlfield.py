@@ -15,10 +15,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
-from tollspan.pricing.book import Interval
 from tollspan.pricing.errors import BookError
 from tollspan.pricing.money import UNIT_PRICE_DECIMALS
 from tollspan.pricing.names import nearest
+from tollspan.pricing.rows import Interval
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _YEARS: Final = (1678, 2261)

@@ -15,11 +15,12 @@ from math import prod
 from typing import Final, cast
 from zoneinfo import ZoneInfo, available_timezones
 
-from tollspan.pricing.book import ALWAYS, ANY, LEVELS, Kind, PriceRow, Source, Status, Step
 from tollspan.pricing.currencies import USD, ExchangeRate, UncoveredError, in_usd
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import rate, steps_of, units_of
 from tollspan.pricing.names import close, nearest
+from tollspan.pricing.patterns import ANY
+from tollspan.pricing.rows import ALWAYS, LEVELS, Kind, PriceRow, Source, Status, Step
 from tollspan.pricing.schedule import DAY, Schedule, instant_text, week_of
 from tollspan.pricing.selectors import WHEN_KEYS, Selectors, normalize_when, owner_of
 from tollspan.pricing.yamlfield import Field

@@ -11,12 +11,13 @@ from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 from typing import Any, Final, Literal, cast
 
-from tollspan.pricing.book import ALWAYS, ANY, Factor, Source, Term
 from tollspan.pricing.currencies import USD, ExchangeRate
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.money import units_of
 from tollspan.pricing.names import nearest
 from tollspan.pricing.overlaps import covers_name
+from tollspan.pricing.patterns import ANY
+from tollspan.pricing.rows import ALWAYS, Factor, Source, Term
 from tollspan.pricing.yamlfield import Field
 from tollspan.pricing.yamlrows import METERS_HINT, Book, combined, conditions, read_source, unit_of
 

@@ -8,9 +8,10 @@ from typing import Annotated, Final
 import typer
 
 from tollspan.pricing import METERS, PriceBook, Selectors
-from tollspan.pricing.book import Match, compile_pattern, is_pattern, literal_length
+from tollspan.pricing.book import Match
 from tollspan.pricing.engine import instant_of as ns_of
 from tollspan.pricing.names import nearest
+from tollspan.pricing.patterns import compile_pattern, is_pattern, literal_length
 from tollspan.pricing.selectors import SKU_SELECTORS, provider_of
 from tollspan.pricing.suggestions import likely, providers, rows_in
 from tollspan.processor.cli.inputs import EXIT_UNPRICED, At, Book, book_of, fail, instant_of

@@ -15,9 +15,11 @@ from typing import Annotated, Final, Literal
 import typer
 
 from tollspan.pricing import METERS, BookError, PriceBook, PriceEngine, PriceRow, corrections, load_book, shipped_book
-from tollspan.pricing.book import ANY, Factor, TableLayer, Term, is_pattern
+from tollspan.pricing.book import TableLayer
 from tollspan.pricing.engine import instant_of as ns_of
 from tollspan.pricing.names import close, nearest
+from tollspan.pricing.patterns import ANY, is_pattern
+from tollspan.pricing.rows import Factor, Term
 from tollspan.pricing.schedule import instant_text
 from tollspan.pricing.selectors import SKU_SELECTORS, owner_of, provider_of
 from tollspan.pricing.suggestions import providers, rows_in

@@ -11,9 +11,11 @@ from typing import Annotated, Final, Literal
 import typer
 
 from tollspan.pricing import PriceEngine, PriceRow, load_book, shipped_book
-from tollspan.pricing.book import ANY, WHOLE, Alias, Factor, Layer, Term, is_pattern
+from tollspan.pricing.book import Layer
 from tollspan.pricing.engine import instant_of as ns_of
 from tollspan.pricing.money import decimal_of
+from tollspan.pricing.patterns import ANY, is_pattern
+from tollspan.pricing.rows import WHOLE, Alias, Factor, Term
 from tollspan.pricing.said import holding, interval_text
 from tollspan.processor.cli.explained import exact_text
 from tollspan.processor.cli.inputs import fail, instant_of

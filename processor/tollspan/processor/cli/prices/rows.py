@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from tollspan.pricing import PriceBook, PriceRow, Selectors
-from tollspan.pricing.book import Alias, Layer
+from tollspan.pricing.book import Layer
+from tollspan.pricing.rows import Alias
 from tollspan.pricing.said import holding, hours_text
 from tollspan.pricing.schedule import instant_text
 from tollspan.pricing.selectors import ON_DEMAND, ONLINE, SKU_SELECTORS, STANDARD

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from tollspan.pricing import METERS, PriceBook, load_book
-from tollspan.pricing.book import ANY, Interval, Term, is_pattern
 from tollspan.pricing.engine import instant_of as ns_of
+from tollspan.pricing.patterns import ANY, is_pattern
+from tollspan.pricing.rows import Interval, Term
 from tollspan.pricing.selectors import SKU_SELECTORS
 from tollspan.pricing.settle import ORDER, Line, Settlement, follows, months_of, other_period
 from tollspan.pricing.settle import settle as settled
