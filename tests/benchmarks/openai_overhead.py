@@ -5,14 +5,19 @@
 Each variant runs in a process of its own and is asked in turn for a round, so that the machine's moods fall on all of
 them alike. The transport is a mock, the exporter does nothing, and content capture is off for everybody (it is off by
 default in ours and in none of the peers). Times are CPU time of the calling thread, in microseconds; what is added is
-the median over rounds of the variant's round less the same round without instrumentation.
+the best tenth of the variant's rounds less that of the rounds without instrumentation: other work on the machine only
+ever adds.
 
-Not a test: prints figures, and exits with 1 only when ours is not the lowest.
+Ours is measured as it is by default, unsampled, with its metrics read, and with everything switched on.
+
+Not a test: prints figures, and exits with 1 when ours is over its budget: 100 µs a call and at most half of the leanest
+peer, 5 µs a chunk, 30 µs a call that is not sampled.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -28,11 +33,16 @@ VARIANTS = (
     BASELINE,
     OURS,
     "tollspan, not sampled",
+    "tollspan, metrics read",
+    "tollspan, everything on",
     "opentelemetry-instrumentation-openai",
     "openinference-instrumentation-openai",
 )
-PEERS = VARIANTS[3:]
+PEERS = VARIANTS[-2:]
 CHUNKS = 200
+
+BUDGETS = {(OURS, "added"): 100.0, (OURS, "chunk"): 5.0, ("tollspan, not sampled", "added"): 30.0}
+"""Variant and figure → at most so many µs."""
 
 ANSWER = {
     "id": "chatcmpl-1",
@@ -92,6 +102,18 @@ def instrument(variant: str) -> None:
     provider = TracerProvider(sampler=ALWAYS_OFF if variant.endswith("not sampled") else ALWAYS_ON)
     provider.add_span_processor(SimpleSpanProcessor(Nowhere()))
     trace.set_tracer_provider(provider)
+    if variant.endswith(("metrics read", "everything on")):
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
+    if variant.endswith("everything on"):
+        os.environ.update(
+            TOLLSPAN_CLIENT_COST="true",
+            TOLLSPAN_FINGERPRINT_KEY="key",
+            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only",
+        )
     if variant.startswith(OURS):
         from tollspan.instrumentation.openai import OpenAIInstrumentor
 
@@ -137,6 +159,9 @@ def work(variant: str, pipe: Connection) -> None:
             pass
 
     kinds = {"call": call, "stream": stream}
+    # A collection scans everything that was ever imported, the more the larger a variant is, and falls where it will.
+    gc.collect()
+    gc.freeze()
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
         kind, calls = order
@@ -149,7 +174,7 @@ def work(variant: str, pipe: Connection) -> None:
 
 
 def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
-    """Medians by variant: ``call`` µs a call, ``added`` µs a call, ``chunk`` µs added a stream chunk."""
+    """Figures by variant: ``call`` µs a call, ``added`` µs a call, ``chunk`` µs added a stream chunk."""
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     workers = []
@@ -173,18 +198,21 @@ def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
     one_round("call", calls)
     one_round("stream", 2)
     plain = [one_round("call", calls) for _ in range(rounds)]
-    streamed = [one_round("stream", max(2, calls // 20)) for _ in range(rounds)]
+    streamed = [one_round("stream", max(2, calls // 5)) for _ in range(rounds)]
     for pipe in pipes.values():
         pipe.send(None)
     for worker in workers:
         worker.join(10)
 
+    def best(times: list[dict[str, float]], variant: str) -> float:
+        return statistics.quantiles([each[variant] for each in times], n=10)[0]
+
     def added(times: list[dict[str, float]], variant: str) -> float:
-        return statistics.median(each[variant] - each[BASELINE] for each in times)
+        return best(times, variant) - best(times, BASELINE)
 
     return {
         variant: {
-            "call": statistics.median(each[variant] for each in plain),
+            "call": best(plain, variant),
             "added": added(plain, variant),
             # What a streamed call adds over its chunks is what it adds in all, less what any call adds.
             "chunk": (added(streamed, variant) - added(plain, variant)) / CHUNKS,
@@ -210,8 +238,16 @@ def main() -> int:
             print(
                 f"{variant:38}{each['call']:10.0f}{each['added']:10.1f}{ratios[0]:>9}{each['chunk']:13.2f}{ratios[1]:>9}"
             )
-    lowest = all(figures[OURS][key] < figures[peer][key] for peer in PEERS for key in ("added", "chunk"))
-    return 0 if lowest else 1
+    over = [
+        f"{variant}: {figures[variant][key]:.1f} µs {key}, at most {most:g}"
+        for (variant, key), most in BUDGETS.items()
+        if figures[variant][key] > most
+    ]
+    leanest = min(figures[peer]["added"] for peer in PEERS)
+    if 2 * figures[OURS]["added"] > leanest:
+        over.append(f"{OURS}: more than half of the leanest peer, which adds {leanest:.1f} µs")
+    print(*over, sep="\n", file=sys.stderr)
+    return 1 if over else 0
 
 
 if __name__ == "__main__":

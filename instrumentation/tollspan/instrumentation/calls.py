@@ -20,10 +20,11 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from time import perf_counter
+from time import perf_counter, time_ns
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple
 
 from opentelemetry import trace
@@ -34,6 +35,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach
 # The module switches type checking off for itself, so checkers find no names in it.
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation import _SPAN_KEY
 
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.tags import current_tags
@@ -47,8 +49,12 @@ _LONGEST_DESCRIPTION: Final = 512
 """Characters of an exception's message kept as the span's status description."""
 
 _NO_CONTEXT: Final = Context()
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _OPEN: Final = guard("calls.open")
+_BEGAN: Final = guard("calls.began")
+_DEPART: Final = guard("calls.depart")
+_PREPARE: Final = guard("calls.prepare")
 _RESPONSE: Final = guard("calls.response")
 _ERROR: Final = guard("calls.error")
 _FINISH: Final = guard("calls.finish")
@@ -78,24 +84,53 @@ class WrapPoint:
         target: ``"package.module:Class.method"``; see `Patches.add`.
         request: ``(args, kwargs) -> Opening``, before the call; ``args[0]`` is the instance of a method. None: this
             call is not to be traced.
+        prepare: ``(call, kwargs)``, before a call whose span is recorded; the one hook that may change what is asked
+            for, by changing ``kwargs``, where a user has switched that on. Whatever it changes it does last.
         response: ``(call, result)``, after a call that returned; puts what it reads in ``call.attributes``.
+        error: ``(call, error)``, after a call or its stream raised; for what the library's errors tell in ways of its
+            own.
         finish: ``(call)``, last, however the call ended; for what is measured rather than read.
         outlives: ``(call, result)``: for a result that goes on after the call (a stream). Returns what the user gets in
             its place, which then has to see to it that ``call.end()`` is called; None for an ordinary result.
+        content: ``(args, kwargs) -> Transcript``, see `tollspan.instrumentation.content`; called only where the user
+            has asked for content.
         asynchronous: the function returns an awaitable. Said here because introspection is wrong about decorated
             functions (``AsyncCompletions.create`` does not look like a coroutine function).
         layer: calls of one layer that happen inside each other are one request; the outermost bears the usage.
+        apart: ``(outer, kwargs)``, for a call inside ``outer``, an open call of its layer: whether it is a request of
+            its own all the same, as each attempt of a library that calls itself is.
         kind: span kind.
+        began: ``(call, args, kwargs)``, when the span has started and before `prepare`.
+        wanted: whether a call is to be read although nobody will see its span.
+        late: whether the span is to start where the request leaves (`Call.depart`) and not where the call begins.
+
+    The last three are for what stands beside the spans (`tollspan.instrumentation.extras`), not for a library's table.
     """
 
     target: str
     request: Callable[[tuple[Any, ...], dict[str, Any]], Opening | None]
+    prepare: Callable[[Call, dict[str, Any]], None] | None = None
     response: Callable[[Call, Any], None] | None = None
+    error: Callable[[Call, BaseException], None] | None = None
     finish: Callable[[Call], None] | None = None
     outlives: Callable[[Call, Any], Any] | None = None
+    content: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
     asynchronous: bool = False
+    apart: Callable[[Call, dict[str, Any]], bool] | None = None
     layer: str = "gen_ai"
     kind: SpanKind = SpanKind.CLIENT
+    began: Callable[[Call, tuple[Any, ...], dict[str, Any]], None] | None = None
+    wanted: Callable[[], bool] | None = None
+    late: Callable[[], bool] | None = None
+
+
+class Late(NamedTuple):
+    """A span that has yet to start."""
+
+    tracer: trace.Tracer
+    name: str
+    attributes: dict[str, Any]
+    started_ns: int
 
 
 class Call:
@@ -105,10 +140,13 @@ class Call:
         point: the table row that it came through.
         span: its span.
         attributes: attributes to set when it ends. Assign; counts that a provider repeats are not to be added.
+        opened: attributes that its span began with. Not to be changed.
         state: what `Opening.state` was.
         started: `time.perf_counter` at the start, seconds.
         retries: HTTP attempts made again; None when the client does not tell.
-        recording: False when nobody will see the span; nothing is worth reading then.
+        recording: False when nobody will see the span and nobody else wants to know; nothing is worth reading then.
+        content: what was said, where the user has asked for it.
+        gaps: seconds between the chunks of its stream, where somebody wants them.
         sent: a request is known to have gone out. False tells nothing by itself: few clients say when they send.
         ended: the span has ended.
     """
@@ -117,9 +155,13 @@ class Call:
         "_before",
         "_context",
         "_key",
+        "_late",
         "_once",
         "attributes",
+        "content",
         "ended",
+        "gaps",
+        "opened",
         "point",
         "recording",
         "retries",
@@ -129,19 +171,30 @@ class Call:
         "state",
     )
 
-    def __init__(self, point: WrapPoint, key: str, span: trace.Span, before: Context, state: Any) -> None:
+    def __init__(
+        self, point: WrapPoint, key: str, span: trace.Span, before: Context, state: Any, late: Late | None = None
+    ) -> None:
         self.point = point
         self.span = span
         self.attributes: dict[str, Any] = {}
+        self.opened = _NOTHING
         self.state = state
         self.retries: int | None = None
         self.sent = False
-        self.recording = span.is_recording()
+        self.content: Any = None
+        self.gaps: list[float] | None = None
+        self.recording = late is not None or span.is_recording() or (point.wanted is not None and point.wanted())
         self.ended = False
+        self._late = late
         self._once = threading.Lock()
         self._key = key
         self._before = before
-        self._context = set_value(key, self, set_span_in_context(span, before))
+        # What `set_span_in_context` and `set_value` would do, in one copy: every call pays for it.
+        inside = dict(before)
+        if late is None:
+            inside[_SPAN_KEY] = span
+        inside[key] = self
+        self._context = Context(inside)
         self.started = perf_counter()
 
     def enter(self) -> Context:
@@ -160,9 +213,37 @@ class Call:
         if current is self._context or current.get(self._key) is self:
             attach(before)
 
+    def depart(self) -> None:
+        """The request leaves: start the span, if that was put off until now.
+
+        Somebody else's span that was opened inside this call becomes its parent, provided that both go the same way: it
+        is then the sum of what is below it, and the call is billed once, here.
+        """
+        late, self._late = self._late, None
+        if late is None:
+            return
+        with _DEPART:
+            current = get_current()
+            inside = current.get(self._key) is self
+            parent = current if inside and _same_way(late.tracer, trace.get_current_span(current)) else self._before
+            point = self.point
+            self.span = late.tracer.start_span(
+                late.name, parent, point.kind, late.attributes, start_time=late.started_ns
+            )
+            # What `prepare` changed has to be undone on what comes back, whoever sees the span.
+            self.recording = (
+                self.span.is_recording() or point.prepare is not None or (point.wanted is not None and point.wanted())
+            )
+            self._context = set_value(self._key, self, set_span_in_context(self.span, parent))
+            if inside:
+                # Whoever opened a span in between puts back what was there before it; `leave` does the same.
+                attach(self._context)
+
     def returned(self, result: Any) -> Any:
         """The call returned: read the result, end the span, hand on what the user gets."""
         self.leave(self._before)
+        if self._late is not None:
+            self.depart()
         if self.recording:
             with _RESPONSE:
                 point = self.point
@@ -178,6 +259,8 @@ class Call:
     def raised(self, error: BaseException) -> None:
         """The call raised: note the error, end the span. The exception is only looked at."""
         self.leave(self._before)
+        if self._late is not None:
+            self.depart()
         self.note_error(error)
         self.end()
 
@@ -190,8 +273,14 @@ class Call:
             name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
             self.attributes[ERROR_TYPE] = name
             status = getattr(error, "status_code", None)
+            if status is None and isinstance(error, Exception):
+                status = getattr(error, "code", None)  # google-genai; elsewhere a code may be anything
+                if type(status) is int and not 400 <= status <= 599:
+                    status = None
             if type(status) is int:
                 self.attributes[HTTP_STATUS] = status
+            if self.point.error is not None:
+                self.point.error(self, error)
             self.note_failure(name, str(error))
 
     def note_failure(self, kind: str, description: str | None = None) -> None:
@@ -205,6 +294,8 @@ class Call:
         if not self._once.acquire(blocking=False):
             return
         self.ended = True
+        if self._late is not None:
+            self.depart()
         if self.recording:
             finish = self.point.finish
             if finish is not None:
@@ -223,7 +314,7 @@ class Call:
 
 def open_call(layer: str = "gen_ai") -> Call | None:
     """The call of ``layer`` that the current context is inside of, if any."""
-    call = get_current().get(_key(layer))
+    call = get_current().get(_GEN_AI if layer == "gen_ai" else _key(layer))
     return call if isinstance(call, Call) and not call.ended else None
 
 
@@ -278,6 +369,18 @@ def _key(layer: str) -> str:
     return "tollspan.call." + layer
 
 
+_GEN_AI: Final = _key("gen_ai")
+"""Asked for on the way of every request."""
+
+
+def _same_way(tracer: trace.Tracer, span: trace.Span) -> bool:
+    """Whether a span is exported where the tracer's spans are. Not public, so what cannot be told is not so."""
+    # A tracer taken before the program set its provider stands for one that came later.
+    tracer = getattr(tracer, "_real_tracer", None) or tracer
+    theirs = getattr(span, "_span_processor", None)
+    return theirs is not None and theirs is getattr(tracer, "span_processor", None)
+
+
 def _begin(
     point: WrapPoint, key: str, tracer: trace.Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call | None:
@@ -288,15 +391,26 @@ def _begin(
             return None
         outer = context.get(key)
         # A context outlives its call where a task or thread was started inside; only an open call is an outer one.
-        if outer is not None and not outer.ended:  # type: ignore[attr-defined]
+        inside = outer is not None and not outer.ended  # type: ignore[attr-defined]
+        if inside and (point.apart is None or not point.apart(outer, kwargs)):  # type: ignore[arg-type]
             return None
         opening = point.request(args, kwargs)
         if opening is None:
             return None
         name, attributes, state = opening
         attributes.update(current_tags(context))
-        span = tracer.start_span(name, context, point.kind, attributes)
-        call = Call(point, key, span, context, state)
+        if point.late is not None and point.late():
+            late = Late(tracer, name, attributes, time_ns())
+            call = Call(point, key, trace.INVALID_SPAN, context, state, late)
+        else:
+            call = Call(point, key, tracer.start_span(name, context, point.kind, attributes), context, state)
+        call.opened = attributes
+        if point.began is not None and call.recording:
+            with _BEGAN:
+                point.began(call, args, kwargs)
+        if point.prepare is not None and call.recording:
+            with _PREPARE:
+                point.prepare(call, kwargs)
         attach(call._context)
         return call
     return None
@@ -305,18 +419,21 @@ def _begin(
 class CallInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Instrumentor of one library: a table of wrap points under a scope name.
 
-    ``instrument(tracer_provider=...)`` patches the library when the program imports it; the tracer provider is the
-    global one when none is given. ``uninstrument()`` puts the original objects back.
+    ``instrument(tracer_provider=..., meter_provider=..., logger_provider=...)`` patches the library when the program
+    imports it; each provider is the global one when none is given. ``uninstrument()`` puts the original objects back.
 
     Attributes:
         scope: instrumentation scope of the spans, the module's name.
         requires: versions of the library that are instrumented, as requirement strings.
         points: the wrap points.
+        after: module that has to be imported as a whole before anything is patched, for a library whose modules take
+            each other's functions while it is imported. None: each module by itself.
     """
 
     scope: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
     points: ClassVar[tuple[WrapPoint, ...]]
+    after: ClassVar[str | None] = None
 
     _patches: Patches | None = None
 
@@ -333,10 +450,13 @@ class CallInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if conflict is not None and conflict.found is not None:
             _log.warning("not instrumented: %s", conflict)
             return
+        # Imported here: they stand on this module.
+        from tollspan.instrumentation import extras
+
         tracer = trace.get_tracer(self.scope, _version(), kwargs.get("tracer_provider"))
         self._patches = patches = Patches()
-        for point in self.points:
-            patches.add(point.target, functools.partial(wrap, point, tracer, patches))
+        for point in extras.extended(self.points, self.scope, _version(), patches, kwargs):
+            patches.add(point.target, functools.partial(wrap, point, tracer, patches), after=self.after)
         self.patch(patches)
 
     def _uninstrument(self, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ was there; where somebody else has wrapped ours meanwhile, it stays underneath a
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -41,30 +42,35 @@ class Patches:
     def __init__(self) -> None:
         self.active = False
         self._lock = threading.Lock()
-        self._pending: dict[str, Make] = {}
+        self._pending: dict[object, Make] = {}
         self._placed: list[tuple[Any, str, Any, Any]] = []  # owner, name, what stood there, wrapper
 
-    def add(self, target: str, make: Make) -> None:
+    def add(self, target: str, make: Make, after: str | None = None) -> None:
         """Replace ``target`` by ``make(original)``, now if its module is imported, else when it is.
 
         Args:
             target: ``"package.module:Class.method"`` or ``"package.module:function"``. One that the installed version
                 of the library lacks is left out, with a line in the log at DEBUG.
             make: called once, with the original as found on its owner. Must not raise.
+            after: module whose import is waited for in place of the target's own, and which imports that one.
         """
         self.active = True
-        self._pending[target] = make
+        patch = object()  # a target may be patched for more than one reason
+        self._pending[patch] = make
+        home = target.partition(":")[0]
 
         def imported(module: ModuleType) -> None:
             with _APPLY:
-                self._place(module, target)
+                if after is not None:
+                    module = sys.modules.get(home, module)
+                self._place(module, target, patch)
 
         with _APPLY:
-            wrapt.register_post_import_hook(imported, target.partition(":")[0])
+            wrapt.register_post_import_hook(imported, after or home)
 
-    def _place(self, module: ModuleType, target: str) -> None:
+    def _place(self, module: ModuleType, target: str, patch: object) -> None:
         with self._lock:
-            make = self._pending.pop(target, None)
+            make = self._pending.pop(patch, None)
             if make is None or not self.active:
                 return  # removed before the library came, or placed already
             *path, name = target.partition(":")[2].split(".")

@@ -1,20 +1,31 @@
-"""OpenAI: ``chat.completions`` and ``responses`` of the ``openai`` client, version 2 and later.
+"""OpenAI: every call of the ``openai`` client that is billed, version 2 and later.
 
-In: the wrap points below; how requests and responses are read stands in `readers`, who is billed in `providers`, raw
-responses in `raw`, further attempts in `retries`. Out: one CLIENT span a request, ``chat {model}``, with the tokens,
-the service tier and the searches that the provider counted. ``stream()`` of either API reaches ``create``, and so gets
-its span there.
+In: the wrap points below. How requests and responses are read stands in `readers` for ``chat.completions`` and
+``responses``, in `media` for embeddings, legacy completions, images, audio and moderation, in `videos` for videos, in
+`background` for responses that are fetched, in `batches` for the results of batches and in `realtime` for connections;
+who is billed in `providers`, raw responses in `results`, further attempts in `retries`. Out: one CLIENT span a request,
+``{operation} {model}``, with what the provider counted. What is asked for by one call and told by another stands on a
+span of its own, made once (`once`). ``stream()`` of either API reaches ``create``, and so gets its span there.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, ClassVar, Final, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, Final
 
-from tollspan.instrumentation.calls import Call, CallInstrumentor, WrapPoint
-from tollspan.instrumentation.openai import raw, readers, retries
-from tollspan.instrumentation.streams import ReadChunk, observe, observe_async
+from tollspan.instrumentation.calls import CallInstrumentor, WrapPoint
+from tollspan.instrumentation.openai import (
+    background,
+    batches,
+    media,
+    once,
+    readers,
+    realtime,
+    stream_usage,
+    videos,
+)
+from tollspan.instrumentation.openai.results import RAW, outliving
+from tollspan.instrumentation.openai.retries import RETRIES
 from tollspan.instrumentation.wrapping import Patches
 
 __all__ = ["POINTS", "OpenAIInstrumentor"]
@@ -23,79 +34,51 @@ _CHAT: Final = "openai.resources.chat.completions.completions:"
 _RESPONSES: Final = "openai.resources.responses.responses:"
 
 
-class _Kinds(NamedTuple):
-    """Classes of the client's results that outlive their call."""
-
-    sync_stream: type
-    async_stream: type
-    raw: type
-    streaming: type
-
-
-@functools.cache
-def _kinds() -> _Kinds:
-    # Imported when a call has been made, by which time the program has imported it.
-    from openai import AsyncStream, Stream
-    from openai._legacy_response import LegacyAPIResponse
-    from openai._response import BaseAPIResponse
-
-    return _Kinds(Stream, AsyncStream, LegacyAPIResponse, BaseAPIResponse)
-
-
-def _outliving(read_chunk: ReadChunk) -> Callable[[Call, Any], Any]:
-    def outlives(call: Call, result: Any) -> Any:
-        kinds = _kinds()
-        if isinstance(result, kinds.sync_stream):
-            return observe(call, result, read_chunk)
-        if isinstance(result, kinds.async_stream):
-            return observe_async(call, result, read_chunk)
-        if isinstance(result, kinds.raw):
-            return raw.hold(call, result) if call.state.streamed else raw.read(call, result)
-        if isinstance(result, kinds.streaming):
-            return raw.hold(call, result)
-        if call.state.streamed:
-            # Somebody else's instrumentation beneath ours may have put an iterator of its own in the stream's place.
-            if hasattr(result, "__next__"):
-                return observe(call, result, read_chunk)
-            if hasattr(result, "__anext__"):
-                return observe_async(call, result, read_chunk)
-        return None
-
-    return outlives
+_BETA_RESPONSES: Final = "openai.resources.beta.responses.responses:"
 
 
 def _points() -> tuple[WrapPoint, ...]:
+    chat = (
+        readers.request_reader("chat_completions", readers.CHAT_LIMITS),
+        readers.read_chat,
+        outliving(readers.read_chat_chunk),
+    )
+    responses = (
+        readers.request_reader("responses", readers.RESPONSES_LIMITS),
+        readers.read_response,
+        outliving(readers.read_response_event),
+    )
+    fetched = background.request, background.read_fetched, outliving(background.read_fetched_event)
     apis = (
-        (
-            f"{_CHAT}%sCompletions.%s",
-            readers.request_reader("chat_completions", readers.CHAT_LIMITS),
-            readers.read_chat,
-            _outliving(readers.read_chat_chunk),
+        *((f"{_CHAT}%sCompletions.{method}", *chat) for method in ("create", "parse")),
+        *(
+            (f"{package}%sResponses.{method}", *api)
+            for package in (_RESPONSES, _BETA_RESPONSES)
+            for methods, api in ((("create", "parse", "compact"), responses), (("retrieve", "cancel"), fetched))
+            for method in methods
         ),
-        (
-            f"{_RESPONSES}%sResponses.%s",
-            readers.request_reader("responses", readers.RESPONSES_LIMITS),
-            readers.read_response,
-            _outliving(readers.read_response_event),
-        ),
+        *media.APIS,
+        *videos.APIS,
     )
     return tuple(
         WrapPoint(
-            target=target % (prefix, method),
+            target=target % prefix,
             request=request,
             response=response,
-            finish=retries.known,
+            finish=RETRIES.known,
             outlives=outlives,
             asynchronous=bool(prefix),
         )
         for target, request, response, outlives in apis
         for prefix in ("", "Async")
-        for method in ("create", "parse")
     )
 
 
 POINTS: Final = _points()
 """Every wrapped function: each API, synchronous and asynchronous, plain and parsed."""
+
+_STREAMS_WITHOUT_USAGE: Final = ("Completions.create",)
+"""Functions whose streams tell their usage only when they are asked to."""
 
 
 class OpenAIInstrumentor(CallInstrumentor):
@@ -106,5 +89,23 @@ class OpenAIInstrumentor(CallInstrumentor):
     points: ClassVar[tuple[WrapPoint, ...]] = POINTS
 
     def patch(self, patches: Patches) -> None:
-        raw.patch(patches)
-        retries.patch(patches)
+        RAW.patch(patches, "openai", legacy=True)
+        RETRIES.patch(patches)
+        videos.patch(patches)
+        batches.patch(patches)
+        realtime.patch(patches)
+
+    def _instrument(self, **kwargs: Any) -> None:
+        asks = stream_usage.wanted()
+        self.points = tuple(  # type: ignore[misc]
+            dataclasses.replace(point, prepare=stream_usage.ask)
+            if asks and point.target.endswith(_STREAMS_WITHOUT_USAGE)
+            else point
+            for point in POINTS
+        )
+        once.start(kwargs.get("tracer_provider"))
+        super()._instrument(**kwargs)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        super()._uninstrument(**kwargs)
+        once.stop()

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call, Opening
+from tollspan.instrumentation.openai import background
 from tollspan.instrumentation.openai.providers import client_attributes
 from tollspan.pricing import attributes as names
+from tollspan.pricing.usage_objects import response_tools
 
 Table = tuple[tuple[str, str], ...]
 """Field → attribute."""
@@ -76,19 +78,20 @@ class State:
     Attributes:
         client: the client that was asked.
         streamed: the answer comes as a stream of events.
+        hides: usage was asked for that the program did not ask for, and has to be hidden from it.
         reasons: finish reasons seen so far, by the index of their choice.
     """
 
-    __slots__ = ("client", "reasons", "streamed")
+    __slots__ = ("client", "hides", "reasons", "streamed")
 
     def __init__(self, client: Any, streamed: bool) -> None:
         self.client = client
         self.streamed = streamed
+        self.hides = False
         self.reasons: dict[int, str] = {}
 
 
 _NOTHING: Final[Mapping[str, Any]] = {}
-_WEB_SEARCHES: Final = names.usage("web_searches")
 _UNFINISHED: Final = frozenset({"queued", "in_progress"})
 _LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
@@ -180,9 +183,12 @@ def read_response(call: Call, response: Any) -> None:
     conversation = _fields(fields.get("conversation")).get("id")
     if isinstance(conversation, str):
         attributes[names.CONVERSATION_ID] = conversation
-    searches = _fields(_fields(fields.get("tool_usage")).get("web_search")).get("num_requests")
-    if type(searches) is int:
-        attributes[_WEB_SEARCHES] = searches
+    if fields.get("background") is True:
+        background.defer(call, fields)
+        return
+    for meter, quantity in response_tools(fields):
+        if type(quantity) is int:
+            attributes[names.usage(meter)] = quantity
     _usage(attributes, fields.get("usage"), RESPONSES_USAGE)
 
 

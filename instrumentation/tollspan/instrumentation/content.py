@@ -1,0 +1,135 @@
+"""What was said, where the user has asked for it: messages on the span, in an event, or both.
+
+In: ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` (``span_only``, ``event_only``, ``span_and_event``) and what
+a library's reader makes of its requests, responses and chunks: a `Transcript`. Out: ``gen_ai.input.messages``,
+``gen_ai.output.messages``, ``gen_ai.system_instructions`` and ``gen_ai.tool.definitions`` in the conventions' form, as
+JSON on the span, as structures in the event ``gen_ai.client.inference.operation.details``. With the switch off nothing
+of this is imported.
+
+The input is taken when the call begins: programs go on with their lists of messages while a stream is read. Only calls
+whose span is recorded are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final
+
+from opentelemetry._logs import LoggerProvider, get_logger
+from opentelemetry.trace import set_span_in_context
+
+from tollspan.instrumentation.calls import Call, WrapPoint
+from tollspan.instrumentation.guard import guard
+from tollspan.pricing import attributes as names
+
+EVENT: Final = "gen_ai.client.inference.operation.details"
+
+_READ: Final = guard("content.response")
+
+Part = dict[str, Any]
+"""``{"type": "text", "content": ...}`` and its like."""
+Message = dict[str, Any]
+"""``{"role": ..., "parts": [...]}``; one of the output has a ``finish_reason`` too."""
+
+
+class Transcript:
+    """What was said in one call. A library's reader is a subclass.
+
+    Attributes:
+        messages: input messages.
+        system: parts of system instructions that were given apart from the messages.
+        tools: tool definitions, as given.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.messages: list[Message] = []
+        self.system: list[Part] = []
+        self.tools: list[Any] = []
+
+    def read(self, result: Any) -> None:
+        """Take in a response, or the same as a plain dict."""
+
+    def chunk(self, chunk: Any) -> None:
+        """Take in a chunk of a stream."""
+
+    def output(self) -> list[Message]:
+        """Output messages as far as they are known."""
+        return []
+
+
+Reader = Callable[[tuple[Any, ...], dict[str, Any]], Transcript]
+
+READERS: Final[dict[str, str]] = {
+    "openai.resources.chat.completions.completions:": "tollspan.instrumentation.openai.content:Chat",
+    "openai.resources.responses.responses:": "tollspan.instrumentation.openai.content:Responses",
+    "openai.resources.beta.responses.responses:": "tollspan.instrumentation.openai.content:Responses",
+}
+"""Beginning of a target → its reader, for points that bring none. Named and not imported: few programs need one."""
+
+
+class Capture:
+    """Content of one instrumentation.
+
+    Args:
+        scope, version: instrumentation scope.
+        provider: None = the global one.
+        modes: any of ``span`` and ``event``.
+    """
+
+    def __init__(self, scope: str, version: str | None, provider: LoggerProvider | None, modes: frozenset[str]) -> None:
+        self._modes = modes
+        self._logger = get_logger(scope, version or "", logger_provider=provider) if "event" in modes else None
+
+    def reader(self, point: WrapPoint) -> Reader | None:
+        """Reader of a point's content; None where there is none."""
+        if point.content is not None:
+            return point.content
+        for beginning, where in READERS.items():
+            if point.target.startswith(beginning):
+                module, _, name = where.partition(":")
+                return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        return None
+
+    def opening(self, reader: Reader) -> Callable[[Call, tuple[Any, ...], dict[str, Any]], None]:
+        """Hook for the beginning of a call."""
+
+        def began(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call.content = reader(args, kwargs)
+
+        return began
+
+    def reading(self, own: Callable[[Call, Any], None] | None) -> Callable[[Call, Any], None]:
+        """Reader of responses that reads their content too."""
+
+        def response(call: Call, result: Any) -> None:
+            if call.content is not None:
+                with _READ:
+                    call.content.read(result)
+            if own is not None:
+                own(call, result)
+
+        return response
+
+    def finish(self, call: Call) -> None:
+        """Put what was said where it was asked for."""
+        transcript, call.content = call.content, None
+        if transcript is None:
+            return
+        said = {
+            names.SYSTEM_INSTRUCTIONS: transcript.system,
+            names.INPUT_MESSAGES: transcript.messages,
+            names.OUTPUT_MESSAGES: transcript.output(),
+            names.TOOL_DEFINITIONS: transcript.tools,
+        }
+        said = {name: value for name, value in said.items() if value}
+        if self._logger is not None:
+            self._logger.emit(
+                event_name=EVENT,
+                context=set_span_in_context(call.span),
+                attributes={**call.opened, **call.attributes, **said},
+            )
+        if "span" in self._modes:
+            for name, value in said.items():
+                call.attributes[name] = json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))

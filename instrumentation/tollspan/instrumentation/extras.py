@@ -1,0 +1,114 @@
+"""What an instrumentation does beside its spans: metrics, costs, fingerprints, content, other vendors' spans.
+
+In: the wrap points of a library and the switches that are on. Out: the same points with hooks added to them, so that
+the engine knows nothing of any of it and what is off is not there at all. Every hook has a guard of its own: a fault in
+one takes nothing from the others, and nothing from the span.
+
+Only calls of the ``gen_ai`` layer have any of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from tollspan.instrumentation import peers
+from tollspan.instrumentation.calls import Call, WrapPoint
+from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.metrics import ClientMetrics
+from tollspan.instrumentation.switches import COST, FINGERPRINT_KEY, METRICS, content_modes, is_off, is_on, text
+from tollspan.instrumentation.wrapping import Patches
+
+Began = Callable[[Call, tuple[Any, ...], dict[str, Any]], None]
+Finish = Callable[[Call], None]
+
+_LIBRARY: Final = guard("calls.finish")
+_GEN_AI: Final = "gen_ai"
+
+
+def extended(
+    points: Iterable[WrapPoint], scope: str, version: str | None, patches: Patches, options: Mapping[str, Any]
+) -> list[WrapPoint]:
+    """The points of one library with everything beside the spans that is switched on.
+
+    Args:
+        points: the library's table.
+        scope, version: instrumentation scope.
+        patches: where patches are added that belong to it.
+        options: what the instrumentor was given: ``meter_provider``, ``logger_provider``.
+    """
+    points = list(points)
+    if not any(point.layer == _GEN_AI for point in points):
+        return points
+    metrics = (
+        None
+        if is_off(METRICS)
+        else ClientMetrics(scope, version, options.get("meter_provider"), chunks=text(METRICS).lower() == "chunks")
+    )
+    beside = peers.watch(scope, patches)
+    began: list[tuple[str, Began]] = []
+    finish: list[tuple[str, Finish]] = []
+    if key := text(FINGERPRINT_KEY):
+        from tollspan.instrumentation.fingerprint import Fingerprints
+
+        began.append(("extras.fingerprint", Fingerprints(key).began))
+    if is_on(COST):
+        from tollspan.instrumentation.cost import LocalCost
+
+        cost = LocalCost()
+        began.append(("extras.cost", cost.began))
+        finish.append(("extras.cost", cost.finish))
+    if metrics is not None:
+        finish.append(("extras.metrics", metrics.finish))
+    capture = None
+    if modes := content_modes():
+        from tollspan.instrumentation.content import Capture
+
+        capture = Capture(scope, version, options.get("logger_provider"), modes)
+        finish.append(("content.finish", capture.finish))
+    extended = []
+    for point in points:
+        if point.layer != _GEN_AI:
+            extended.append(point)
+            continue
+        changed: dict[str, Any] = {}
+        mine = began
+        if capture is not None and (reader := capture.reader(point)) is not None:
+            mine = [*began, ("content.request", capture.opening(reader))]
+            changed["response"] = capture.reading(point.response)
+        if mine:
+            changed["began"] = _all_began(mine)
+        if finish:
+            changed["finish"] = _all_finish(point.finish, finish)
+        if metrics is not None:
+            changed["wanted"] = metrics.active
+        if beside is not None:
+            changed.update(beside.changes(point))
+        extended.append(dataclasses.replace(point, **changed))
+    return extended
+
+
+def _all_began(hooks: list[tuple[str, Began]]) -> Began:
+    guarded = [(guard(site), hook) for site, hook in hooks]
+
+    def began(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for fence, hook in guarded:
+            with fence:
+                hook(call, args, kwargs)
+
+    return began
+
+
+def _all_finish(own: Finish | None, hooks: list[tuple[str, Finish]]) -> Finish:
+    guarded = [(guard(site), hook) for site, hook in hooks]
+
+    def finish(call: Call) -> None:
+        if own is not None:
+            with _LIBRARY:
+                own(call)
+        for fence, hook in guarded:
+            with fence:
+                hook(call)
+
+    return finish

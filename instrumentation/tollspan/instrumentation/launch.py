@@ -1,0 +1,91 @@
+"""What the launcher loads: instrumentors that load themselves when the program imports their library.
+
+In: the entry points, which name the classes here, and a table of where the real instrumentor of a library is. Out: that
+instrumentor, imported and switched on when the program imports the library. An instrumented program pays for the
+clients that it uses, and one that uses none pays for this module.
+
+A program that instruments by itself uses the real classes (``tollspan.instrumentation.openai.OpenAIInstrumentor``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from importlib import import_module
+from types import ModuleType
+from typing import Any, ClassVar, Final
+
+import wrapt
+
+# The module switches type checking off for itself, so checkers find no names in it.
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+
+from tollspan.instrumentation.guard import guard
+
+_LOAD: Final = guard("launch.load")
+_WATCH: Final = guard("launch.watch")
+
+
+class OnImport(BaseInstrumentor):  # type: ignore[misc]
+    """Stands for the instrumentor of a library until the program imports the library.
+
+    Attributes:
+        real: ``"module:Class"`` of the instrumentor.
+        libraries: modules whose import brings it; any of them.
+    """
+
+    real: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]]
+
+    _options: dict[str, Any] | None = None
+    _loaded: Any = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        # Which versions are served, the real one knows, and it looks when it comes.
+        return ()
+
+    def _instrument(self, **kwargs: Any) -> None:
+        self._lock = threading.Lock()
+        self._options = kwargs
+        for library in self.libraries:
+            with _WATCH:
+                wrapt.register_post_import_hook(self._imported, library)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        with self._lock:
+            self._options = None
+            loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.uninstrument(**kwargs)
+
+    def _imported(self, library: ModuleType) -> None:
+        # Runs inside the program's import statement, which must not fail because of us.
+        with _LOAD:
+            with self._lock:
+                if self._options is None or self._loaded is not None:
+                    return
+                module, _, name = self.real.partition(":")
+                self._loaded = getattr(import_module(module), name)()
+                options = self._options
+            self._loaded.instrument(**options)
+
+
+def _on_import(name: str, module: str, *libraries: str) -> type[OnImport]:
+    real = f"tollspan.instrumentation.{module}:{name}"
+    return type(name, (OnImport,), {"__module__": __name__, "real": real, "libraries": libraries})
+
+
+OpenAIInstrumentor: Final = _on_import("OpenAIInstrumentor", "openai", "openai")
+AnthropicInstrumentor: Final = _on_import("AnthropicInstrumentor", "anthropic", "anthropic")
+GoogleGenAIInstrumentor: Final = _on_import("GoogleGenAIInstrumentor", "google_genai", "google.genai")
+BedrockInstrumentor: Final = _on_import("BedrockInstrumentor", "bedrock", "botocore")
+# The first is a package without code in newer versions, and brings no hook then.
+MistralInstrumentor: Final = _on_import("MistralInstrumentor", "mistral", "mistralai", "mistralai.client")
+CohereInstrumentor: Final = _on_import("CohereInstrumentor", "cohere", "cohere")
+OllamaInstrumentor: Final = _on_import("OllamaInstrumentor", "ollama", "ollama._client", "ollama")
+LiteLLMInstrumentor: Final = _on_import("LiteLLMInstrumentor", "litellm", "litellm")
+HuggingFaceInstrumentor: Final = _on_import(
+    "HuggingFaceInstrumentor", "huggingface", "huggingface_hub.inference", "huggingface_hub.inference._client"
+)
+GroqInstrumentor: Final = _on_import("GroqInstrumentor", "stainless", "groq")
+TogetherInstrumentor: Final = _on_import("TogetherInstrumentor", "stainless", "together")

@@ -1,0 +1,94 @@
+"""The README's table of what is wrapped has every library that an entry point instruments, with its bounds.
+
+``TOLLSPAN_WRITE_DOCS=1`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from tollspan.instrumentation.calls import CallInstrumentor
+from tollspan.instrumentation.launch import OnImport
+
+README = Path(__file__).parents[2] / "README.md"
+TABLE = re.compile(r"(<!-- wrapped -->\n).*?(<!-- /wrapped -->)", re.DOTALL)
+STREAMED = "sync, async, streamed, raw and streaming responses"
+ABOUT = {
+    "openai": (
+        f"chat completions, responses (in the background too), completions, embeddings, images, audio, moderations, "
+        f"videos, batches, realtime; {STREAMED}; Azure and OpenAI-compatible servers by base URL",
+        "2.54, 3.52",
+    ),
+    "anthropic": (
+        f"messages, beta messages, tool runner, batch results; {STREAMED}; Bedrock, Vertex and Foundry clients",
+        "0.125, 1.17, 2.11",
+    ),
+    "google-genai": (
+        "generate content (every hop of automatic function calling), chats, embeddings, images, videos, interactions, "
+        "live sessions; sync, async, streamed; Gemini API and Vertex",
+        "2.0, 2.34, 3.4",
+    ),
+    "botocore": (
+        "Bedrock's Converse, ConverseStream, InvokeModel and its stream; boto3 and aiobotocore",
+        "1.41, 1.43, 1.44; aiobotocore 2.26, 3.10",
+    ),
+    "mistralai": (
+        "chat, fim, agents, conversations, embeddings, OCR, transcription, classifiers; sync, async, streamed",
+        "1.12, 2.10, 3.7",
+    ),
+    "cohere": ("chat, embed, rerank and the rest of v1 and v2; sync, async, streamed", "5.21, 6.1, 7.3"),
+    "ollama": ("chat, generate, embeddings, also as module functions; sync, async, streamed", "0.4, 0.5, 0.6"),
+    "groq": ("chat, embeddings, audio; sync, async, streamed", "0.37, 1.7"),
+    "together": ("chat, completions, embeddings, images, audio, rerank; sync, async, streamed", "2.42, 3.1"),
+    "litellm": (
+        "completion, text completion, responses, embedding, images, audio, rerank, Router (every attempt); sync, "
+        "async, streamed",
+        "1.90, 1.109",
+    ),
+    "huggingface_hub": ("`InferenceClient` and its async twin, through any of its providers", "1.33, 2.4"),
+    "torch": ("the outermost `nn.Module` call (not in training)", "2.13"),
+    "onnxruntime": ("`InferenceSession.run`; construction as model load", "1.31"),
+    "feast": ("`FeatureStore.get_online_features` and its async twin", "0.67"),
+}
+"""Distribution → the calls that become spans, and the versions that the tests were run with."""
+
+
+def instrumentors() -> list[CallInstrumentor]:
+    found = []
+    for entry in entry_points(group="opentelemetry_instrumentor"):
+        if entry.name.startswith("tollspan_"):
+            cls = getattr(import_module(entry.module), entry.attr)
+            if issubclass(cls, OnImport):
+                module, _, name = cls.real.partition(":")
+                cls = getattr(import_module(module), name)
+            if issubclass(cls, CallInstrumentor):
+                found.append(cls())
+    return sorted(found, key=lambda each: list(ABOUT).index(library(each)))
+
+
+def library(instrumentor: CallInstrumentor) -> str:
+    return Requirement(next(iter(instrumentor.instrumentation_dependencies()))).name
+
+
+def table() -> str:
+    lines = ["| Library | Calls | Tested with |", "|--|--|--|"]
+    for instrumentor in instrumentors():
+        calls, tested = ABOUT[library(instrumentor)]
+        lines.append(f"| {', '.join(instrumentor.instrumentation_dependencies())} | {calls} | {tested} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_wrapped_calls_is_made_from_the_instrumentors() -> None:
+    assert {library(each) for each in instrumentors()} == ABOUT.keys()
+    text = README.read_text(encoding="utf-8")
+    assert TABLE.search(text)
+    fresh = TABLE.sub(lambda found: f"{found[1]}{table()}{found[2]}", text)
+    if os.environ.get("TOLLSPAN_WRITE_DOCS"):
+        README.write_text(fresh, encoding="utf-8")
+    assert fresh == README.read_text(encoding="utf-8"), "run this test with TOLLSPAN_WRITE_DOCS=1"
