@@ -17,7 +17,7 @@ FEATURES = ("chat", "email_draft")
 """``chat``: a customer waits in the chat window. ``email_draft``: an agent gets a draft and may take longer."""
 
 VARIANTS = ("A", "B")
-"""``A`` answers with the small model, ``B`` with the large one: the experiment whose price we want to know."""
+"""``A`` answers with OpenAI's small model, ``B`` with Claude: the experiment whose price we want to know."""
 
 CUSTOMERS = tuple(range(1001, 1061))
 

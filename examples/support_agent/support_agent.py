@@ -3,8 +3,9 @@
     python support_agent.py [--requests 300] [--workers 4] [--seed 0]
 
 One request is: online features of the customer from Feast, the intent from an ONNX model, a plan from a small LLM, the
-best articles from a torch re-ranker, and a streamed answer from the model that the experiment's arm names. It needs
-``OPENAI_API_KEY``, and ``OPENAI_BASE_URL`` where the provider is not OpenAI itself (the local `llm_stub`, a gateway).
+best articles from a torch re-ranker, and an answer from the model that the experiment's arm names: one of OpenAI's or
+Anthropic's Claude. It needs ``OPENAI_API_KEY`` and ``ANTHROPIC_API_KEY``, and ``OPENAI_BASE_URL`` and
+``ANTHROPIC_BASE_URL`` where they are not the providers themselves (the local `llm_stub`, a gateway).
 
 The program is an ordinary one. All it knows of telemetry is its own root span for each request and the tags that say
 for whom the request was worked on; run without ``opentelemetry-instrument`` both cost next to nothing. It writes what
@@ -33,7 +34,9 @@ from scenario import HANDBOOK, KNOWLEDGE_BASE, SupportRequest, requests_for
 from tollspan.instrumentation import tag
 
 PLAN_MODEL = "gpt-5-nano"
-ANSWER_MODEL = {"A": "gpt-5-mini", "B": "gpt-5"}
+ANSWER_MODEL = "gpt-5-mini"
+CLAUDE_MODEL = "claude-sonnet-4-6"
+"""Answers in arm ``B`` of the experiment."""
 HOUSE_MODEL = "northwind-support-8b"
 """Northwind's own fine-tune, served by a gateway and in no price list: what it costs is not known yet."""
 
@@ -46,11 +49,13 @@ class Assistant:
     """Everything a request needs, made once: clients, models, feature store. Shared by all worker threads."""
 
     def __init__(self, folder: Path, seed: int) -> None:
+        from anthropic import Anthropic
         from features import FEATURE_SERVICE, make_store
         from openai import OpenAI
 
         self._llm = OpenAI(max_retries=2, timeout=60)
-        # A house model exists only behind a gateway; at OpenAI itself the pilot is answered like everybody else.
+        self._claude = Anthropic(max_retries=2, timeout=60)
+        # A house model exists only behind a gateway; with OpenAI itself the pilot is answered like the rest of its arm.
         self._pilot = bool(os.environ.get("OPENAI_BASE_URL"))
         make_intent_model(folder / "intent-classifier.onnx")
         self._intent = IntentClassifier(folder / "intent-classifier.onnx")
@@ -107,13 +112,16 @@ class Assistant:
         return plan if isinstance(plan, dict) else {}
 
     def _answer(self, request: SupportRequest, profile: dict[str, Any], articles: list[str], tone: str) -> str:
-        model = HOUSE_MODEL if request.pilot and self._pilot else ANSWER_MODEL[request.variant]
         facts = ", ".join(f"{name}: {value}" for name, value in sorted(profile.items()))
         sources = "\n".join(f"[{article}] {ARTICLES[article]}" for article in articles)
         question = f"Customer ({facts}) asks: {request.question}\n\nSources:\n{sources}\n\nTone: {tone}"
+        if request.pilot and self._pilot:
+            return self._draft_email(HOUSE_MODEL, question)
+        if request.variant == "B":
+            return self._claude_in_chat(question) if request.feature == "chat" else self._claude_email(question)
         if request.feature == "chat":
-            return self._answer_in_chat(model, question, urgent=request.tenant == "acme-outdoor")
-        return self._draft_email(model, question)
+            return self._answer_in_chat(ANSWER_MODEL, question, urgent=request.tenant == "acme-outdoor")
+        return self._draft_email(ANSWER_MODEL, question)
 
     def _answer_in_chat(self, model: str, question: str, *, urgent: bool) -> str:
         """Responses API, streamed: somebody waits. One tenant has paid for the fast lane."""
@@ -138,6 +146,26 @@ class Assistant:
             # The last chunk carries the usage and has no choices.
             return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
+    def _claude_in_chat(self, question: str) -> str:
+        """Messages API, streamed. Chats come in quick succession, so the handbook is cached for five minutes."""
+        with self._claude.messages.stream(
+            model=CLAUDE_MODEL,
+            max_tokens=1024,
+            system=[{"type": "text", "text": HANDBOOK, "cache_control": {"type": "ephemeral"}}],
+            messages=[{"role": "user", "content": question}],
+        ) as stream:
+            return "".join(stream.text_stream)
+
+    def _claude_email(self, question: str) -> str:
+        """Messages API, in one piece. Drafts are rarer, so the handbook is cached for an hour, which costs more."""
+        message = self._claude.messages.create(
+            model=CLAUDE_MODEL,
+            max_tokens=1024,
+            system=[{"type": "text", "text": HANDBOOK, "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+            messages=[{"role": "user", "content": question}],
+        )
+        return "".join(block.text for block in message.content if block.type == "text")
+
 
 def run(assistant: Assistant, count: int, workers: int, seed: int) -> tuple[int, int]:
     """Work through ``count`` requests, ``workers`` at a time.
@@ -145,13 +173,14 @@ def run(assistant: Assistant, count: int, workers: int, seed: int) -> tuple[int,
     Returns:
         Requests answered and requests that failed. A failed one is logged; the others go on.
     """
+    import anthropic
     import openai
 
     def one(request: SupportRequest) -> bool:
         began = time.perf_counter()
         try:
             answer = assistant.handle(request)
-        except openai.APIError as error:
+        except (openai.APIError, anthropic.APIError) as error:
             outcome, ok = f"failed: {type(error).__name__}", False
         else:
             outcome, ok = f"answered in {len(answer)} characters", True
@@ -188,10 +217,11 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     log.setLevel(logging.INFO)
 
-    if not os.environ.get("OPENAI_API_KEY"):
+    missing = [key for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY") if not os.environ.get(key)]
+    if missing:
         print(
-            "support_agent: OPENAI_API_KEY is not set. Set it, or start the local stand-in with "
-            "`python llm_stub.py` and set the two variables that it prints.",
+            f"support_agent: not set: {', '.join(missing)}. Set it, or start the local stand-in with "
+            "`python llm_stub.py` and set the four variables that it prints.",
             file=sys.stderr,
         )
         return 2

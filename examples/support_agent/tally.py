@@ -2,9 +2,9 @@
 
     python tally.py --served served.jsonl --spans spans.txt
 
-Nothing here comes from Tollspan. The tokens are those that the LLM server says it served (`llm_stub`'s own record), and
-the machine time, feature reads and bytes those of the spans that OpenTelemetry's stock console exporter printed. The
-rates are written down by hand, from the sources given beside them, and all arithmetic is `decimal`.
+Nothing here comes from Tollspan. The tokens are those that the LLM providers' server says it served (`llm_stub`'s own
+record), and the machine time, feature reads and bytes those of the spans that OpenTelemetry's stock console exporter
+printed. The rates are written down by hand, from the sources given beside them, and all arithmetic is `decimal`.
 
 Rounding: one charge is one kind of usage of one call. It is rounded half-even to 10^-12 USD, then charges are summed.
 Where a model has no rate here its tokens are counted and left out of the sum, never priced at zero.
@@ -12,7 +12,8 @@ Where a model has no rate here its tokens are counted and left out of the sum, n
 It prints one JSON object: ``cost`` and its parts ``llm``, ``compute`` and ``storage`` as decimal strings in USD;
 ``inferences`` (LLM calls that were served, plus model executions on the own machine), ``unpriced_inferences`` and
 ``incomplete`` (calls whose client went away: generated and billed by the provider, unknown to the client, and so not
-in ``cost``); ``spans`` and ``traces`` printed; ``by_model`` cost or null.
+in ``cost``); ``tokens`` of each kind, whether they have a rate or not; ``spans`` and ``traces`` printed; ``by_model``
+cost or null.
 """
 
 from __future__ import annotations
@@ -23,23 +24,35 @@ import sys
 from collections.abc import Iterator
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MILLION = Decimal(1_000_000)
 STEP = Decimal("1E-12")
 
-# USD per million tokens: (uncached input, cached input, output). As served on 2026-11-20; a snapshot costs what its
-# alias costs. Standard and flex: https://developers.openai.com/api/docs/pricing; priority:
-# https://openai.com/api-priority-processing/
-LLM_RATES: dict[tuple[str, str], tuple[str, str, str]] = {
-    ("gpt-5", "default"): ("1.25", "0.125", "10"),
-    ("gpt-5", "flex"): ("0.625", "0.0625", "5"),
-    ("gpt-5", "priority"): ("2.50", "0.25", "20"),
-    ("gpt-5-mini", "default"): ("0.25", "0.025", "2"),
-    ("gpt-5-mini", "flex"): ("0.125", "0.0125", "1"),
-    ("gpt-5-mini", "priority"): ("0.45", "0.045", "3.60"),
-    ("gpt-5-nano", "default"): ("0.05", "0.005", "0.40"),
-    ("gpt-5-nano", "flex"): ("0.025", "0.0025", "0.20"),
+
+class Rates(NamedTuple):
+    """USD per million tokens. Cached: read from a prompt cache; written: to one, for five minutes or for an hour."""
+
+    uncached: str
+    cached: str
+    output: str
+    written_5m: str | None = None
+    written_1h: str | None = None
+
+
+# As served on 2026-11-20; a snapshot costs what its alias costs. OpenAI, standard and flex:
+# https://developers.openai.com/api/docs/pricing; priority: https://openai.com/api-priority-processing/. Anthropic:
+# https://platform.claude.com/docs/en/about-claude/pricing
+LLM_RATES: dict[tuple[str, str], Rates] = {
+    ("gpt-5", "default"): Rates("1.25", "0.125", "10"),
+    ("gpt-5", "flex"): Rates("0.625", "0.0625", "5"),
+    ("gpt-5", "priority"): Rates("2.50", "0.25", "20"),
+    ("gpt-5-mini", "default"): Rates("0.25", "0.025", "2"),
+    ("gpt-5-mini", "flex"): Rates("0.125", "0.0125", "1"),
+    ("gpt-5-mini", "priority"): Rates("0.45", "0.045", "3.60"),
+    ("gpt-5-nano", "default"): Rates("0.05", "0.005", "0.40"),
+    ("gpt-5-nano", "flex"): Rates("0.025", "0.0025", "0.20"),
+    ("claude-sonnet-4-6", "standard"): Rates("3", "0.30", "15", "3.75", "6"),
 }
 SNAPSHOTS = {
     "gpt-5-2025-08-07": "gpt-5",
@@ -69,6 +82,19 @@ def served_calls(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def disjoint(usage: dict[str, int]) -> dict[str, int]:
+    """Tokens of one call by kind, each in one kind only; kinds that did not occur are left out."""
+    kinds = {
+        "uncached": usage["input"] - usage["cached"] - usage["written_5m"] - usage["written_1h"],
+        "cached": usage["cached"],
+        "written_5m": usage["written_5m"],
+        "written_1h": usage["written_1h"],
+        "output": usage["output"] - usage["reasoning"],
+        "reasoning": usage["reasoning"],
+    }
+    return {kind: count for kind, count in kinds.items() if count}
+
+
 def printed_spans(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects that the console exporter printed one after the other, numbers kept as exact decimals."""
     decoder = json.JSONDecoder(parse_float=Decimal)
@@ -83,6 +109,7 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
     """See the module's text."""
     parts = {"llm": Decimal(0), "compute": Decimal(0), "storage": Decimal(0)}
     by_model: dict[str, Decimal | None] = {}
+    tokens: dict[str, int] = {}
     counts = {"llm_calls": 0, "unpriced_inferences": 0, "refused": 0, "incomplete": 0}
     for call in served_calls(served):
         usage = call["usage"]
@@ -93,22 +120,19 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
             counts["incomplete"] += 1
             continue
         counts["llm_calls"] += 1
+        kinds = disjoint(usage)
+        for kind, count in kinds.items():
+            tokens[kind] = tokens.get(kind, 0) + count
         model = SNAPSHOTS.get(call["model"], call["model"])
         rates = LLM_RATES.get((model, call["service_tier"] or "default"))
         if rates is None:
             counts["unpriced_inferences"] += 1
             by_model.setdefault(model, None)
             continue
-        uncached_rate, cached_rate, output_rate = map(Decimal, rates)
-        cost = sum(
-            (
-                charge(Decimal(usage["input"] - usage["cached"]), uncached_rate, MILLION),
-                charge(Decimal(usage["cached"]), cached_rate, MILLION),
-                charge(Decimal(usage["output"] - usage["reasoning"]), output_rate, MILLION),
-                charge(Decimal(usage["reasoning"]), output_rate, MILLION),
-            ),
-            Decimal(0),
-        )
+        # Reasoning costs what other output costs, and is a charge of its own.
+        rate_of = rates._asdict() | {"reasoning": rates.output}
+        # A kind without a rate fails here: leaving it out would be pricing it at zero.
+        cost = sum((charge(Decimal(n), Decimal(rate_of[kind]), MILLION) for kind, n in kinds.items()), Decimal(0))
         parts["llm"] += cost
         by_model[model] = (by_model.get(model) or Decimal(0)) + cost
 
@@ -133,6 +157,7 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
         **{part: format(cost, "f") for part, cost in parts.items()},
         "inferences": counts["llm_calls"] + executions,
         **counts,
+        "tokens": dict(sorted(tokens.items())),
         "spans": printed,
         "traces": len(traces),
         "by_model": {model: None if cost is None else format(cost, "f") for model, cost in sorted(by_model.items())},

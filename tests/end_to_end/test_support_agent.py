@@ -16,15 +16,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
-from tollspan.processor.demo import assistant_environment, child_environment, example_directory, launcher
+from tollspan.processor.demo import (
+    TOKEN_KINDS,
+    assistant_environment,
+    child_environment,
+    example_directory,
+    launcher,
+)
 
 EXAMPLE = example_directory()
 QUESTION = [{"role": "user", "content": "where is my order AC-12345"}]
 LONG = "Policy: be kind. " * 400
-"""Long enough for the provider's prompt cache, which begins at 1,024 tokens."""
+"""Long enough for the providers' prompt caches, which begin at 1,024 tokens."""
 
 
 def load(name: str) -> ModuleType:
@@ -54,6 +61,9 @@ class Stub:
 
     def client(self, **settings: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.base_url, api_key="stub", **settings)
+
+    def claude(self, **settings: Any) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.base_url.removesuffix("/v1"), api_key="stub", **settings)
 
     def stop(self) -> list[dict[str, Any]]:
         """End it and give what it tallied."""
@@ -89,6 +99,8 @@ def test_the_real_client_gets_a_chat_completion_with_usage_that_the_tally_confir
     assert line["usage"] == {
         "input": usage.prompt_tokens,
         "cached": usage.prompt_tokens_details.cached_tokens,
+        "written_5m": 0,
+        "written_1h": 0,
         "output": usage.completion_tokens,
         "reasoning": usage.completion_tokens_details.reasoning_tokens,
     }
@@ -226,6 +238,97 @@ def test_a_stream_that_the_client_leaves_is_tallied_as_generated_but_not_as_know
     assert line["usage"]["output"] > 0
 
 
+def ask_claude(number: int = 0, ttl: str | None = None) -> dict[str, Any]:
+    """Arguments of a call of Claude with a head that is cached."""
+    mark = {"type": "ephemeral"} | ({"ttl": ttl} if ttl else {})
+    return {
+        "model": "claude-sonnet-4-6",
+        "max_tokens": 100,
+        "system": [{"type": "text", "text": LONG, "cache_control": mark}],
+        "messages": [{"role": "user", "content": f"question {number}"}],
+    }
+
+
+def claude_usage(usage: Any) -> dict[str, int]:
+    """What Anthropic's client was told, in the words of the tally."""
+    written = usage.cache_creation_input_tokens
+    return {
+        "input": usage.input_tokens + usage.cache_read_input_tokens + written,
+        "cached": usage.cache_read_input_tokens,
+        "written_5m": usage.cache_creation.ephemeral_5m_input_tokens,
+        "written_1h": usage.cache_creation.ephemeral_1h_input_tokens,
+        "output": usage.output_tokens,
+        "reasoning": 0,
+    }
+
+
+def test_anthropics_client_is_told_what_was_read_from_the_cache_and_written_to_it_whole_and_streamed(
+    stub: Stub,
+) -> None:
+    told, texts = [], []
+    with stub.claude() as client:
+        for number in range(20):
+            for ttl in (None, "1h"):
+                message = client.messages.create(**ask_claude(number, ttl))
+                with client.messages.stream(**ask_claude(number, ttl)) as stream:
+                    texts.append("".join(stream.text_stream))
+                    final = stream.get_final_message()
+                assert (final.stop_reason, final.content[0].text) == ("end_turn", texts[-1])
+                told += [claude_usage(message.usage), claude_usage(final.usage)]
+    lines = stub.stop()
+    assert [line["usage"] for line in lines] == told
+    assert {line["service_tier"] for line in lines} == {"standard"}
+    assert all(texts)
+    head = 1704  # 6,800 characters, and four tokens for the block
+    kinds = {(usage["cached"], usage["written_5m"], usage["written_1h"]) for usage in told}
+    assert kinds == {(head, 0, 0), (0, head, 0), (0, 0, head)}
+    assert all(head < usage["input"] < head + 20 for usage in told)
+
+
+def test_a_streamed_message_tells_its_input_first_and_its_output_last(stub: Stub) -> None:
+    with stub.claude() as client:
+        events = list(client.messages.create(**ask_claude(), stream=True))
+    assert (events[0].type, events[-2].type, events[-1].type) == ("message_start", "message_delta", "message_stop")
+    assert events[0].message.usage.output_tokens == 1  # a placeholder
+    (line,) = stub.stop()
+    assert events[-2].usage.output_tokens == line["usage"]["output"] > 1
+
+
+def test_a_short_prompt_and_one_that_is_not_marked_are_not_cached(stub: Stub) -> None:
+    short = ask_claude() | {"system": [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}]}
+    with stub.claude() as client:
+        client.messages.create(**short)
+        client.messages.create(**ask_claude() | {"system": LONG})
+    for line in stub.stop():
+        usage = line["usage"]
+        assert (usage["cached"], usage["written_5m"], usage["written_1h"]) == (0, 0, 0)
+
+
+def test_what_anthropics_api_refuses_is_refused_in_its_own_words(stub: Stub) -> None:
+    with stub.claude() as client:
+        with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
+            client.messages.create(**ask_claude() | {"model": "claude-99"})
+        keyless = {"Authorization": anthropic.Omit(), "X-Api-Key": anthropic.Omit()}
+        with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
+            client.messages.create(**ask_claude(), extra_headers=keyless)
+    assert stub.stop() == []
+
+
+def test_anthropics_client_gets_past_an_overloaded_service_or_gives_up(faulty_stub: Stub) -> None:
+    failed = 0
+    with faulty_stub.claude(max_retries=2) as client:
+        for number in range(150):
+            try:
+                client.messages.create(**ask_claude(number))
+            except anthropic.APIStatusError:
+                failed += 1
+    lines = faulty_stub.stop()
+    assert sum(line["attempt"] == 0 for line in lines) == 150
+    assert sum(line["usage"] is not None for line in lines) == 150 - failed
+    assert ("overloaded_error", 529) in {(line["error"], line["status"]) for line in lines}
+    assert any(line["attempt"] > 0 and line["usage"] for line in lines)
+
+
 def tally(served: Path, spans: Path) -> dict[str, Any]:
     command = [sys.executable, str(EXAMPLE / "tally.py"), "--served", str(served), "--spans", str(spans)]
     result: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
@@ -233,13 +336,15 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
 
 
 def test_the_tally_charges_each_kind_of_usage_once_and_leaves_out_what_has_no_rate(tmp_path: Path) -> None:
-    usage = {"input": 1200, "cached": 1024, "output": 300, "reasoning": 256}
+    usage = {"input": 1200, "cached": 1024, "written_5m": 0, "written_1h": 0, "output": 300, "reasoning": 256}
+    claude = {"input": 1210, "cached": 100, "written_5m": 200, "written_1h": 900, "output": 50, "reasoning": 0}
     call = {"model": "gpt-5-mini-2025-08-07", "service_tier": "default", "complete": True, "usage": usage}
     lines = [
         call,
         call | {"service_tier": "flex"},
         call | {"model": "northwind-support-8b", "service_tier": None},
         call | {"service_tier": "scale"},  # a tier with no rate is unpriced, not standard
+        call | {"model": "claude-sonnet-4-6", "service_tier": "standard", "usage": claude},
         call | {"complete": False},
         call | {"usage": None},
     ]
@@ -259,12 +364,21 @@ def test_the_tally_charges_each_kind_of_usage_once_and_leaves_out_what_has_no_ra
     spans.write_text(json.dumps(span, indent=4) + "\n" + json.dumps(plain, indent=4) + "\n")
     result = tally(served, spans)
     # 176 × 0.25 + 1024 × 0.025 + 300 × 2 = 669.6 per million; flex is half of it.
-    assert Decimal(result["llm"]) == Decimal("0.0006696") + Decimal("0.0003348")
+    # 10 × 3 + 100 × 0.3 + 200 × 3.75 + 900 × 6 + 50 × 15 = 6960 per million.
+    assert Decimal(result["llm"]) == Decimal("0.0006696") + Decimal("0.0003348") + Decimal("0.00696")
+    assert result["tokens"] == {
+        "uncached": 4 * 176 + 10,
+        "cached": 4 * 1024 + 100,
+        "written_5m": 200,
+        "written_1h": 900,
+        "output": 4 * 44 + 50,
+        "reasoning": 4 * 256,
+    }
     assert Decimal(result["compute"]) == Decimal("0.000000000015")  # 1230 ns × 0.0425 / 3600 s = 14.52 pico-dollars
     assert Decimal(result["storage"]) == Decimal("0.00000112") + Decimal("0.000000000088")  # 87.5, half to even
     assert Decimal(result["cost"]) == sum(Decimal(result[part]) for part in ("llm", "compute", "storage"))
     counted = {name: result[name] for name in ("inferences", "unpriced_inferences", "incomplete", "refused")}
-    assert counted == {"inferences": 5, "unpriced_inferences": 2, "incomplete": 1, "refused": 1}
+    assert counted == {"inferences": 6, "unpriced_inferences": 2, "incomplete": 1, "refused": 1}
     assert (result["spans"], result["traces"]) == (2, 1)
 
 
@@ -279,10 +393,14 @@ def test_the_rates_written_down_twice_agree_with_the_books() -> None:
         return engine.price({meter: quantity}, at=at, selectors=Selectors(**selectors)).cost
 
     for (model, tier), rates in module.LLM_RATES.items():
-        for meter, amount in zip(
-            ("tokens.input.uncached", "tokens.input.cache_read", "tokens.output"), rates, strict=True
-        ):
-            assert cost(meter, 1_000_000, provider="openai", model=model, service_tier=tier) == Decimal(amount), model
+        provider = "anthropic" if model.startswith("claude") else "openai"
+        known = {kind: Decimal(rate) for kind, rate in rates._asdict().items() if rate is not None}
+        # Not the whole million at once: above some size of the prompt a model may cost more.
+        for meter, kind in TOKEN_KINDS.items():
+            if kind in known:
+                found = cost(meter, 100_000, provider=provider, model=model, service_tier=tier)
+                assert found == known.pop(kind) / 10, (model, kind)
+        assert known == {}
     for snapshot, model in module.SNAPSHOTS.items():
         assert cost("tokens.output", 7, provider="openai", model=snapshot) == cost(
             "tokens.output", 7, provider="openai", model=model
@@ -358,15 +476,21 @@ def test_in_process_and_without_any_service_the_ledger_is_the_same(stub: Stub, t
 
 
 def test_the_program_is_an_ordinary_one_without_any_telemetry(stub: Stub, tmp_path: Path) -> None:
-    environment = child_environment(OPENAI_BASE_URL=stub.base_url, OPENAI_API_KEY="stub")
+    environment = child_environment(
+        OPENAI_BASE_URL=stub.base_url,
+        OPENAI_API_KEY="stub",
+        ANTHROPIC_BASE_URL=stub.base_url.removesuffix("/v1"),
+        ANTHROPIC_API_KEY="stub",
+    )
     assert run_program(stub, tmp_path, [], environment).read_text() == ""
     assert len(stub.stop()) == 24
 
 
-def test_without_a_key_the_program_says_what_to_do() -> None:
+@pytest.mark.parametrize("given", [None, "OPENAI_API_KEY", "ANTHROPIC_API_KEY"])
+def test_without_a_key_the_program_says_what_to_do(given: str | None) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLE / "support_agent.py")],
-        env=child_environment(),  # which hands on no key
+        env=child_environment(**({given: "a key"} if given else {})),  # which hands on no key of its own
         capture_output=True,
         text=True,
         timeout=60,
@@ -375,6 +499,8 @@ def test_without_a_key_the_program_says_what_to_do() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "llm_stub.py" in done.stderr
+    missing = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"} - {given}
+    assert f"not set: {', '.join(sorted(missing, reverse=True))}." in done.stderr
 
 
 DEMO = [sys.executable, "-m", "tollspan.processor.main", "demo"]
@@ -401,6 +527,9 @@ def test_the_demo_ends_with_ledger_and_tally_equal_to_the_last_digit(tmp_path: P
     assert set(answer["by_component"]) == {"model", "compute", "storage"}
     assert set(answer["by_tenant"]) == {"acme-outdoor", "globex-home", "northwind-foods", "(none)"}
     assert answer["retries"] > 0
+    assert set(answer["tokens"]) == set(TOKEN_KINDS)
+    assert all(answer["tokens"].values())
+    assert {name.split("/")[0] for name, cost in answer["by_model"].items() if cost} >= {"openai", "anthropic"}
     # The store stays to be asked, and nothing else does.
     assert answer["store"] in done.stderr
     (home,) = tmp_path.glob("tollspan-demo-*")

@@ -112,6 +112,7 @@ def test_killing_a_child_ends_what_it_started_too(
 def test_the_example_is_found_and_complete() -> None:
     names = {path.name for path in example_directory().iterdir()}
     assert names >= {"README.md", "support_agent.py", "llm_stub.py", "tally.py", "prices.yaml", "feature_repo"}
+    assert names >= {"stub_served.py", "stub_openai.py", "stub_anthropic.py"}
 
 
 def test_the_example_knows_nothing_of_tollspan_but_its_tags() -> None:
@@ -125,11 +126,15 @@ def test_children_do_not_inherit_settings_that_would_change_the_run(monkeypatch:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setenv("TOLLSPAN_KEEP", "1")
     monkeypatch.setenv("OPENAI_API_KEY", "a real key")
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "a real token")
     monkeypatch.setenv("NO_PROXY", "example.com")
     environment = assistant_environment("http://127.0.0.1:8000/v1", "127.0.0.1:4317")
     assert "OTEL_SDK_DISABLED" not in environment
     assert "TOLLSPAN_KEEP" not in environment
-    assert environment["OPENAI_API_KEY"] == "stub"
+    assert environment["OPENAI_API_KEY"] == environment["ANTHROPIC_API_KEY"] == "stub"
+    assert "ANTHROPIC_AUTH_TOKEN" not in environment
+    assert environment["OPENAI_BASE_URL"] == "http://127.0.0.1:8000/v1"
+    assert environment["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8000"
     assert environment["NO_PROXY"] == "example.com,127.0.0.1,localhost"
     assert environment["PATH"] == os.environ["PATH"]
 
@@ -160,7 +165,16 @@ def result(**changes: Any) -> DemoResult:
         "by_component": [{"component": "model", "cost": Decimal("1.25")}],
     }
     tally = {"cost": "1.25", "inferences": 9, "unpriced_inferences": 1, "spans": 20, "traces": 3}
-    values = {"report": report, "tally": tally, "spans_acked": 20, "store": "chdb:///tmp/s", "files": None}
+    tally["tokens"] = {"uncached": 1200, "written_1h": 34}
+    tokens = {"tokens.input.uncached": 1200, "tokens.input.cache_write.1h": 34}
+    values = {
+        "report": report,
+        "tally": tally,
+        "tokens": tokens,
+        "spans_acked": 20,
+        "store": "chdb:///tmp/s",
+        "files": None,
+    }
     for name, value in changes.items():
         report["total"].update({name: value}) if name in report["total"] else values.update({name: value})
     return DemoResult(**values)
@@ -170,6 +184,7 @@ def test_equal_to_the_last_digit_is_said_in_one_line() -> None:
     agreed, sentence = comparison(result())
     assert agreed
     assert sentence.startswith("Ledger 1.250000000000 USD = tally 1.250000000000 USD, to the last digit")
+    assert "1,234 tokens of 2 kinds" in sentence
     assert "\n" not in sentence
 
 
@@ -181,6 +196,14 @@ def test_equal_to_the_last_digit_is_said_in_one_line() -> None:
         ({"inferences": 8}, "inferences 8 against 9"),
         ({"unpriced_inferences": 0}, "unpriced inferences 0 against 1"),
         ({"spans_acked": 19}, "spans acknowledged 19 against 20"),
+        (
+            {"tokens": {"tokens.input.uncached": 1200, "tokens.input.cache_write.5m": 34}},
+            "tokens.input.cache_write.1h 0 against 34, tokens.input.cache_write.5m 34 against 0",
+        ),
+        (
+            {"tokens": {"tokens.input.uncached": 1200, "tokens.input.cache_write.1h": 34, "tokens.input.audio": 5}},
+            "tokens.input.audio 5 against 0",
+        ),
     ],
 )
 def test_any_difference_is_one(changes: dict[str, Any], said: str) -> None:
@@ -196,4 +219,5 @@ def test_the_summary_is_flat_and_keeps_what_is_unknown_unknown() -> None:
     assert flat["by_tenant"] == {"(none)": Decimal("1.25")}
     assert flat["by_model"] == {"openai/(none)": Decimal("1.25"), "openai/house": None}
     assert flat["telemetry_cost"] is None
+    assert flat["tokens"] == {"tokens.input.cache_write.1h": 34, "tokens.input.uncached": 1200}
     assert (flat["retries"], flat["cold_starts"], flat["spans_kept"]) == (2, 2, 7)

@@ -4,8 +4,8 @@ In: `DemoOptions`. Out: a `DemoResult`: the report made from the store, and the 
 Tollspan. The demo stands outside the line: it starts the same commands that a user would, reads the store through the
 same door as ``tollspan report``, and imports nothing of the example.
 
-    llm stub ◀─ OpenAI's HTTP API ─ assistant under opentelemetry-instrument ─ OTLP ─▶ tollspan serve ─▶ store
-       └▶ served.jsonl ─┐                └▶ console exporter: spans.txt ─┐                                 └▶ report
+    llm stub ◀─ the providers' APIs ─ assistant under opentelemetry-instrument ─ OTLP ─▶ tollspan serve ─▶ store
+       └▶ served.jsonl ─┐               └▶ console exporter: spans.txt ─┐                                 └▶ report
                         └───────────────────▶ tally.py ◀────────────────┘                 compared with ◀────┘
 """
 
@@ -37,7 +37,7 @@ from tollspan.processor.store import Embedded, Server, connect_for_query, locate
 
 EXAMPLE: Final = "support_agent"
 PROGRAM: Final = "support_agent.py"
-NEEDS: Final = ("openai", "feast", "onnx", "onnxruntime")
+NEEDS: Final = ("openai", "anthropic", "feast", "onnx", "onnxruntime")
 START_S: Final = 60.0
 """Seconds that a process may take to be ready; importing Feast on a slow machine takes ten of them."""
 STALL_S: Final = 120.0
@@ -48,10 +48,26 @@ DRAIN_S: Final = 60.0
 NOBODY: Final = "(none)"
 """Key of what carries no such tag: a model loaded before the first request is for no tenant."""
 
+TOKEN_KINDS: Final[Mapping[str, str]] = {
+    "tokens.input.uncached": "uncached",
+    "tokens.input.cache_read": "cached",
+    "tokens.input.cache_write.5m": "written_5m",
+    "tokens.input.cache_write.1h": "written_1h",
+    "tokens.output": "output",
+    "tokens.output.reasoning": "reasoning",
+}
+"""Meter of the ledger → what the tally calls that kind of tokens."""
+_TOKENS: Final = (
+    "SELECT meter, toInt64(sum(quantity)) AS tokens FROM ledger FINAL "
+    "ARRAY JOIN charges.meter AS meter, charges.quantity AS quantity "
+    "WHERE meter LIKE 'tokens.%' AND start_time >= {since:DateTime64(9, 'UTC')} "
+    "AND start_time < {until:DateTime64(9, 'UTC')} GROUP BY meter"
+)
+
 _PICO: Final = Decimal("1E-12")
 _LISTENS: Final = re.compile(r"spans in at (\S+:\d+)")
 _REQUEST_DONE: Final = re.compile(rb"^request \d+ of \d+: ", re.MULTILINE)
-_OWN_VARIABLES: Final = ("OTEL_", "TOLLSPAN_", "OPENAI_")
+_OWN_VARIABLES: Final = ("OTEL_", "TOLLSPAN_", "OPENAI_", "ANTHROPIC_")
 _LOCAL: Final = "127.0.0.1,localhost"
 
 
@@ -81,6 +97,7 @@ class DemoResult:
     Attributes:
         report: as `build_report` gives it, for the time of this run.
         tally: what the example's tally printed.
+        tokens: tokens in the ledger for the time of this run, by meter.
         spans_acked: spans that the service acknowledged.
         store: URL of the store.
         files: folder with logs, spans and the stub's record; None when it is gone.
@@ -88,6 +105,7 @@ class DemoResult:
 
     report: Mapping[str, Any]
     tally: Mapping[str, Any]
+    tokens: Mapping[str, int]
     spans_acked: int
     store: str
     files: Path | None
@@ -234,22 +252,27 @@ def _run(
     reader = connect_for_query(url)
     try:
         # One clock for all, but a span's start is taken a moment before or after ours; a second is plenty.
-        report = build_report(reader, began - timedelta(seconds=1), ended + timedelta(seconds=1))
+        window = {"since": began - timedelta(seconds=1), "until": ended + timedelta(seconds=1)}
+        report = build_report(reader, **window)
+        tokens = {row["meter"]: row["tokens"] for row in reader.rows(_TOKENS, window)}
     finally:
         reader.close()
-    return DemoResult(report, tally, int(stats), location.url, files if options.keep_files else None)
+    return DemoResult(report, tally, tokens, int(stats), location.url, files if options.keep_files else None)
 
 
 def assistant_environment(base_url: str, address: str) -> dict[str, str]:
-    """Environment of the assistant: its provider, and telemetry as any user would set it.
+    """Environment of the assistant: its providers, and telemetry as any user would set it.
 
     Args:
-        base_url: of the LLM stub.
+        base_url: of the LLM stub, as OpenAI's client takes it.
         address: OTLP/gRPC address of the service, ``host:port``.
     """
     return child_environment(
         OPENAI_BASE_URL=base_url,
         OPENAI_API_KEY="stub",
+        # OpenAI's base URL ends in the API's version, Anthropic's has none.
+        ANTHROPIC_BASE_URL=base_url.removesuffix("/v1"),
+        ANTHROPIC_API_KEY="stub",
         OTEL_SERVICE_NAME="support-agent",
         OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=demo",
         OTEL_TRACES_EXPORTER="otlp,console",
@@ -317,16 +340,18 @@ def _value(path: Path, key: str) -> Any:
 
 
 def comparison(result: DemoResult) -> tuple[bool, str]:
-    """Whether ledger and tally agree to the last digit, in cost and in counts, and one line that says so."""
+    """Whether ledger and tally agree to the last digit, in cost, tokens and counts, and one line that says so."""
     total, telemetry, tally = result.report["total"], result.report["telemetry"], result.tally
     ledger_cost, tally_cost = _money(total["cost"]), _money(tally["cost"])
-    counts = (
+    kinds = sorted({*TOKEN_KINDS, *result.tokens})
+    counts = [
         ("inferences", total["inferences"], tally["inferences"]),
         ("unpriced inferences", total["unpriced_inferences"], tally["unpriced_inferences"]),
         ("spans acknowledged", result.spans_acked, tally["spans"]),
         ("spans summarized", telemetry["recorded_spans"], tally["spans"]),
         ("traces", telemetry["traces"], tally["traces"]),
-    )
+        *((kind, result.tokens.get(kind, 0), tally["tokens"].get(TOKEN_KINDS.get(kind), 0)) for kind in kinds),
+    ]
     wrong = [f"{name} {ours:,} against {theirs:,}" for name, ours, theirs in counts if ours != theirs]
     if ledger_cost != tally_cost:
         wrong.insert(0, f"cost {_shown(ledger_cost)} against {_shown(tally_cost)}")
@@ -334,8 +359,9 @@ def comparison(result: DemoResult) -> tuple[bool, str]:
         return False, f"Ledger and tally DIFFER: {', '.join(wrong)}."
     return True, (
         f"Ledger {_shown(ledger_cost)} = tally {_shown(tally_cost)}, to the last digit: {total['inferences']:,} "
-        f"inferences, {total['unpriced_inferences']:,} of them without a price on both sides, from {tally['spans']:,} "
-        "spans sent and acknowledged."
+        f"inferences, {total['unpriced_inferences']:,} of them without a price on both sides, "
+        f"{sum(result.tokens.values()):,} tokens of {len(result.tokens)} kinds, from {tally['spans']:,} spans sent and "
+        "acknowledged."
     )
 
 
@@ -358,6 +384,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
         "tally_cost": _money(result.tally["cost"]),
         "unpriced_inferences": total["unpriced_inferences"],
         "not_billed": total["not_billed"],
+        "tokens": dict(sorted(result.tokens.items())),
         "retries": sum(row["retries"] or 0 for row in report["retries"]),
         "cold_starts": sum(row["cold_starts"] for row in report["cold_starts"]),
         "telemetry_bytes": telemetry["bytes"],
