@@ -116,7 +116,10 @@ class PriceEngine:
         instant = at if isinstance(at, int) else instant_of(at)
         if invalid is not None:
             return self._invalid(usage, invalid)
-        card = (self._desks.get(selectors) or self._desk(selectors)).card(instant)
+        desk = self._desks.get(selectors) or self._desk(selectors)
+        first, last, card = desk.latest
+        if card is None or not first <= instant < last:
+            card = desk.card(instant)
         raw: list[Raw] = []
         later: list[tuple[Line, int]] = []  # what takes more than a multiplication
         total = bits = 0
@@ -245,7 +248,7 @@ class _Desk:
         selectors: normalized.
     """
 
-    __slots__ = ("_book", "_cards", "_cuts", "_last", "_schedules", "_situations", "selectors")
+    __slots__ = ("_book", "_cards", "_cuts", "_schedules", "_situations", "latest", "selectors")
 
     def __init__(self, book: PriceBook, selectors: Selectors) -> None:
         self._book = book
@@ -254,7 +257,8 @@ class _Desk:
         self._cards: dict[tuple[int, int], _Card] = {}
         self._cuts: list[int] | None = None
         self._schedules: tuple[Schedule, ...] = ()
-        self._last: tuple[int, int, _Card] | None = None
+        self.latest: tuple[int, int, _Card | None] = (0, 0, None)
+        """The card last asked for, with the instants between which it holds; none at first, and where hours matter."""
 
     def situation(self, axis: Axis) -> Situation:
         found = self._situations.get(axis)
@@ -264,9 +268,6 @@ class _Desk:
 
     def card(self, at: int) -> _Card:
         """Lines of all axes at an instant."""
-        last = self._last
-        if last is not None and last[0] <= at < last[1]:
-            return last[2]
         if self._cuts is None:
             situations = [self.situation(axis) for axis in SKU_SELECTORS]
             self._schedules = tuple(dict.fromkeys(s for situation in situations for s in situation.schedules))
@@ -281,7 +282,7 @@ class _Desk:
             card = self._cards[position, open_hours] = _Card(self, at)
         if not self._schedules:
             first = cuts[position - 1] if position else _BEFORE
-            self._last = first, cuts[position] if position < len(cuts) else _AFTER, card
+            self.latest = first, cuts[position] if position < len(cuts) else _AFTER, card
         return card
 
 
