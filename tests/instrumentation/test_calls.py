@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import gc
 import inspect
 import logging
+import os
 import sys
 import textwrap
 import threading
@@ -160,7 +162,58 @@ def test_an_exception_is_the_very_object_with_its_traceback_and_is_on_the_span(
         ERROR_TYPE: f"{__name__}.Refused",
         HTTP_STATUS: 429,
     }
-    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "too many requests")
+    # What a client says of an error may repeat the prompt, or a key.
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
+
+
+def test_an_errors_text_is_on_the_span_only_where_content_is_asked_for(
+    telemetry: Any, library: Any, instrument: Instrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "span_only")
+    instrument(telemetry, point("Client.ask"))
+    with pytest.raises(Refused):
+        library.Client().ask(Refused())
+    assert telemetry.only().status.description == "too many requests"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [("rate_limit_exceeded", "rate_limit_exceeded"), ("Invalid: my prompt", None), (7, None)]
+)
+def test_a_providers_code_is_no_content(
+    telemetry: Any, library: Any, instrument: Instrument, code: Any, told: str | None
+) -> None:
+    instrument(telemetry, point("Client.ask"))
+    error = Refused()
+    error.code = code  # type: ignore[attr-defined]
+    with pytest.raises(Refused):
+        library.Client().ask(error)
+    assert telemetry.only().status.description == told
+
+
+def test_the_text_of_errors_of_our_own_hardware_is_told(telemetry: Any, library: Any, instrument: Instrument) -> None:
+    instrument(telemetry, dataclasses.replace(point("Client.ask"), layer="execution"))
+    with pytest.raises(Refused):
+        library.Client().ask(Refused())
+    assert telemetry.only().status.description == "too many requests"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forks_child_does_not_end_its_parents_call(telemetry: Any, library: Any, instrument: Instrument) -> None:
+    open_calls: list[Call] = []
+
+    def keep(call: Call, result: Any) -> Any:
+        open_calls.append(call)
+        return result
+
+    instrument(telemetry, dataclasses.replace(point("Client.ask"), outlives=keep))
+    library.Client().ask("a stream")
+    child = os.fork()
+    if child == 0:
+        open_calls[0].end()
+        os._exit(len(telemetry.spans()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    open_calls[0].end()
+    assert telemetry.only().name == "chat Client.ask"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ValueError("x")])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from tollspan.instrumentation import metrics
+from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.metrics import DIMENSIONS, INSTRUMENTS, TOKEN_MODALITY, TOKEN_TYPE, ClientMetrics
 from tollspan.instrumentation.openai import OpenAIInstrumentor
 from tollspan.pricing import attributes as names
@@ -261,3 +263,19 @@ def test_measured_streams_leave_nothing_behind(instrumented: Any, wire: Any) -> 
     instrumented.exporter.clear()
     wire.requests.clear()
     assert streams() - before < 200
+
+
+def test_a_call_that_the_garbage_collector_ends_is_recorded_later_and_takes_no_lock_there(read: Read) -> None:
+    meters = ClientMetrics("tests", None, read.provider)
+
+    class Dropped:
+        """What holds a call open, and is dropped while this thread is inside the SDK."""
+
+        def abandon(self) -> None:
+            meters.finish(call)
+
+    call: Any = SimpleNamespace(opened=SHARED, attributes={}, started=0.0, gaps=None)
+    drop(Dropped())
+    assert read.points() == {}
+    metrics.record_waiting()
+    assert [count for _, _, count in read.points()["gen_ai.client.operation.duration"]] == [1]

@@ -19,6 +19,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.switches import content_modes
 from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing.attributes import ERROR_TYPE, HTTP_STATUS, RETRIES
@@ -48,7 +51,12 @@ _SUPPRESS_PLAIN: Final = "suppress_instrumentation"
 _LONGEST_DESCRIPTION: Final = 512
 """Characters of an exception's message kept as the span's status description."""
 
+_CODE: Final = re.compile(r"[a-z][a-z0-9_.-]{0,63}", re.IGNORECASE)
+
 _NO_CONTEXT: Final = Context()
+
+_process = object()
+"""Stands for this process; a fork's child has another."""
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _OPEN: Final = guard("calls.open")
@@ -157,6 +165,7 @@ class Call:
         "_key",
         "_late",
         "_once",
+        "_process",
         "attributes",
         "content",
         "ended",
@@ -187,6 +196,7 @@ class Call:
         self.ended = False
         self._late = late
         self._once = threading.Lock()
+        self._process = _process
         self._key = key
         self._before = before
         # What `set_span_in_context` and `set_value` would do, in one copy: every call pays for it.
@@ -281,11 +291,17 @@ class Call:
                 self.attributes[HTTP_STATUS] = status
             if self.point.error is not None:
                 self.point.error(self, error)
-            self.note_failure(name, str(error))
+            self.note_failure(name, str(error), getattr(error, "code", None))
 
-    def note_failure(self, kind: str, description: str | None = None) -> None:
-        """Set the span's status to ERROR with ``error.type`` = ``kind``, for a failure that no exception tells of."""
+    def note_failure(self, kind: str, description: str | None = None, code: object = None) -> None:
+        """Set the span's status to ERROR with ``error.type`` = ``kind``, for a failure that no exception tells of.
+
+        What a model's client or server says of an error repeats prompts, answers and keys: it becomes the status'
+        description only where the user has asked for content. Else that is the provider's ``code``, if it is a name.
+        """
         self.attributes[ERROR_TYPE] = kind
+        if self.point.layer == "gen_ai" and "span" not in content_modes():
+            description = code if isinstance(code, str) and _CODE.fullmatch(code) else None
         short = description[:_LONGEST_DESCRIPTION] if description else None
         self.span.set_status(Status(StatusCode.ERROR, short))
 
@@ -294,6 +310,8 @@ class Call:
         if not self._once.acquire(blocking=False):
             return
         self.ended = True
+        if self._process is not _process:
+            return  # a fork's copy: the parent ends its own span, and a second one would stand beside it
         if self._late is not None:
             self.depart()
         if self.recording:
@@ -310,6 +328,15 @@ class Call:
             self.span.end()
         # The context holds this call: let go of it, so that nothing is left to the garbage collector.
         self._context = self._before = _NO_CONTEXT
+
+
+def _forked() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def open_call(layer: str = "gen_ai") -> Call | None:

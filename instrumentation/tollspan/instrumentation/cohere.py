@@ -21,6 +21,7 @@ import wrapt
 
 from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint
+from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.streams import ReadChunk, abandon, observe, observe_async
 from tollspan.instrumentation.tables import Attempts, opening, server, told, word
@@ -205,7 +206,7 @@ class Held:
     def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         # A stream may live on without the context manager that it came from; it ends its call itself.
         if not _exiting() and self._stream is None:
-            self.abandon()
+            drop(self)
 
 
 # wrapt 1 is untyped and wrapt 2 generic; neither form of a typed base suits both.

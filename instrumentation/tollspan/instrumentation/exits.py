@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import weakref
 from typing import Any, Final, Protocol
 
@@ -49,6 +50,31 @@ def remember(call: Call, holder: Open) -> None:
             _providers.add(provider)
             atexit.register(abandon_all)
         _open.add(weakref.ref(holder, _open.discard))
+
+
+class _Thread(threading.local):
+    dropping = False
+
+
+_thread: Final = _Thread()
+
+
+def drop(holder: Open) -> None:
+    """`abandon` for destructors.
+
+    The garbage collector runs them wherever it happens to be, also inside a lock of the SDK that the same thread holds
+    and that cannot be taken twice. What takes such locks asks `dropping` and waits for a better time.
+    """
+    _thread.dropping = True
+    try:
+        holder.abandon()
+    finally:
+        _thread.dropping = False
+
+
+def dropping() -> bool:
+    """Whether this thread is ending a call from a destructor."""
+    return _thread.dropping
 
 
 def abandon_all() -> None:

@@ -60,6 +60,7 @@ def extended(
         began.append(("extras.cost", cost.began))
         finish.append(("extras.cost", cost.finish))
     if metrics is not None:
+        began.append(("extras.metrics", metrics.began))
         finish.append(("extras.metrics", metrics.finish))
     capture = None
     if modes := content_modes():

@@ -14,7 +14,9 @@ one table.
 
 from __future__ import annotations
 
+import atexit
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
@@ -22,6 +24,7 @@ from typing import Any, Final, Literal, NamedTuple
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, get_meter_provider
 
 from tollspan.instrumentation.calls import Call
+from tollspan.instrumentation.exits import dropping
 from tollspan.pricing import attributes as names
 
 TOKEN_TYPE: Final = "gen_ai.token.type"
@@ -120,6 +123,24 @@ _EMBEDDINGS: Final = "embeddings"
 _STAND_IN: Final = ("opentelemetry.metrics._internal", "_ProxyMeterProvider")
 
 
+_waiting: Final[deque[tuple[ClientMetrics, dict[str, Any], float, tuple[float, ...]]]] = deque(maxlen=10_000)
+"""Calls that the garbage collector ended, to be recorded."""
+
+
+def record_waiting() -> None:
+    """Record what could not be recorded where it ended."""
+    while _waiting:
+        try:
+            metrics, attributes, seconds, gaps = _waiting.popleft()
+        except IndexError:  # another thread was faster
+            return
+        if metrics.active():
+            metrics.record(attributes, seconds, gaps)
+
+
+atexit.register(record_waiting)
+
+
 class ClientMetrics:
     """Client metrics of one instrumentation.
 
@@ -148,11 +169,24 @@ class ClientMetrics:
             self._look_at(provider)
         return self._instruments is not None
 
+    def began(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call begins: a good time to record those that the garbage collector has ended."""
+        if _waiting:
+            record_waiting()
+
     def finish(self, call: Call) -> None:
-        """Record an ended call."""
+        """Record an ended call.
+
+        One that the garbage collector ends waits for the next call that begins, or for the program's end: the collector
+        may have come while this thread holds the very locks that recording takes.
+        """
+        # A stream's call goes on with its chunks, a raw response's until it is read.
+        seconds = perf_counter() - call.started
+        if dropping():
+            _waiting.append((self, {**call.opened, **call.attributes}, seconds, tuple(call.gaps or ())))
+            return
         if self.active():
-            # A stream's call goes on with its chunks, a raw response's until it is read.
-            self.record({**call.opened, **call.attributes}, perf_counter() - call.started, call.gaps or ())
+            self.record({**call.opened, **call.attributes}, seconds, call.gaps or ())
 
     def record(self, attributes: Mapping[str, Any], seconds: float | None = None, gaps: Iterable[float] = ()) -> None:
         """Record what the attributes of a span say.

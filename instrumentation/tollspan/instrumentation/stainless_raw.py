@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call, open_call
+from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.streams import abandon
 from tollspan.instrumentation.wrapping import Patches
@@ -83,7 +84,7 @@ class Held:
         # While the interpreter shuts down there is nowhere to send a span; `exits` was there before.
         if not _exiting():
             with self._raw.dropping:
-                self.abandon()
+                drop(self)
 
 
 class RawResponses:

@@ -21,6 +21,7 @@ import wrapt
 
 from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call
+from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard, report
 from tollspan.pricing.attributes import RESPONSE_TIME_TO_FIRST_CHUNK, STREAM_ABANDONED
 
@@ -126,7 +127,7 @@ class Reading:
         # was open then has been ended by `exits`.
         if not _exiting():
             with _ABANDON:
-                self.abandon()
+                drop(self)
 
 
 # wrapt 1 is untyped and wrapt 2 generic; neither form of a typed base suits both.

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call, Opening
+from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.google_genai.pending import Pending
 from tollspan.instrumentation.google_genai.providers import GEMINI, VERTEX, address
 from tollspan.instrumentation.google_genai.readers import GENERATE, State, fields, short_model, tier_of
@@ -186,7 +187,7 @@ class _Held:
         # While the interpreter shuts down there is nowhere to send a span; `exits` was there before.
         if not _exiting():
             with _HELD:
-                self.abandon()
+                drop(self)
 
 
 def outlives(call: Call, result: Any) -> Any:
