@@ -21,6 +21,7 @@ import botocore.endpoint
 import botocore.exceptions
 import botocore.session
 import pytest
+import urllib3
 import urllib3.exceptions
 from botocore.eventstream import EventStream
 from botocore.response import StreamingBody
@@ -390,6 +391,65 @@ async def test_a_body_as_context_async(spans: Any, stub: Stub) -> None:
         assert json.loads(await body.read()) == MESSAGE
     attributes = told(spans)
     assert {name: attributes[name] for name in BY_HEADERS} == BY_HEADERS
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda raw: raw.read(),
+        lambda raw: raw.read(10) + raw.read(),
+        lambda raw: raw.data,
+        lambda raw: json.dumps(raw.json()).encode(),
+        lambda raw: b"".join(raw.stream(7)),
+        lambda raw: b"".join(raw),
+        lambda raw: b"".join(raw.readlines()),
+        lambda raw: raw.readline(),
+        lambda raw: next(raw),
+        lambda raw: io.BufferedReader(raw).read(),
+        lambda raw: io.TextIOWrapper(raw).read().encode(),
+        _into,
+        _json_load,
+    ],
+)
+def test_a_body_as_context(spans: Any, stub: Stub, read: Any) -> None:
+    body = stub.invoked(MESSAGE, HEADERS).client().invoke_model(**INVOKE)["body"]
+    with body as raw:
+        assert isinstance(raw, urllib3.HTTPResponse)
+        assert not isinstance(raw, StreamingBody)
+        assert not hasattr(raw, "aclose")
+        assert raw.headers["content-type"]
+        assert json.loads(read(raw)) == MESSAGE
+    assert raw.closed
+    # By lifetime is what only the body tells.
+    assert told(spans) == INVOKED
+
+
+async def test_a_body_whose_context_is_aiohttps_response(spans: Any, stub: Stub) -> None:
+    class Response:
+        async def read(self) -> bytes:
+            return json.dumps(MESSAGE).encode()
+
+        async def text(self) -> str:
+            return (await self.read()).decode()
+
+    taken = []
+
+    class Seen:
+        def took(self, data: bytes, last: bool) -> None:
+            taken.append((data, last))
+
+        def abandon(self) -> None: ...
+
+    class Body:
+        async def __aenter__(self) -> Any:
+            return Response()
+
+        async def __aexit__(self, *error: Any) -> None: ...
+
+    async with bodies.AsyncBody(Body(), Seen()) as raw:  # type: ignore[arg-type]
+        assert isinstance(raw, Response)
+        assert json.loads(await raw.text()) == MESSAGE
+    assert taken == [(json.dumps(MESSAGE).encode(), True)]
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "with"])

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
 import threading
+import time
+import weakref
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 import httpx2
 import pytest
 from openai._legacy_response import HttpxBinaryResponseContent
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from tollspan.instrumentation import faults, tag
-from tollspan.instrumentation.openai import OpenAIInstrumentor, batches, once
+from tollspan.instrumentation.openai import OpenAIInstrumentor, batches, once, sending
 from tollspan.pricing import attributes as names
 
 from .conftest import Body
@@ -87,11 +95,22 @@ def test_fetching_again_here_or_elsewhere_bills_nothing_more(openai_spans: Any, 
     client = fetched(wire, [chat(1), chat(2)]).client()
     client.files.content("file-out")
     client.files.content("file-out")
-    assert len(openai_spans.spans()) == 2
+    # Made again, because the first may have been lost on the way.
+    assert len(openai_spans.spans()) == 4
     once._made.clear()
     client.files.with_raw_response.content("file-out")
-    assert len(openai_spans.spans()) == 4
+    assert len(openai_spans.spans()) == 6
     assert len(ledger(openai_spans.spans())) == 2
+
+
+def test_what_has_no_time_is_made_again_at_the_same_time(openai_spans: Any, wire: Any) -> None:
+    embedded = {"object": "list", "data": [], "usage": {"prompt_tokens": 8, "total_tokens": 8}}
+    video = {"id": "video_8", "object": "video", "status": "completed", "seconds": "8", "created_at": CREATED}
+    client = fetched(wire, [line(1, embedded), line(2, video)]).client()
+    client.files.content("file-out")
+    client.files.content("file-out")
+    assert len(openai_spans.spans()) == 4
+    assert len({(span.context.span_id, span.start_time) for span in openai_spans.spans()}) == 2
 
 
 async def test_the_submission_is_linked_and_its_tags_are_kept(openai_spans: Any, wire: Any) -> None:
@@ -168,28 +187,212 @@ def test_a_broken_line_costs_only_itself(openai_spans: Any, wire: Any) -> None:
     assert len(openai_spans.spans()) == 2
 
 
-def test_many_results_are_read_by_a_thread_that_flushes(
-    openai_spans: Any, wire: Any, monkeypatch: pytest.MonkeyPatch
+class Slow(SpanExporter):
+    """A collector: what a flush gives it, and how long that takes."""
+
+    def __init__(self, takes: Any = lambda: None) -> None:
+        self.names: list[str] = []
+        self.takes = takes
+
+    def export(self, spans: Any) -> SpanExportResult:
+        self.takes()
+        self.names += [span.attributes[names.RESPONSE_ID] for span in spans]
+        return SpanExportResult.SUCCESS
+
+
+@pytest.fixture
+def queued() -> Iterator[Any]:
+    """The client instrumented, with a queue that is as long as it comes, and that nobody empties unasked."""
+    exporter = Slow()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=2048, schedule_delay_millis=1e9))
+    OpenAIInstrumentor().instrument(tracer_provider=provider)
+    yield exporter
+    sending.sender.join()
+    OpenAIInstrumentor().uninstrument()
+    provider.shutdown()
+
+
+def test_many_results_are_read_by_a_thread_that_flushes(queued: Any, wire: Any) -> None:
+    count = 5000
+    fetched(wire, [chat(number) for number in range(count)]).client().files.content("file-out")
+    sending.sender.join()
+    assert len(queued.names) == count
+
+
+def test_a_slow_flush_does_not_end_the_flushing(
+    queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    flushes = []
-    monkeypatch.setattr(openai_spans.provider, "force_flush", lambda timeout: flushes.append(timeout) or True)
-    count = batches.FEW * 2 + 1
-    client = fetched(wire, [chat(number) for number in range(count)]).client()
+    monkeypatch.setattr(sending, "_SLOW_S", 0.01)
+    queued.takes = lambda: time.sleep(0.02)
+    fetched(wire, [chat(number) for number in range(5000)]).client().files.content("file-out")
+    sending.sender.join()
+    assert len(queued.names) == 5000
+    assert caplog.messages == []
+
+
+def test_when_patience_is_out_a_warning_tells_what_is_missing_and_it_can_be_fetched(
+    queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sending, "_SLOW_S", 0.01)
+    monkeypatch.setattr(sending, "PATIENCE_S", 0.05)
+    queued.takes = lambda: time.sleep(0.02)
+    client = fetched(wire, [chat(number) for number in range(5000)]).client()
     client.files.content("file-out")
-    for thread in threading.enumerate():
-        if thread.name == "tollspan-batch-results":
-            assert not thread.daemon
-            thread.join()
-    assert len(openai_spans.spans()) == count
-    assert len(flushes) == 2
+    sending.sender.join()
+    assert sending.FEW <= len(queued.names) < 5000
+    (message,) = caplog.messages
+    assert f"up to {5000 - len(queued.names)} results" in message
+    assert "files.content('file-out')" in message
+    queued.takes = lambda: None
+    client.files.content("file-out")
+    sending.sender.join()
+    assert len(set(queued.names)) == 5000
 
 
-async def test_results_streamed_by_the_program_are_left_alone(openai_spans: Any, wire: Any) -> None:
-    stream = {"stream": Body(output([chat(1)]))}
-    wire.replies.append(lambda: httpx2.Response(200, headers={"content-type": "application/octet-stream"}, **stream))
-    client = wire.async_client()
+def test_a_flush_that_fails_is_tried_again(queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "_PAUSE_S", 0.001)
+    answers, flush = iter([False] * 4), once.flush
+    monkeypatch.setattr(once, "flush", lambda timeout: next(answers, True) and flush(timeout))
+    fetched(wire, [chat(number) for number in range(3000)]).client().files.content("file-out")
+    sending.sender.join()
+    assert len(queued.names) == 3000
+
+
+def test_many_small_files_are_flushed_too(queued: Any, wire: Any) -> None:
+    client, all_fetched = wire.client(), threading.Event()
+    queued.takes = lambda: all_fetched.wait(30)
+    for file in range(12):
+        wire.replies.clear()
+        fetched(wire, [chat(file * 250 + number) for number in range(250)])
+        client.files.content(f"file-{file}")
+    all_fetched.set()
+    sending.sender.join()
+    assert len(queued.names) == 3000
+
+
+PROGRAM = """
+import json, sys, time, threading
+import httpx2, openai
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from tollspan.instrumentation.openai import OpenAIInstrumentor, sending
+
+sending.EXIT_S = 0.2
+slow = sys.argv[1] == "slow"
+ended = threading.Event()
+
+class Away(SpanExporter):
+    def export(self, spans):
+        if slow and not ended.is_set():
+            ended.wait(30)
+        print("exported", len(spans), flush=True)
+        return SpanExportResult.SUCCESS
+    def shutdown(self):
+        ended.set()
+
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(BatchSpanProcessor(Away(), schedule_delay_millis=1e9))
+OpenAIInstrumentor().instrument(tracer_provider=provider)
+body = sys.stdin.buffer.read()
+transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=body))
+client = openai.OpenAI(api_key="none", http_client=httpx2.Client(transport=transport))
+client.files.content("file-out")
+import atexit
+finish = sending.sender.finish
+def timed():
+    began = time.monotonic()
+    finish()
+    print("finished", time.monotonic() - began < 5, flush=True)
+    ended.set()
+atexit.unregister(finish)
+atexit.register(timed)
+"""
+
+
+@pytest.mark.parametrize("collector", ["slow", "quick"])
+def test_the_end_of_a_program_waits_a_little(collector: str) -> None:
+    body = output([chat(number) for number in range(1000)])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, collector], input=body, capture_output=True, timeout=60, check=True
+    )
+    printed = done.stdout.decode().splitlines()
+    assert "finished True" in printed
+    if collector == "slow":
+        assert b"results of batches may not have been sent" in done.stderr
+    else:
+        assert sum(int(one.split()[1]) for one in printed if one.startswith("exported")) == 1000
+        assert done.stderr == b""
+
+
+def streaming(wire: Any, body: bytes) -> Any:
+    reply = {"content-type": "application/octet-stream"}
+    wire.replies.append(lambda: httpx2.Response(200, headers=reply, stream=Body(body)))
+    return wire
+
+
+READS = {
+    "file": lambda response, path: response.stream_to_file(path),
+    "lines": lambda response, path: path.write_text("\n".join(response.iter_lines()) + "\n"),
+    "bytes": lambda response, path: path.write_bytes(b"".join(response.iter_bytes(7))),
+    "read": lambda response, path: path.write_bytes(response.read()),
+    "parse": lambda response, path: path.write_bytes(response.parse()),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_results_that_the_program_reads_as_they_come(openai_spans: Any, wire: Any, tmp_path: Any, how: str) -> None:
+    body = output([chat(1), chat(2), chat(3)])
+    client = streaming(wire, body).client()
+    with client.files.with_streaming_response.content("file-out") as response:
+        READS[how](response, tmp_path / "out")
+        assert "iter_bytes" not in vars(response.http_response)
+    assert (tmp_path / "out").read_bytes() == body
+    assert [row["cost"] for row in ledger(openai_spans.spans())] == [Decimal("0.000225")] * 3
+
+
+async def test_results_that_the_program_reads_as_they_come_async(openai_spans: Any, wire: Any, tmp_path: Any) -> None:
+    body = output([chat(1), chat(2)])
+    client = streaming(wire, body + body[:-40]).async_client()
+    async with client.files.with_streaming_response.content("file-out") as response:
+        await response.stream_to_file(tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == body + body[:-40]
+    assert len(openai_spans.spans()) == 3
     async with client.files.with_streaming_response.content("file-out") as response:
         assert [piece async for piece in response.iter_lines()]
+    assert len(ledger(openai_spans.spans())) == 2
+
+
+def test_a_large_file_is_read_by_the_megabyte_and_too_long_a_line_is_passed_over(
+    queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "LITTLE", 2000)
+    monkeypatch.setattr(batches, "LONGEST_LINE", 6000)
+    long = chat(9999, choices=[{"message": {"content": "x" * 20_000}}])
+    client = streaming(wire, output([*map(chat, range(100)), long, *map(chat, range(100, 600))])).client()
+    with client.files.with_streaming_response.content("file-out") as response:
+        for _ in response.iter_bytes(1000):
+            pass
+    sending.sender.join()
+    assert len(set(queued.names)) == 600
+
+
+def test_a_response_that_nobody_reads_is_not_kept(openai_spans: Any, wire: Any) -> None:
+    with streaming(wire, output([chat(1)])).client().files.with_streaming_response.content("file-out") as response:
+        gone = weakref.ref(response.http_response)
+        gc.disable()
+        try:
+            del response.http_response
+            assert gone() is None
+        finally:
+            gc.enable()
+            response.http_response = httpx2.Response(200)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x89PNG" * 100, b'{"messages": []}\n' * 9, b'{"response": '])
+def test_other_files_that_are_read_as_they_come(openai_spans: Any, wire: Any, body: bytes) -> None:
+    with streaming(wire, body).client().files.with_streaming_response.content("file-1") as response:
+        assert response.read() == body
     assert openai_spans.spans() == []
 
 

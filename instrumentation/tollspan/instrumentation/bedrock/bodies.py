@@ -10,6 +10,7 @@ stopped. So are those of the proxies.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import MethodType
@@ -19,6 +20,7 @@ from tollspan.instrumentation import exits
 from tollspan.instrumentation.bedrock import readers
 from tollspan.instrumentation.bedrock.requests import State
 from tollspan.instrumentation.calls import Call
+from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.streams import ReadChunk, _closing, _ObjectProxy, _StreamProxy
 from tollspan.pricing.attributes import STREAM_ABANDONED
@@ -191,7 +193,7 @@ class Tap:
         # While the interpreter shuts down there is nowhere to send a span; `exits` was there before.
         if not _exiting():
             with _DROPPED:
-                self.abandon()
+                drop(self)
 
 
 _READING_ON: Final = frozenset({"iter_lines", "iter_chunks", "next", "anext"})
@@ -257,6 +259,11 @@ class SyncBody(_BodyProxy):
     def __next__(self) -> Any:
         return type(self.__wrapped__).__next__(self)
 
+    def __enter__(self) -> Any:
+        # botocore gives what it reads from, not the body.
+        entered = self.__wrapped__.__enter__()
+        return self if entered is self.__wrapped__ else SyncRaw(entered, self._self_tap)
+
     def __exit__(self, *error: Any) -> Any:
         try:
             return self.__wrapped__.__exit__(*error)
@@ -299,14 +306,156 @@ class AsyncBody(_BodyProxy):
         return type(self.__wrapped__).__anext__(self)
 
     async def __aenter__(self) -> Any:
+        # aiobotocore 2 gives what it reads from.
         entered = await self.__wrapped__.__aenter__()
-        return self if entered is self.__wrapped__ else entered
+        return self if entered is self.__wrapped__ else AsyncRaw(entered, self._self_tap)
 
     async def __aexit__(self, *error: Any) -> Any:
         try:
             return await self.__wrapped__.__aexit__(*error)
         finally:
             self._self_tap.abandon()
+
+
+_ENDING: Final[dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], bool]]] = {
+    "read": lambda data, args, kwargs: _ends(data, args, kwargs),
+    "read1": lambda data, args, kwargs: not data and args != (0,),
+    "readline": lambda data, args, kwargs: not data and args != (0,),
+    "readlines": lambda data, args, kwargs: not args or args[0] in (None, -1),
+}
+"""Methods of a raw stream that give bytes → whether ``method(*args, **kwargs)``, which gave ``data``, was the last."""
+
+
+class SyncRaw(_ObjectProxy):  # type: ignore[misc]
+    """Proxy of what a ``StreamingBody`` reads from (urllib3's ``HTTPResponse``), which ``with body as raw`` gives.
+
+    It has the methods that the stream has, and no others.
+    """
+
+    _self_tap: Tap
+
+    def __init__(self, raw: Any, tap: Tap) -> None:
+        super().__init__(raw)
+        self._self_tap = tap
+
+    def __getattr__(self, name: str) -> Any:
+        raw = self.__wrapped__
+        value = getattr(raw, name)
+        if name in _ENDING:
+            return _reading(value, self._self_tap, _ENDING[name])
+        if name == "readinto":
+            return _filling(value, self._self_tap)
+        if name == "read_chunked":
+            return _giving(value, self._self_tap)
+        if name == "close":
+            return _closing(value, self._self_tap)
+        # These read through the others: they are given the proxy as their self.
+        if name in ("stream", "json") and hasattr(type(raw), name):
+            return MethodType(getattr(type(raw), name), self)
+        return value
+
+    @property
+    def data(self) -> Any:
+        return type(self.__wrapped__).data.__get__(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if hasattr(self.__wrapped__, "stream"):
+            return type(self.__wrapped__).__iter__(self)  # type: ignore[no-any-return]
+        return iter(self.readline, b"")
+
+    def __next__(self) -> Any:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def __enter__(self) -> Any:
+        entered = self.__wrapped__.__enter__()
+        return self if entered is self.__wrapped__ else entered
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return self.__wrapped__.__exit__(*error)
+        finally:
+            self._self_tap.abandon()
+
+
+class AsyncRaw(_ObjectProxy):  # type: ignore[misc]
+    """Proxy of what a body of aiobotocore 2 reads from (aiohttp's ``ClientResponse``), whose ``read`` gives all."""
+
+    _self_tap: Tap
+
+    def __init__(self, raw: Any, tap: Tap) -> None:
+        super().__init__(raw)
+        self._self_tap = tap
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__wrapped__, name)
+        if name in ("text", "json"):
+            return MethodType(getattr(type(self.__wrapped__), name), self)
+        return _closing(value, self._self_tap) if name == "close" else value
+
+    async def read(self, *args: Any, **kwargs: Any) -> Any:
+        tap = self._self_tap
+        try:
+            data = await self.__wrapped__.read(*args, **kwargs)
+        except BaseException as error:
+            tap.failed(error)
+            raise
+        with _BODY:
+            tap.took(data, True)
+        return data
+
+
+def _reading(
+    read: Callable[..., Any], tap: Tap, ends: Callable[[Any, tuple[Any, ...], dict[str, Any]], bool]
+) -> Callable[..., Any]:
+    @functools.wraps(read)
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        try:
+            data = read(*args, **kwargs)
+        except BaseException as error:
+            tap.failed(error)
+            raise
+        with _BODY:
+            tap.took(b"".join(data) if isinstance(data, list) else data, ends(data, args, kwargs))
+        return data
+
+    return reading
+
+
+def _filling(readinto: Callable[..., Any], tap: Tap) -> Callable[..., Any]:
+    @functools.wraps(readinto)
+    def filling(buffer: Any) -> Any:
+        try:
+            size = readinto(buffer)
+        except BaseException as error:
+            tap.failed(error)
+            raise
+        with _BODY:
+            tap.took(memoryview(buffer).cast("B")[:size], not size and len(buffer) > 0)
+        return size
+
+    return filling
+
+
+def _giving(chunks: Callable[..., Any], tap: Tap) -> Callable[..., Any]:
+    @functools.wraps(chunks)
+    def giving(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            for chunk in chunks(*args, **kwargs):
+                with _BODY:
+                    tap.took(chunk, False)
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            tap.failed(error)
+            raise
+        with _BODY:
+            tap.took(b"", True)
+
+    return giving
 
 
 def _ends(data: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

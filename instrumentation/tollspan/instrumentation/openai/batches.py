@@ -5,17 +5,16 @@ processed as a batch, of derived identity (`once`): fetching the file again, her
 file is known by its first line, so that it does not matter who submitted the batch; where this process did, the spans
 are linked to the submission and bear its tags.
 
-A batch has as many lines as 50,000. A few are read where the file is fetched; many are read by a thread that has them
-exported as it goes, so that the exporter's queue does not overflow, and that the interpreter waits for when it exits.
+A batch has as many lines as 50,000. A few are read where the file is fetched; many are read by `sending`'s thread. What
+the program reads as it comes is looked at as it goes by, and read by the megabyte.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import threading
-import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final
 
 from opentelemetry.context import get_current
@@ -26,18 +25,19 @@ from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.openai import once, videos
 from tollspan.instrumentation.openai.providers import client_attributes
 from tollspan.instrumentation.openai.readers import _fields
+from tollspan.instrumentation.openai.sending import FEW, sender
 from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.usage import put_usage
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
 
-FEW: Final = 256
-"""Lines that are read in the program's own thread, and after which the thread that reads more has spans exported."""
 LITTLE: Final = 1 << 20
-"""Bytes up to which they are."""
-_LONGEST_FLUSH_MS: Final = 5_000
+"""Bytes up to which lines are read in the program's own thread, if they are no more than `FEW`."""
+LONGEST_LINE: Final = 32 << 20
+"""Bytes of a line that are kept while the program reads it. A longer one is not read."""
 
 _LINE: Final = guard("openai.batches.line")
+_TAP: Final = guard("openai.batches.tap")
 _BATCH: Final = "batch"
 
 OPERATIONS: Final[dict[str, str]] = {
@@ -80,20 +80,121 @@ def _asked_after(instance: Any, kwargs: dict[str, Any], args: tuple[Any, ...], r
 
 def _fetched(instance: Any, kwargs: dict[str, Any], args: tuple[Any, ...], result: Any) -> None:
     http = getattr(result, "http_response", None) or getattr(result, "response", None)
-    try:
-        body = http.content if http is not None else b""
-    except Exception:  # noqa: BLE001 (not read yet: the program reads it as it comes)
-        return
-    if not isinstance(body, bytes) or not _are_results(body):
+    if http is None:
         return
     file_id = args[0] if args else kwargs.get("file_id")
-    origin: once.Origin | None = once.asked.get(file_id) if isinstance(file_id, str) else None
-    results = _Results(instance._client, str(file_id), body, origin, dict(current_tags(get_current())))
-    if len(body) <= LITTLE and body.count(b"\n") <= FEW:
-        results.read()
-    else:
-        # Not a daemon: what has been billed is told before the interpreter goes.
-        threading.Thread(target=results.read, args=(True,), name="tollspan-batch-results").start()
+    fetch = _Fetch(instance._client, file_id)
+    try:
+        body = http.content
+    except Exception:  # noqa: BLE001 (not read yet: the program reads it as it comes)
+        _tap(http, fetch)
+        return
+    if isinstance(body, bytes) and _are_results(body):
+        fetch.bill(body)
+
+
+class _Fetch:
+    """The fetching of one file: who fetches, and whose the results are."""
+
+    def __init__(self, client: Any, file_id: Any) -> None:
+        self.client = client
+        self.file_id = str(file_id)
+        self.origin: once.Origin | None = once.asked.get(file_id) if isinstance(file_id, str) else None
+        # A batch that another process submitted bears the tags of who fetched it.
+        self.tags = dict(current_tags(get_current()))
+        self._lines = 0
+
+    def bill(self, body: bytes) -> None:
+        """Make the spans of whole lines, here if they are few, otherwise elsewhere."""
+        results = _Results(self, body, self._lines)
+        self._lines += results.lines
+        if len(body) <= LITTLE and results.lines <= FEW and sender.has_room(results.lines):
+            for _ in results.steps():
+                pass
+            sender.made(results.lines)
+        else:
+            sender.send(results)
+
+
+class _Tap:
+    """Looks at the bytes of a file that the program reads as it comes."""
+
+    def __init__(self, fetch: _Fetch) -> None:
+        self._fetch: _Fetch | None = fetch
+        self._first = True
+        self._kept = bytearray()
+        self._skipping = False
+
+    def saw(self, piece: bytes) -> None:
+        """The program gets ``piece``."""
+        if self._fetch is None:
+            return
+        if self._skipping:
+            end = piece.find(b"\n") + 1
+            if not end:
+                return
+            self._skipping, piece = False, piece[end:]
+        self._kept += piece
+        if self._first and self._kept and (b"\n" in piece or self._kept[:1] != b"{" or len(self._kept) > LONGEST_LINE):
+            self._first = False
+            if not _are_results(bytes(self._kept)):
+                self._fetch = None
+                self._kept.clear()
+                return
+        if len(self._kept) >= LITTLE:
+            self._bill(self._kept.rfind(b"\n") + 1)
+            if len(self._kept) > LONGEST_LINE:
+                self._kept.clear()
+                self._skipping = True
+
+    def end(self) -> None:
+        """The program gets no more."""
+        # The last line need not end; half of one is not JSON.
+        if self._fetch is not None and (not self._first or _are_results(bytes(self._kept))):
+            self._bill(len(self._kept))
+        self._fetch = None
+
+    def _bill(self, end: int) -> None:
+        if end and self._fetch is not None:
+            self._fetch.bill(bytes(self._kept[:end]))
+            del self._kept[:end]
+
+
+def _tap(http: Any, fetch: _Fetch) -> None:
+    # All reading of a response, but for that of its bytes as sent, goes through this one method, which can be called
+    # once. It is gone from the instance before its first byte, and keeps no response that nobody reads.
+    tap, kept = _Tap(fetch), weakref.ref(http)
+    http.iter_bytes = lambda chunk_size=None: _giving(kept(), tap, chunk_size)
+    http.aiter_bytes = lambda chunk_size=None: _giving_async(kept(), tap, chunk_size)
+
+
+def _untap(http: Any) -> None:
+    for name in ("iter_bytes", "aiter_bytes"):
+        vars(http).pop(name, None)
+
+
+def _giving(http: Any, tap: _Tap, chunk_size: int | None) -> Iterator[bytes]:
+    _untap(http)
+    try:
+        for piece in http.iter_bytes(chunk_size):
+            with _TAP:
+                tap.saw(piece)
+            yield piece
+    finally:
+        with _TAP:
+            tap.end()
+
+
+async def _giving_async(http: Any, tap: _Tap, chunk_size: int | None) -> AsyncIterator[bytes]:
+    _untap(http)
+    try:
+        async for piece in http.aiter_bytes(chunk_size):
+            with _TAP:
+                tap.saw(piece)
+            yield piece
+    finally:
+        with _TAP:
+            tap.end()
 
 
 def _are_results(body: bytes) -> bool:
@@ -115,29 +216,37 @@ def _lines(body: bytes) -> Iterator[Mapping[str, Any]]:
 
 
 class _Results:
-    """The results in one file."""
+    """The results in a file, or in a part of one.
 
-    def __init__(
-        self, client: Any, file_id: str, body: bytes, origin: once.Origin | None, tags: dict[str, Any]
-    ) -> None:
-        self._client = client
-        self._file_id = file_id
+    Args:
+        fetch: of which file.
+        body: whole lines.
+        before: lines of the file that come before them.
+    """
+
+    def __init__(self, fetch: _Fetch, body: bytes, before: int) -> None:
+        self.file_id = fetch.file_id
+        self.size = len(body)
+        self.lines = body.count(b"\n") + (not body.endswith(b"\n"))
+        self._client = fetch.client
         self._body = body
-        self._origin = origin
-        # A batch that another process submitted bears the tags of who fetched it.
-        self._tags = tags
-        self._attributes = {**client_attributes(client), names.PROCESSING: _BATCH}
+        self._before = before
+        self._come = 0
+        self._origin = fetch.origin
+        self._tags = fetch.tags
+        self._attributes = {**client_attributes(fetch.client), names.PROCESSING: _BATCH}
 
-    def read(self, flushing: bool = False) -> None:
-        """Make the span of every answer; with ``flushing`` have them exported on the way."""
+    def steps(self) -> Iterator[None]:
+        """Make the span of one answer a step."""
         for number, line in enumerate(_lines(self._body)):
+            self._come = number + 1
             with _LINE:
-                self._read_line(number, line)
-            if flushing and number % FEW == FEW - 1:
-                began = time.monotonic()
-                with _LINE:
-                    flushing = once.flush(_LONGEST_FLUSH_MS)
-                flushing = flushing and time.monotonic() - began < _LONGEST_FLUSH_MS / 1000
+                self._read_line(self._before + number, line)
+            yield
+
+    def left(self) -> int:
+        """Answers that no step has come to."""
+        return max(0, self.lines - self._come)
 
     def _read_line(self, number: int, line: Mapping[str, Any]) -> None:
         response = line.get("response")
@@ -170,13 +279,14 @@ class _Results:
                 del call.attributes[names.OPENAI_RESPONSE_SERVICE_TIER]
 
         once.emit(
-            str(told) if told else f"{self._file_id}:{number}",
+            str(told) if told else f"{self.file_id}:{number}",
             f"{operation} {model}" if model else operation,
             attributes,
             fill,
             start_ns=self._start(line, body),
             origin=self._origin if self._origin and self._origin.span else None,
             tags=self._tags,
+            repeat=True,
         )
 
     def _start(self, line: Mapping[str, Any], body: Mapping[str, Any]) -> int | None:

@@ -3,10 +3,12 @@
 A background response, a video and the results of a batch are fetched by whoever polls: often several times, and often
 by another process than the one that asked. What a fetch tells of usage goes on a span whose trace id, span id and start
 are derived from the provider's own id and time of creation. However many processes see it, they all make the same span,
-and the ledger keeps one row for it. In this process it is made once.
+and the ledger keeps one row for it. In this process it is made once, unless it may be repeated.
 
 Such a span is a trace of its own, linked to the call that asked for the work where this process made it, and bears that
-call's tags. In: an id of the provider's, and what to say. Out: a span that has ended.
+call's tags. Results of batches come by the thousand and may be lost on the way to the collector: fetching them again
+makes their spans again, so that nothing is lost for good. In: an id of the provider's, and what to say. Out: a span
+that has ended.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ asked: Final = Remembered()
 """Provider's id of the work → `Origin`."""
 
 _made: Final = Remembered()
-"""Identities whose span this process has made."""
+"""Identities whose span this process has made → its start, ns since the epoch."""
 
 _provider: list[trace.TracerProvider | None] = []
 """The tracer provider while the client is instrumented; None in it is the global one."""
@@ -128,11 +130,11 @@ def tracer() -> trace.Tracer | None:
     return trace.get_tracer(SCOPE, tracer_provider=_provider[0]) if _provider else None
 
 
-def flush(timeout_ms: int) -> bool:
-    """Have what was made exported. False when that failed or cannot be asked for."""
+def flush(timeout_ms: int) -> bool | None:
+    """Have what was made exported. Whether that went well, as far as the provider tells; None: it cannot be asked."""
     provider = (_provider[0] or trace.get_tracer_provider()) if _provider else None
     force = getattr(provider, "force_flush", None)
-    return bool(force(timeout_ms)) if callable(force) else False
+    return force(timeout_ms) is not False if callable(force) else None
 
 
 def identity_of(key: str) -> tuple[int, int]:
@@ -151,6 +153,7 @@ def emit(
     end_ns: int | None = None,
     origin: Origin | None = None,
     tags: Mapping[str, Any] | None = None,
+    repeat: bool = False,
 ) -> bool:
     """Make the span of ``key``, unless this process has.
 
@@ -164,14 +167,20 @@ def emit(
         end_ns: when it was done; None: at its start.
         origin: where it was asked for, when that is known.
         tags: tags in place of the current ones where the origin is not known.
+        repeat: make it even if this process has; it is the same span.
 
     Returns:
         Whether a span was made.
     """
     tracing = tracer()
-    if tracing is None or not _made.add(key):
+    if tracing is None:
         return False
     began = time.time_ns() if start_ns is None else start_ns
+    # With a start that the provider tells, a repetition is the same without our remembering it.
+    if not (repeat and start_ns is not None) and not _made.add(key, began):
+        if not repeat:
+            return False
+        began = _made.get(key) or began
     given: Mapping[str, Any] = origin.tags if origin else current_tags(get_current()) if tags is None else tags
     links = [Link(origin.span)] if origin and origin.span and origin.span.is_valid else []
     span = _start(tracing, identity_of(key), name, {**attributes, **given}, links, began)

@@ -79,6 +79,7 @@ def bill(client: Any, fields: Mapping[str, Any], processing: str | None = None) 
         start_ns=once.instant(fields.get("created_at")),
         end_ns=once.instant(fields.get("completed_at")),
         origin=origin,
+        repeat=processing is not None,
     )
 
 
