@@ -138,6 +138,10 @@ def test_a_span_that_names_no_provider_is_ambiguous_or_told_which_is_missing() -
     assert charges.charges[0].status == "ambiguous"
     assert price(book_of(LIST), {OUTPUT: 1}, model="m").reasons == ("provider_missing",)
     assert price(book_of(LIST), {OUTPUT: 1}, model="nobody-knows").reasons == ("unknown_model",)
+    # A price for whatever is called is no knowledge of the model.
+    overhead = "prices:\n  - {meter: overhead.calls, amount: 0.0004, kind: amortised}\n"
+    assert price(book_of(overhead, two), {OUTPUT: 1}, model="m").reasons == ("provider_ambiguous",)
+    assert price(book_of(overhead, LIST), {OUTPUT: 1}, model="m").reasons == ("provider_missing",)
 
 
 def test_spot_is_never_billed_as_on_demand() -> None:

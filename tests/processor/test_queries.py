@@ -208,6 +208,25 @@ def test_cost_per_inference_leaves_unpriced_calls_out_of_both_sides(fill: Any) -
     assert rows["model"]["cost_per_inference"] == Decimal("0.666666666666666666")
 
 
+def test_prepaid_calls_are_inferences_that_cost_nothing(fill: Any) -> None:
+    store = fill(
+        [
+            {"charges": [("tokens.output", "model", "3", "priced")]},
+            {"charges": [("tokens.output", "model", "0", "included")], "cost_status": "included"},
+        ]
+    )
+    rows = {row["component"]: row for row in run(store, "cost-per-inference")}
+    assert (rows["all"]["priced_inferences"], rows["all"]["cost_per_inference"]) == (2, Decimal("1.5"))
+
+
+def test_a_charge_that_could_be_several_providers_is_unknown_and_not_zero(fill: Any) -> None:
+    ambiguous = ("tokens.output", "model", None, "ambiguous")
+    store = fill([{"charges": [ambiguous], "cost_status": "unpriced"}, {"charges": [ambiguous, COMPUTE]}])
+    rows = {row["component"]: row for row in run(store, "by-component")}
+    assert (rows["model"]["cost"], rows["model"]["unpriced_inferences"]) == (None, 2)
+    assert rows["compute"]["cost"] == 2
+
+
 def test_cost_per_inference_of_nothing_is_unknown(store: Store) -> None:
     (row,) = run(store, "cost-per-inference")
     assert row["cost_per_inference"] is None

@@ -216,7 +216,7 @@ class Situation:
         self.served_known = selectors.model is None or is_known(m for m in self.matches if m.selector == "model")
         self.factors = _relevant(book.factors, axis, selectors)
         self.adjustments = _relevant(book.adjustments, axis, selectors)
-        self.owners = _owners(book, selectors) if axis == "model" and not self.matches else 0
+        self.owners = _owners(book, selectors) if axis == "model" and not is_known(self.matches) else 0
         cuts = {cut for match in self.matches for cut in (*match.sku.cuts, *match.effective.cuts)}
         cuts.update(cut for factor in (*self.factors, *self.adjustments) for cut in factor.effective.cuts)
         self.cuts: list[int] = sorted(cuts)

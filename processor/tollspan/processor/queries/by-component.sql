@@ -22,11 +22,12 @@ FROM
     LEFT ARRAY JOIN
         charges.component AS part,
         charges.cost AS part_cost,
-        arrayMap(status -> status IN ('unpriced', 'invalid'), charges.status) AS part_open,
+        arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status) AS part_open,
         -- A call counts once in a part, however many charges it has there.
         arrayEnumerateUniq(charges.component) AS nth,
-        arrayEnumerateUniq(charges.component, arrayMap(status -> status IN ('unpriced', 'invalid'), charges.status))
-            AS nth_alike
+        arrayEnumerateUniq(
+            charges.component, arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status)
+        ) AS nth_alike
     WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
         AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
 )

@@ -3,7 +3,8 @@
 -- feature reads are in the cost and are no inferences.
 WITH
     (
-        SELECT (countIf(cost_status IN ('priced', 'free', 'partial')), countIf(cost_status IN ('unpriced', 'invalid')))
+        SELECT (countIf(cost_status IN ('priced', 'free', 'included', 'partial')),
+            countIf(cost_status IN ('unpriced', 'invalid')))
         FROM ledger FINAL
         WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
             AND kind = 'inference'
@@ -37,11 +38,12 @@ FROM
         LEFT ARRAY JOIN
             charges.component AS part,
             charges.cost AS part_cost,
-            arrayMap(status -> status IN ('unpriced', 'invalid'), charges.status) AS part_open,
+            arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status) AS part_open,
             -- A call counts once in a part, however many charges it has there.
             arrayEnumerateUniq(charges.component) AS nth,
-            arrayEnumerateUniq(charges.component, arrayMap(status -> status IN ('unpriced', 'invalid'), charges.status))
-                AS nth_alike
+            arrayEnumerateUniq(
+                charges.component, arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status)
+            ) AS nth_alike
         WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
             AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
     )
