@@ -100,8 +100,10 @@ class WrapPoint:
         finish: ``(call)``, last, however the call ended; for what is measured rather than read.
         outlives: ``(call, result)``: for a result that goes on after the call (a stream). Returns what the user gets in
             its place, which then has to see to it that ``call.end()`` is called; None for an ordinary result.
-        content: ``(args, kwargs) -> Transcript``, see `tollspan.instrumentation.content`; called only where the user
-            has asked for content.
+        asked: ``(args, kwargs) -> mapping``, everything that is asked for, by the names that the provider gives it, for
+            a call whose keyword arguments are not that already; called only where somebody wants the whole request.
+        content: ``(args, asked) -> Transcript | None``, see `tollspan.instrumentation.content`; called only where
+            somebody wants content.
         asynchronous: the function returns an awaitable. Said here because introspection is wrong about decorated
             functions (``AsyncCompletions.create`` does not look like a coroutine function).
         layer: calls of one layer that happen inside each other are one request; the outermost bears the usage.
@@ -122,7 +124,8 @@ class WrapPoint:
     error: Callable[[Call, BaseException], None] | None = None
     finish: Callable[[Call], None] | None = None
     outlives: Callable[[Call, Any], Any] | None = None
-    content: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
+    asked: Callable[[tuple[Any, ...], dict[str, Any]], Mapping[str, Any]] | None = None
+    content: Callable[[tuple[Any, ...], Mapping[str, Any]], Any] | None = None
     asynchronous: bool = False
     apart: Callable[[Call, dict[str, Any]], bool] | None = None
     layer: str = "gen_ai"

@@ -13,7 +13,7 @@ whose span is recorded are looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Final
 
@@ -35,7 +35,11 @@ Message = dict[str, Any]
 
 
 class Transcript:
-    """What was said in one call. A library's reader is a subclass.
+    """What was said in one call. A library's reader is a subclass, or a function that picks one or None.
+
+    Args:
+        args: positional arguments of the call.
+        asked: what is asked for, by name: `WrapPoint.asked`, or else the keyword arguments.
 
     Attributes:
         messages: input messages.
@@ -43,7 +47,7 @@ class Transcript:
         tools: tool definitions, as given.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: tuple[Any, ...], asked: Mapping[str, Any]) -> None:
         self.messages: list[Message] = []
         self.system: list[Part] = []
         self.tools: list[Any] = []
@@ -59,7 +63,7 @@ class Transcript:
         return []
 
 
-Reader = Callable[[tuple[Any, ...], dict[str, Any]], Transcript]
+Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Transcript | None]
 
 READERS: Final[dict[str, str]] = {
     "openai.resources.chat.completions.completions:": "tollspan.instrumentation.openai.content:Chat",
@@ -96,7 +100,8 @@ class Capture:
         """Hook for the beginning of a call."""
 
         def began(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call.content = reader(args, kwargs)
+            asked = call.point.asked
+            call.content = reader(args, kwargs if asked is None else asked(args, kwargs))
 
         return began
 

@@ -111,6 +111,10 @@ class Fingerprints:
 
     def began(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put a call's fingerprint among its attributes."""
-        form = canonical(call.point.target, args, kwargs, call.opened)
+        point = call.point
+        if point.asked is None:
+            form = canonical(point.target, args, kwargs, call.opened)
+        else:
+            form = canonical(point.target, (), point.asked(args, kwargs), call.opened)
         if form is not None:
             call.attributes[names.REQUEST_FINGERPRINT] = self.of(form)

@@ -18,10 +18,10 @@ _LAST: Final = frozenset({"response.completed", "response.incomplete", "response
 class Chat(Transcript):
     """Content of ``chat.completions``."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__(args, kwargs)
-        self.messages = [_chat_message(message) for message in _listed(kwargs.get("messages"))]
-        self.tools = _tools(kwargs.get("tools"))
+    def __init__(self, args: tuple[Any, ...], asked: Mapping[str, Any]) -> None:
+        super().__init__(args, asked)
+        self.messages = [_chat_message(message) for message in _listed(asked.get("messages"))]
+        self.tools = _tools(asked.get("tools"))
         self._choices: dict[int, dict[str, Any]] = {}
 
     def read(self, result: Any) -> None:
@@ -72,17 +72,17 @@ class Chat(Transcript):
 class Responses(Transcript):
     """Content of ``responses``."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__(args, kwargs)
-        given = kwargs.get("input")
+    def __init__(self, args: tuple[Any, ...], asked: Mapping[str, Any]) -> None:
+        super().__init__(args, asked)
+        given = asked.get("input")
         if isinstance(given, str):
             self.messages = [{"role": "user", "parts": [_text(given)]}]
         else:
             self.messages = [_item(item) for item in _listed(given)]
-        instructions = kwargs.get("instructions")
+        instructions = asked.get("instructions")
         if isinstance(instructions, str):
             self.system = [_text(instructions)]
-        self.tools = _tools(kwargs.get("tools"))
+        self.tools = _tools(asked.get("tools"))
         self._response: Any = None
         self._text: list[str] = []
 
