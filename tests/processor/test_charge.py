@@ -111,6 +111,18 @@ def test_why_a_row_has_no_price_is_not_lost_behind_what_else_is_known(engine: Pr
     assert (rows[1]["cost_status"], rows[1]["cost_reasons"], rows[1]["cost"]) == ("partial", "usage_incomplete", 10)
 
 
+def test_estimated_tokens_are_priced_and_the_row_says_that_they_are_an_estimate(engine: PriceEngine) -> None:
+    estimated = {"tollspan.usage_estimated": True}
+    half = chat(3, tokens=None, **{"gen_ai.usage.output_tokens": 5}, **estimated)
+    spans = (chat(1), chat(2, **estimated), half, chat(4, tokens=None, **estimated), chat(5, **estimated))
+    rows = charged(engine, *spans, rollups=(4,))
+    assert rows["cost_reasons"].to_pylist() == [
+        *("", "usage_estimated", "usage_incomplete,usage_estimated", "usage_missing", "rollup")
+    ]
+    first, second = rows["cost"].to_pylist()[:2]
+    assert first == second != 0
+
+
 def test_rows_of_later_batches_never_replace_earlier_ones(engine: PriceEngine) -> None:
     first, second = (charged(engine, chat(1))["revision"].to_pylist()[0] for _ in range(2))
     assert first > second

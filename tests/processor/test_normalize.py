@@ -44,6 +44,7 @@ COLUMNS = {
     "billable": pa.bool_(),
     "token_bearing": pa.bool_(),
     "incomplete": pa.bool_(),
+    "estimated": pa.bool_(),
     "reported_cost": pa.decimal128(38, 12),
     **dict.fromkeys(
         (

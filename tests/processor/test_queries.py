@@ -109,6 +109,25 @@ def test_the_total_says_what_it_leaves_out(fill: Any) -> None:
     assert row["unpriced_rows"] == 2
 
 
+ESTIMATED = {"cost_reasons": "usage_incomplete,usage_estimated"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "calls", "cost"),
+    [
+        ([{"charges": [INPUT]}], 0, 0),
+        ([{"charges": [INPUT]}, {"charges": [MODEL], **ESTIMATED}], 1, Decimal("0.25")),
+        ([{"charges": [NO_PRICE], "cost_status": "unpriced", **ESTIMATED}], 1, None),
+        ([{"charges": [INPUT], **ESTIMATED}, {"charges": [], "cost_status": "rollup", **ESTIMATED}], 1, Decimal("0.5")),
+    ],
+)
+def test_the_total_says_how_much_of_it_is_estimated(
+    fill: Any, rows: list[dict[str, Any]], calls: int, cost: Decimal | None
+) -> None:
+    row = total(fill(rows))
+    assert (row["estimated_inferences"], row["estimated_cost"]) == (calls, cost)
+
+
 UNPRICED_OF_EVERY_KIND = [
     {"charges": [INPUT]},
     {"charges": [], "cost_status": "unpriced"},

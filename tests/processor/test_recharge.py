@@ -128,6 +128,7 @@ TOLD = {
     "cloud.provider": st.just("aws"),
     "gen_ai.operation.name": st.sampled_from(["chat", "embeddings", "", "tool"]),
     "openai.response.service_tier": st.sampled_from(["default", "flex"]),
+    "tollspan.usage_estimated": st.booleans(),
 }
 CALLS = st.lists(
     st.tuples(

@@ -147,6 +147,11 @@ USAGE_INVALID: Final = "tollspan.usage_invalid"
 (`tollspan.pricing.usage_objects`): the call is then ``invalid`` for that reason."""
 
 
+USAGE_ESTIMATED: Final = "tollspan.usage_estimated"
+"""True where token counts on the span are no provider's: the instrumentation estimated them from the text, because the
+user has asked for that. The ledger's row says ``usage_estimated`` among its reasons."""
+
+
 def usage(meter: str) -> str:
     """Span attribute that carries ``meter``, e.g. ``tollspan.usage.cpu.seconds``."""
     return USAGE_PREFIX + meter

@@ -36,6 +36,7 @@ SELECTORS: Final = (
 """What a price is chosen by, as columns of `Normalized.table` and of the ledger: a row can be priced again."""
 
 USAGE_INCOMPLETE: Final = "usage_incomplete"
+USAGE_ESTIMATED: Final = "usage_estimated"
 
 _TEXT: Final = (
     "service",
@@ -55,7 +56,7 @@ _TEXT: Final = (
 
 _USED: Final = sorted(
     {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
-    | {"batch_size", "invalid", "incomplete", "sent", "deferred", "reported_cost", *_TEXT}
+    | {"batch_size", "invalid", "incomplete", "sent", "deferred", "estimated", "reported_cost", *_TEXT}
 )
 
 
@@ -118,7 +119,13 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     valid = np.asarray(pc.is_null(table["invalid"]))
     unsent = empty & ~np.asarray(pc.fill_null(plain(table["sent"]), True))
     deferred = empty & np.asarray(pc.fill_null(plain(table["deferred"]), False))
-    status, reasons = settled(costs, np.asarray(table["incomplete"]) & ~rolled & ~empty & valid, rolled)
+    counted_here = ~rolled & ~empty & valid
+    status, reasons = settled(
+        costs,
+        np.asarray(table["incomplete"]) & counted_here,
+        np.asarray(pc.fill_null(plain(table["estimated"]), False)) & counted_here,
+        rolled,
+    )
     for mask, state, reason in (
         (empty & valid, "unpriced", "usage_missing"),
         (refused & valid, "not_billed", "refused_by_provider"),
@@ -151,12 +158,13 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     return Charged(pa.table(columns), rows)
 
 
-def settled(costs: pa.Table, incomplete: Mask, rolled: Mask) -> tuple[Any, Any]:
+def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask) -> tuple[Any, Any]:
     """Status and reasons of priced rows, with what only the processor knows about them.
 
     Args:
         costs: from `PriceEngine.price_columns`, n rows.
         incomplete: shape (n,), calls that tell one side of their tokens only: at best priced in part.
+        estimated: shape (n,), calls whose tokens are an estimate and not a provider's count.
         rolled: shape (n,), roll-ups, whose remaining charges are priced.
 
     Returns:
@@ -166,7 +174,7 @@ def settled(costs: pa.Table, incomplete: Mask, rolled: Mask) -> tuple[Any, Any]:
     if incomplete.any():
         whole = np.asarray(pc.is_in(_text(status), pa.array(["priced", "free", "included"])))
         status = pc.if_else(pa.array(incomplete & whole), "partial", _text(status))
-    for mask, reason in ((incomplete, USAGE_INCOMPLETE), (rolled, "rollup")):
+    for mask, reason in ((incomplete, USAGE_INCOMPLETE), (estimated, USAGE_ESTIMATED), (rolled, "rollup")):
         if mask.any():
             known = _text(reasons)
             joined = pc.if_else(pc.equal(known, ""), reason, pc.binary_join_element_wise(known, reason, ","))

@@ -113,6 +113,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "cold_start": (names.COLD_START,),
     "sent": (names.CALL_SENT,),
     "deferred": (names.USAGE_DEFERRED,),
+    "estimated": (names.USAGE_ESTIMATED,),
 }
 """Canonical boolean column → keys."""
 

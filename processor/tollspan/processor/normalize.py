@@ -142,6 +142,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "cold_start": pivot.flag(FLAGS["cold_start"]),
             "sent": pivot.flag(FLAGS["sent"]),
             "deferred": pivot.flag(FLAGS["deferred"]),
+            "estimated": pivot.flag(FLAGS["estimated"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
             "convention": convention,

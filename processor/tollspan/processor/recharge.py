@@ -26,7 +26,7 @@ from tollspan.pricing.engine import IMPLIED
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.resolve import IMPLIED_MARK, INPUT_TOKENS, TIER_ASSUMED
 from tollspan.processor import revisions
-from tollspan.processor.charge import SELECTORS, USAGE_INCOMPLETE, plain, settled
+from tollspan.processor.charge import SELECTORS, USAGE_ESTIMATED, USAGE_INCOMPLETE, plain, settled
 from tollspan.processor.dialects import TWO_SIDED
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.schema import LEDGER
@@ -84,9 +84,12 @@ def recharge(rows: pa.Table, engine: PriceEngine) -> Recharged:
     quantities = _quantities(old, engine.book_version)
     selectors = {name: _given(plain(old[name])) for name in SELECTORS}
     costs = engine.price_columns(np.asarray(pc.cast(plain(old["start_time"]), pa.int64())), selectors, quantities)
-    incomplete = np.asarray(pc.match_substring(plain(old["cost_reasons"]), USAGE_INCOMPLETE))
+    incomplete, estimated = (
+        np.asarray(pc.match_substring(plain(old["cost_reasons"]), reason))
+        for reason in (USAGE_INCOMPLETE, USAGE_ESTIMATED)
+    )
     rolled = _rolled(old)
-    status, reasons = settled(costs, incomplete, rolled)
+    status, reasons = settled(costs, incomplete, estimated, rolled)
     again = old
     for name in costs.column_names:
         again = again.set_column(again.column_names.index(name), name, costs[name])

@@ -110,6 +110,10 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if total["partial_inferences"]:
         count = total["partial_inferences"]
         lines.append(f"{text(count)} {_s(count, 'inference')} priced in part: the sums are a lower bound")
+    if total["estimated_inferences"]:
+        count = total["estimated_inferences"]
+        cost = "unknown" if total["estimated_cost"] is None else f"{text(total['estimated_cost'])} {currency}"
+        lines.append(f"{text(count)} {_s(count, 'inference')} with estimated tokens ({cost} of these sums)")
     if total["not_billed"]:
         count = total["not_billed"]
         lines.append(f"{text(count)} failed {_s(count, 'call')} that the provider did not bill")
