@@ -24,6 +24,9 @@ from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import guard
 from tollspan.pricing import attributes as names
 
+_KEPT: Final = ("previous_response_id", "previous_interaction_id", "conversation", "cached_content")
+"""Arguments that name input which the provider has kept; so does a ``prompt`` that is not the text itself."""
+
 EVENT: Final = "gen_ai.client.inference.operation.details"
 
 _READ: Final = guard("content.response")
@@ -45,12 +48,14 @@ class Transcript:
         messages: input messages.
         system: parts of system instructions that were given apart from the messages.
         tools: tool definitions, as given.
+        whole: False where the provider adds to the input what it has kept, of an earlier call or a cache by name.
     """
 
     def __init__(self, args: tuple[Any, ...], asked: Mapping[str, Any]) -> None:
         self.messages: list[Message] = []
         self.system: list[Part] = []
         self.tools: list[Any] = []
+        self.whole = not any(asked.get(name) for name in _KEPT) and not isinstance(asked.get("prompt"), Mapping)
 
     def read(self, result: Any) -> None:
         """Take in a response, or the same as a plain dict."""
@@ -79,7 +84,7 @@ class Capture:
     Args:
         scope, version: instrumentation scope.
         provider: None = the global one.
-        modes: any of ``span`` and ``event``.
+        modes: any of ``span`` and ``event``; none of them where what was said is only to be counted.
     """
 
     def __init__(self, scope: str, version: str | None, provider: LoggerProvider | None, modes: frozenset[str]) -> None:
@@ -120,7 +125,7 @@ class Capture:
     def finish(self, call: Call) -> None:
         """Put what was said where it was asked for."""
         transcript, call.content = call.content, None
-        if transcript is None:
+        if transcript is None or not self._modes:
             return
         said = {
             names.SYSTEM_INSTRUCTIONS: transcript.system,

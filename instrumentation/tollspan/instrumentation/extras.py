@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tollspan.instrumentation import peers
 from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.metrics import ClientMetrics
-from tollspan.instrumentation.switches import COST, FINGERPRINT_KEY, METRICS, content_modes, is_off, is_on, text
+from tollspan.instrumentation.switches import COST, ESTIMATE, FINGERPRINT_KEY, METRICS, content_modes, is_off, is_on, text
 from tollspan.instrumentation.wrapping import Patches
 
 Began = Callable[[Call, tuple[Any, ...], dict[str, Any]], None]
@@ -25,6 +25,28 @@ Finish = Callable[[Call], None]
 
 _LIBRARY: Final = guard("calls.finish")
 _GEN_AI: Final = "gen_ai"
+
+
+class Extras(NamedTuple):
+    """What is switched on beside the spans of one instrumentation; None what is off.
+
+    Attributes:
+        metrics: its `ClientMetrics`.
+        cost: its `tollspan.instrumentation.cost.LocalCost`.
+    """
+
+    metrics: ClientMetrics | None = None
+    cost: Any = None
+
+
+_OFF: Final = Extras()
+_of: Final[dict[str, Extras]] = {}
+"""Instrumentation scope → what it was last instrumented with."""
+
+
+def of(scope: str) -> Extras:
+    """What is switched on for an instrumentation, for its spans that come from no wrap point."""
+    return _of.get(scope, _OFF)
 
 
 def extended(
@@ -49,6 +71,7 @@ def extended(
     beside = peers.watch(scope, patches)
     began: list[tuple[str, Began]] = []
     finish: list[tuple[str, Finish]] = []
+    cost = None
     if key := text(FINGERPRINT_KEY):
         from tollspan.instrumentation.fingerprint import Fingerprints
 
@@ -59,15 +82,24 @@ def extended(
         cost = LocalCost()
         began.append(("extras.cost", cost.began))
         finish.append(("extras.cost", cost.finish))
+    _of[scope] = Extras(metrics, cost)
     if metrics is not None:
         began.append(("extras.metrics", metrics.began))
         finish.append(("extras.metrics", metrics.finish))
     capture = None
-    if modes := content_modes():
+    modes, estimate = content_modes(), text(ESTIMATE)
+    if is_off(ESTIMATE):
+        estimate = ""
+    if modes or estimate:
         from tollspan.instrumentation.content import Capture
 
         capture = Capture(scope, version, options.get("logger_provider"), modes)
         finish.append(("content.finish", capture.finish))
+    if estimate:
+        from tollspan.instrumentation.estimate import Estimates
+
+        # First: metrics and costs take estimates for counts, as the user has asked.
+        finish.insert(0, ("extras.estimate", Estimates(estimate).finish))
     extended = []
     for point in points:
         if point.layer != _GEN_AI:

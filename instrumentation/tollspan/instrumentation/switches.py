@@ -6,6 +6,7 @@
 | ``TOLLSPAN_CLIENT_COST`` | ``true``, ``false`` (default) | what a call cost, on its span |
 | ``TOLLSPAN_PRICES`` | path | the user's own price book, in front of the shipped one |
 | ``TOLLSPAN_FINGERPRINT_KEY`` | text, none by default | secret of the deployment: requests get a keyed hash |
+| ``TOLLSPAN_ESTIMATE_USAGE`` | ``true``, ``module:function``, ``false`` (default) | tokens that no provider counted |
 | ``TOLLSPAN_PEERS`` | ``under`` (default), ``yield``, ``beside`` | other vendors' instrumentations beside ours |
 | ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` | ``span_only``, ``event_only``, ``span_and_event`` | content |
 """
@@ -22,6 +23,7 @@ METRICS: Final = "TOLLSPAN_CLIENT_METRICS"
 COST: Final = "TOLLSPAN_CLIENT_COST"
 PRICES: Final = "TOLLSPAN_PRICES"
 FINGERPRINT_KEY: Final = "TOLLSPAN_FINGERPRINT_KEY"
+ESTIMATE: Final = "TOLLSPAN_ESTIMATE_USAGE"
 PEERS: Final = "TOLLSPAN_PEERS"
 CONTENT: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
