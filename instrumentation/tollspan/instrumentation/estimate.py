@@ -1,7 +1,8 @@
 """Tokens that no provider counted, estimated from the text, where the user has asked for that.
 
-In: ``TOLLSPAN_ESTIMATE_USAGE`` (``true``, or ``package.module:function``) and the `Transcript` of a call whose span says
-nothing of its input, its output or both: a stream without usage, one that was left early, a server that does not count.
+In: ``TOLLSPAN_ESTIMATE_USAGE`` (``true``, or ``package.module:function``) and the `Transcript` of a call whose span
+says nothing of its input, its output or both: a stream without usage, one that was left early, a server that does not
+count.
 Out: ``gen_ai.usage.input_tokens`` and ``gen_ai.usage.output_tokens``, and ``tollspan.usage_estimated`` beside them, so
 that every figure made of them can say so. What the provider did count is left as it is.
 

@@ -17,7 +17,16 @@ from tollspan.instrumentation import peers
 from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.metrics import ClientMetrics
-from tollspan.instrumentation.switches import COST, ESTIMATE, FINGERPRINT_KEY, METRICS, content_modes, is_off, is_on, text
+from tollspan.instrumentation.switches import (
+    COST,
+    ESTIMATE,
+    FINGERPRINT_KEY,
+    METRICS,
+    content_modes,
+    is_off,
+    is_on,
+    text,
+)
 from tollspan.instrumentation.wrapping import Patches
 
 Began = Callable[[Call, tuple[Any, ...], dict[str, Any]], None]
