@@ -45,6 +45,7 @@ COLUMNS = {
     "token_bearing": pa.bool_(),
     "incomplete": pa.bool_(),
     "estimated": pa.bool_(),
+    "elsewhere": pa.bool_(),
     "reported_cost": pa.decimal128(38, 12),
     **dict.fromkeys(
         (

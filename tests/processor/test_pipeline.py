@@ -283,6 +283,26 @@ def test_an_embedding_inside_a_call_is_billed_beside_it_and_not_instead(line: Li
     assert [r["s"] for r in rows] == ["priced", "priced", "rollup", "priced"], "embeddings roll up embeddings"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_call_without_usage_above_the_same_call_with_usage_is_no_second_call(line: Line, late: bool) -> None:
+    line.send(chat(1, tokens=None), *(() if late else (chat(2, trace=1, parent=1),)), chat(3, tokens=None))
+    line.drain()
+    if late:
+        line.send(chat(2, trace=1, parent=1))
+        line.drain()
+    rows = line.rows("SELECT cost_status AS s, cost AS c FROM ledger FINAL ORDER BY span_id")
+    assert [(r["s"], r["c"]) for r in rows] == [("rollup", None), ("priced", CALL), ("unpriced", None)]
+    assert total(line)[0] == 3
+
+
+@pytest.mark.parametrize("below", [{}, {"parent": 1}])
+def test_a_span_whose_usage_stands_on_another_is_not_billed(line: Line, below: dict[str, Any]) -> None:
+    line.send(chat(1), chat(2, trace=1, **below, **{"tollspan.usage_elsewhere": True}))
+    line.drain()
+    rows = line.rows("SELECT cost_status AS s, cost AS c FROM ledger FINAL ORDER BY span_id")
+    assert [(r["s"], r["c"]) for r in rows] == [("priced", CALL), ("rollup", None)]
+
+
 def test_a_span_that_is_its_own_parent_is_billed(line: Line) -> None:
     line.send(chat(1, trace=1, parent=1))
     line.drain()

@@ -124,6 +124,8 @@ nothing. Absent otherwise, also where it is not known."""
 USAGE_DEFERRED: Final = "tollspan.usage_deferred"
 """True on a call that only asked for work: what it uses is told later, and stands on a span of its own (a background
 response, a video)."""
+USAGE_ELSEWHERE: Final = "tollspan.usage_elsewhere"
+"""True on another instrumentation's span whose usage stands on one of ours that cannot be beneath it: a roll-up."""
 REQUEST_FINGERPRINT: Final = "tollspan.request.fingerprint"
 """Keyed hash of the request (32 hexadecimal digits): equal requests have equal ones, and it tells nothing of them."""
 STREAM_ABANDONED: Final = "tollspan.stream.abandoned"

@@ -1,7 +1,8 @@
 """Assemble: which token-bearing spans are roll-ups of others, so that no call is billed twice.
 
 An agent, chain or proxy span often repeats the token counts of the calls below it. A token-bearing span with a
-token-bearing descendant in its trace is such a roll-up: its tokens are billed on the descendants. Children end before
+token-bearing descendant in its trace is such a roll-up: its tokens are billed on the descendants. So is a model call
+that tells no usage, where one below it does: it is the same call, seen twice. Children end before
 their parents and mostly arrive first; for the ones that do not, the parent's ledger row, already written as billed,
 is written again with a higher revision.
 
@@ -94,9 +95,9 @@ class Assembler:
         Args:
             keys, parents: span and parent keys, shape (n,); a root's parent key is not looked at.
             is_root: spans without a parent.
-            tokens: spans that carry token usage: what can be a roll-up.
+            tokens: spans that carry token usage, or should: what can be a roll-up.
             now: monotonic seconds.
-            used: spans whose token usage is right and above zero, by default all of ``tokens``. Only these make
+            used: spans whose token usage is there, right and above zero, by default all of ``tokens``. Only these make
                 roll-ups of their ancestors: usage of nothing accounts for nobody's bill.
             embeddings: spans that embed. An embedding inside a chat call does not account for the call's tokens, so
                 these only make roll-ups of each other.

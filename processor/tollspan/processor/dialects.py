@@ -114,6 +114,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "sent": (names.CALL_SENT,),
     "deferred": (names.USAGE_DEFERRED,),
     "estimated": (names.USAGE_ESTIMATED,),
+    "elsewhere": (names.USAGE_ELSEWHERE,),
 }
 """Canonical boolean column → keys."""
 

@@ -143,6 +143,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "sent": pivot.flag(FLAGS["sent"]),
             "deferred": pivot.flag(FLAGS["deferred"]),
             "estimated": pivot.flag(FLAGS["estimated"]),
+            "elsewhere": pivot.flag(FLAGS["elsewhere"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
             "convention": convention,

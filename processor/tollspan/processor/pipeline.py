@@ -228,11 +228,22 @@ class Pipeline:
         spans = span_keys(traces, words(table["span_id"], 1)[:, 0])
         parent = words(table["parent_span_id"], 1)[:, 0]
         root = parent == 0
-        tokens = np.asarray(table["token_bearing"])
+        # A call that tells no usage is a roll-up too where one below it does: a peer's span that lost it, a wrapper's.
+        silent = np.asarray(pc.equal(plain(table["kind"]), "inference"))
+        tokens = np.asarray(table["token_bearing"]) | silent
         embeddings = np.asarray(pc.fill_null(pc.equal(plain(table["operation"]), "embeddings"), False))
+        # What stands elsewhere accounts for nobody's bill, or a call with such a span beneath it would have none.
+        elsewhere = np.asarray(pc.fill_null(plain(table["elsewhere"]), False))
         rollups, announced = self.assembler.mark(
-            spans, span_keys(traces, parent), root, tokens, now, used=used(normalized), embeddings=embeddings
+            spans,
+            span_keys(traces, parent),
+            root,
+            tokens,
+            now,
+            used=used(normalized) & ~elsewhere,
+            embeddings=embeddings,
         )
+        rollups |= elsewhere
 
         charged = charge(normalized, rollups, self.engine)
         ledger = charged.ledger
