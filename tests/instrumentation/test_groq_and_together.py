@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tollspan.instrumentation import together_videos
 from tollspan.instrumentation.stainless import CLIENTS, GroqInstrumentor, TogetherInstrumentor
 
 from .openai_bill import bill, ledger
@@ -232,3 +233,125 @@ def test_every_method_is_there() -> None:
                 kind, name = (path % prefix).split(".")
                 found = importlib.import_module(f"{client.package}.resources.{module}")
                 assert callable(getattr(getattr(found, kind), name))
+
+
+# -- several models in one call ----------------------------------------------------------------------------------------
+
+SMALL, LARGE = "llama-3.3-70b-versatile", "openai/gpt-oss-120b"
+TOOLS = [
+    {"index": 0, "type": "search", "arguments": "{}", "output": "found", "search_results": {"results": []}},
+    {"index": 1, "type": "python", "arguments": "{}", "output": "2"},
+]
+BOTH = {"prompt_tokens": 3000, "completion_tokens": 300, "total_tokens": 3300}
+
+
+def breakdown(*models: Any) -> dict[str, Any]:
+    counts = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+    doubled = {name: 2 * count for name, count in counts.items()}
+    return {
+        "models": [{"model": model, "usage": usage} for model, usage in zip(models, (counts, doubled), strict=True)]
+    }
+
+
+def compound(**changed: Any) -> dict[str, Any]:
+    body = openai_completion("groq/compound", usage=BOTH, usage_breakdown=breakdown(SMALL, LARGE), **changed)
+    body["choices"][0]["message"]["executed_tools"] = TOOLS
+    return body
+
+
+PARTS = {
+    SMALL: Decimal("0.000669"),  # as above
+    LARGE: Decimal("0.00042"),  # 2000 at 0.15 and 200 at 0.60 for a million
+}
+
+
+def check_compound(telemetry: Any) -> None:
+    *parts, whole = telemetry.spans()
+    assert all(part.parent.span_id == whole.context.span_id for part in parts)
+    assert not [key for key in whole.attributes if key.startswith("gen_ai.usage.")]
+    rows = {row["model"]: row for row in ledger(parts)}
+    assert {model: row["cost"] for model, row in rows.items()} == PARTS
+    assert {row["cost_status"] for row in rows.values()} == {"priced"}
+    (row,) = ledger([whole])
+    assert row["meters"] == {"web_searches": 1}, "what Groq's tools cost is no model's"
+
+
+def test_each_model_of_a_compound_call_is_billed_at_its_own_price(spans: Any, stub: SmallStub) -> None:
+    client = GROQ.client(stub.json(compound()).url)
+    assert client.chat.completions.create(model="groq/compound", messages=HELLO).usage.total_tokens == 3300
+    check_compound(spans)
+
+
+async def test_each_model_of_a_compound_stream_async(spans: Any, stub: SmallStub) -> None:
+    whole = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1, "model": "groq/compound"}
+    deltas = [{"executed_tools": TOOLS[:1]}, {"executed_tools": TOOLS}, {"content": "Hello."}]
+    chunks = [{**whole, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks.append(
+        {
+            **whole,
+            "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+            "x_groq": {"id": "req_7", "usage": BOTH, "usage_breakdown": breakdown(SMALL, LARGE)},
+        }
+    )
+    client = GROQ.async_client(stub.stream(server_sent(chunks), SSE).url)
+    stream = await client.chat.completions.create(model="groq/compound", messages=HELLO, stream=True)
+    assert len([chunk async for chunk in stream]) == 4
+    check_compound(spans)
+
+
+def test_a_call_whose_tools_cost_nothing_is_its_models_alone(spans: Any, stub: SmallStub) -> None:
+    body = compound()
+    body["choices"][0]["message"]["executed_tools"] = TOOLS[1:]
+    GROQ.ask(GROQ.client(stub.json(body).url))
+    (row,) = ledger(spans.spans()[-1:])
+    assert (row["cost_status"], row["cost_reasons"]) == ("not_billed", "usage_deferred")
+
+
+def test_a_breakdown_that_does_not_name_its_models_is_not_taken(spans: Any, stub: SmallStub) -> None:
+    GROQ.ask(GROQ.client(stub.json(compound() | {"usage_breakdown": breakdown(SMALL, None)}).url))
+    (row,) = ledger(spans.spans())
+    assert row["meters"]["tokens.output"] == 300
+
+
+# -- videos ------------------------------------------------------------------------------------------------------------
+
+JOB = {"id": "vid_7", "model": "minimax/video-01", "created_at": 1_790_000_000.0, "seconds": "6", "size": "1366x768"}
+
+
+def job(status: str, **more: Any) -> dict[str, Any]:
+    return {**JOB, "status": status, "object": "video", **more}
+
+
+DONE = job("completed", completed_at=1_790_000_060.0, outputs={"cost": 28, "video_url": "https://example.com/v"})
+
+
+def test_a_video_is_billed_when_it_is_made_however_often_it_is_asked_after(spans: Any, stub: SmallStub) -> None:
+    stub.json(job("in_progress")).json(job("in_progress")).json(DONE)
+    client = TOGETHER.client(stub.url)
+    asked = client.videos.create(model=JOB["model"], prompt="a cat", seconds="6")
+    while client.videos.retrieve(asked.id).status != "completed":
+        pass
+    client.videos.retrieve(asked.id)
+    call, video = spans.spans()
+    assert video.links[0].context.span_id == call.context.span_id
+    assert ledger([call]) == []
+    (row,) = ledger([video])
+    assert (row["model"], row["meters"]) == (JOB["model"], {"video.seconds": 6})
+
+
+async def test_a_video_has_one_identity_in_every_process(telemetry: Any, stub: SmallStub) -> None:
+    stub.json(DONE)
+    for client in (TOGETHER.client(stub.url), TOGETHER.async_client(stub.url)):
+        TogetherInstrumentor().instrument(tracer_provider=telemetry.provider)
+        seen = client.videos.retrieve("vid_7")
+        if hasattr(seen, "__await__"):
+            await seen
+        TogetherInstrumentor().uninstrument()
+        together_videos.ONCE.forget()
+    one, other = (span.context for span in telemetry.spans())
+    assert (one.trace_id, one.span_id) == (other.trace_id, other.span_id)
+
+
+def test_a_video_that_failed_costs_nothing(spans: Any, stub: SmallStub) -> None:
+    TOGETHER.client(stub.json(job("failed", error={"message": "no"})).url).videos.retrieve("vid_7")
+    assert spans.spans() == []

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
-import httpx2
 import pytest
 
 hub = pytest.importorskip("huggingface_hub")
@@ -20,10 +19,13 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation  # noqa
 from opentelemetry.trace import StatusCode  # noqa: E402
 
 from tests.instrumentation.conftest import Body, completion, completion_chunks, server_sent  # noqa: E402
+from tests.instrumentation.http_library import http_of  # noqa: E402
 from tests.instrumentation.openai_bill import bill  # noqa: E402
 from tollspan.instrumentation import huggingface as ours  # noqa: E402
 from tollspan.instrumentation.huggingface import POINTS, HuggingFaceInstrumentor  # noqa: E402
 from tollspan.pricing import attributes as names  # noqa: E402
+
+httpx2 = http_of("huggingface_hub")
 
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 MESSAGES = [{"role": "user", "content": "hello"}]

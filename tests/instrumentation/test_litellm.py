@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -685,3 +686,101 @@ async def test_attempts_that_failed_are_not_billed(spans: Any, provider: Provide
     assert [row["cost_status"] for row in rows if row["cost"]] == ["priced"]
     # Served by gpt-5-mini, USD for a million: 0.25 in (writes too: they have no price of their own), 0.025 read, 2 out.
     assert [row["cost"] for row in rows if row["cost"]] == [Decimal("0.000047")]
+
+
+# -- functions that speak a provider's own protocol --------------------------------------------------------------------
+
+CONTENT = {
+    "candidates": [{"content": {"parts": [{"text": "hi"}], "role": "model"}, "finishReason": "STOP", "index": 0}],
+    "usageMetadata": {
+        "promptTokenCount": 100,
+        "candidatesTokenCount": 13,
+        "thoughtsTokenCount": 7,
+        "totalTokenCount": 120,
+        "cachedContentTokenCount": 80,
+    },
+    "modelVersion": "gemini-2.5-flash",
+    "responseId": "r-7",
+}
+GOOGLE = {
+    names.USAGE_INPUT_TOKENS: 100,
+    names.USAGE_OUTPUT_TOKENS: 20,
+    names.USAGE_CACHE_READ_TOKENS: 80,
+    names.USAGE_REASONING_TOKENS: 7,
+}
+
+
+def ask_google(provider: Provider) -> dict[str, Any]:
+    contents = [{"role": "user", "parts": [{"text": "hello"}]}]
+    return {"model": "gemini/gemini-2.5-flash", "contents": contents, "api_base": provider.root, "api_key": "none"}
+
+
+@pytest.mark.parametrize("function", ["litellm.anthropic.messages.acreate", "litellm.anthropic_messages"])
+async def test_anthropics_messages(spans: Any, provider: Provider, function: str) -> None:
+    provider.json(anthropic_message())
+    await resolve_name(function)(**ask_anthropic(provider))
+    assert usage_of(spans.only()) == ANTHROPIC
+    attributes = spans.attributes()
+    assert (attributes[names.PROVIDER_NAME], attributes[names.RESPONSE_ID]) == ("anthropic", "msg_7")
+
+
+async def test_anthropics_messages_streamed(spans: Any, provider: Provider) -> None:
+    pytest.importorskip("fastapi", reason="LiteLLM streams these with its proxy's extra alone")
+    provider.stream(anthropic_events())
+    try:
+        stream = await litellm.anthropic.messages.acreate(**ask_anthropic(provider), stream=True)
+    except ImportError:
+        pytest.skip("LiteLLM streams these with its proxy's extra alone")
+    assert b"message_stop" in b"".join([chunk async for chunk in stream])
+    assert usage_of(spans.only()) == ANTHROPIC
+    assert names.STREAM_ABANDONED not in spans.attributes()
+
+
+async def test_messages_of_a_model_that_speaks_another_protocol_are_one_bill(spans: Any, provider: Provider) -> None:
+    provider.json(completion())
+    await litellm.anthropic.messages.acreate(
+        model="groq/llama-3.3-70b-versatile", messages=MESSAGES, max_tokens=5, **provider.openai
+    )
+    (span,) = bearing(spans)
+    assert usage_of(span) == TOKENS
+
+
+def test_googles_content(spans: Any, provider: Provider) -> None:
+    from litellm.google_genai import generate_content
+
+    generate_content(**ask_google(provider.json(CONTENT)))
+    assert usage_of(spans.only()) == GOOGLE
+    assert spans.attributes()[names.PROVIDER_NAME] == "gcp.gemini"
+    assert spans.attributes()[names.RESPONSE_ID] == "r-7"
+
+
+async def test_googles_content_async(spans: Any, provider: Provider) -> None:
+    await litellm.google_genai.agenerate_content(**ask_google(provider.json(CONTENT)))
+    assert usage_of(spans.only()) == GOOGLE
+
+
+async def test_googles_content_streamed(spans: Any, provider: Provider) -> None:
+    provider.stream([{**CONTENT, "usageMetadata": {"promptTokenCount": 100}, "candidates": []}, CONTENT])
+    stream = await litellm.google_genai.agenerate_content_stream(**ask_google(provider))
+    assert [chunk async for chunk in stream]
+    assert usage_of(spans.only()) == GOOGLE
+    assert spans.attributes()[names.REQUEST_STREAM] is True
+
+
+@pytest.mark.parametrize(
+    ("more", "meter"), [({}, "pages"), ({"document_annotation_format": {"type": "text"}}, "pages.annotated")]
+)
+async def test_pages_are_counted(spans: Any, provider: Provider, more: dict[str, Any], meter: str) -> None:
+    page = {"index": 0, "markdown": "# One"}
+    provider.json({"pages": [page], "model": "mistral-ocr-latest", "usage_info": {"pages_processed": 2}})
+    document = {"type": "document_url", "document_url": "https://example.com/a.pdf"}
+    await litellm.aocr(
+        model="mistral/mistral-ocr-latest", document=document, api_base=provider.root, api_key="none", **more
+    )
+    assert usage_of(spans.only()) == {names.usage(meter): 2}
+
+
+async def test_a_moderation_is_seen(spans: Any, provider: Provider) -> None:
+    provider.json({"id": "modr-7", "model": "omni-moderation-latest", "results": []})
+    await litellm.amoderation(input="hello", model="omni-moderation-latest", **provider.openai)
+    assert spans.attributes()[names.OPERATION_NAME] == "moderation"

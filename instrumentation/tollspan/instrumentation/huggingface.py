@@ -20,9 +20,10 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
-from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint
+from tollspan.instrumentation import stream_usage
+from tollspan.instrumentation.calls import Call, Opening, WrapPoint
 from tollspan.instrumentation.guard import guard
-from tollspan.instrumentation.openai.providers import DEFAULT_PROVIDER, provider_of
+from tollspan.instrumentation.providers import provider_of, said_of
 from tollspan.instrumentation.streams import observe, observe_async
 from tollspan.instrumentation.tables import opening, server, told
 from tollspan.instrumentation.usage import put_usage
@@ -76,15 +77,19 @@ class State:
         operation: ``gen_ai.operation.name``.
         streamed: the answer comes line by line.
         begun: a line of its stream has been read.
+        body: what is about to be sent, of a chat's stream; the client's own dict.
+        hides: usage was asked for that the program did not ask for, and has to be hidden from it.
     """
 
-    __slots__ = ("begun", "operation", "provider", "streamed")
+    __slots__ = ("begun", "body", "hides", "operation", "provider", "streamed")
 
-    def __init__(self, provider: str, operation: str, streamed: bool) -> None:
+    def __init__(self, provider: str, operation: str, streamed: bool, body: dict[str, Any] | None) -> None:
         self.provider = provider
         self.operation = operation
         self.streamed = streamed
         self.begun = False
+        self.body = body
+        self.hides = False
 
 
 def _request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
@@ -96,16 +101,24 @@ def _request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
     streamed = kwargs.get("stream") is True
     provider, model = _billed_by(client, asked)
     operation = OPERATIONS.get(asked.task, names.OPERATION_INFERENCE)
-    state = State(provider, operation, streamed)
+    state = State(provider, operation, streamed, body if streamed and operation == "chat" and asked.json else None)
     known = {names.PROVIDER_NAME: provider, **server(asked.url)}
     parameters = {**inner, **body} if isinstance(inner, dict) else body
     return opening(operation, model, parameters, known, streamed=streamed, state=state)
+
+
+def _everything(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """What is asked for: the task and the body, not the address and the headers, of which one is the token."""
+    asked = args[1] if len(args) > 1 else kwargs["request_parameters"]
+    body = asked.json if isinstance(asked.json, dict) else {"inputs": asked.json}
+    return {**body, "data": asked.data, "task": asked.task, "model": _billed_by(args[0], asked)[1]}
 
 
 def _billed_by(client: Any, asked: Any) -> tuple[str, str | None]:
     """Provider, and the model as the provider's prices call it."""
     url = urlsplit(asked.url)
     host = url.hostname or ""
+    port = url.port or (80 if url.scheme == "http" else 443)
     model = asked.model if isinstance(asked.model, str) and "://" not in asked.model else None
     if host == ROUTER:
         prepared = _prepared.get()
@@ -114,27 +127,26 @@ def _billed_by(client: Any, asked: Any) -> tuple[str, str | None]:
         route = url.path.strip("/").partition("/")[0]
         if route == AUTOMATIC and model is not None:
             model, _, route = model.partition(":")
+        if (said := said_of(host, port)) is not None:
+            return said, model
         if not route or route in POLICIES or route in (AUTOMATIC, "hf-inference"):
             return PROVIDER, model
         return f"{PROVIDER}_{route}", model
     if model is None:
         given = asked.json.get("model") if isinstance(asked.json, dict) else None
         model = given if isinstance(given, str) and "://" not in given else None
-    by_host = provider_of(host)
-    if by_host != DEFAULT_PROVIDER or host.endswith("openai.com"):
-        return by_host, model
     name = client.provider
     # A URL in the model's place is an endpoint of its own, whatever provider the client names.
     if not isinstance(name, str) or name in ("auto", "hf-inference") or "://" in str(asked.model):
-        return PROVIDER, model
-    return DIRECT.get(name, name), model
+        name = PROVIDER
+    return provider_of(host, port, DIRECT.get(name, name)), model
 
 
 def _read(call: Call, body: Any) -> None:
     """Read the body of an answer, bytes."""
     operation = call.state.operation
     if operation in _SPOKEN:
-        whole = json.loads(body)
+        whole = parsed(body)
         if isinstance(whole, list):
             whole = whole[0] if whole else None
         if isinstance(whole, dict):
@@ -164,8 +176,16 @@ def _read_line(call: Call, line: Any) -> bool | None:
     if state.begun and not _TEXT.search(line):
         return None
     state.begun = True
-    whole = json.loads(line[len("data:") :])
+    whole = parsed(line[len("data:") :])
     return _tell(call, whole) if isinstance(whole, dict) else None
+
+
+def parsed(text: bytes | str) -> Any:
+    """Value of a text of JSON; None where it is none, which the client will complain of."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _tell(call: Call, whole: Mapping[str, Any]) -> bool:
@@ -203,7 +223,29 @@ def _of_details(details: Mapping[str, Any]) -> dict[str, Any]:
 def _outlives(call: Call, result: Any) -> Any:
     if not call.state.streamed:
         return None
+    if call.state.hides:
+        hiding = stream_usage.observe_async if call.point.asynchronous else stream_usage.observe
+        return hiding(call, result, _read_line, _only_usage)
     return (observe_async if call.point.asynchronous else observe)(call, result, _read_line)
+
+
+def _ask(call: Call, kwargs: dict[str, Any]) -> None:
+    """Ask for the usage of a chat's stream, unless the program has a word in it. For `WrapPoint.prepare`."""
+    body, call.state.body = call.state.body, None
+    if body is None:
+        return
+    options = body.get(stream_usage.OPTIONS)
+    if options is None or (isinstance(options, dict) and stream_usage.says_nothing(options)):
+        body[stream_usage.OPTIONS] = {**(options or {}), stream_usage.INCLUDE: True}
+        call.state.hides = True
+
+
+def _only_usage(line: Any) -> bool:
+    """Whether a line of a stream carries the usage and nothing else."""
+    if not isinstance(line, str) or not line.startswith("data:") or '"usage"' not in line or line.strip() == _LAST:
+        return False
+    whole = json.loads(line[len("data:") :])
+    return isinstance(whole, dict) and whole.get("choices") == [] and isinstance(whole.get("usage"), dict)
 
 
 def _error(call: Call, error: BaseException) -> None:
@@ -223,6 +265,7 @@ POINTS: Final = tuple(
         response=_read,
         error=_error,
         outlives=_outlives,
+        asked=_everything,
         asynchronous=target == _ASYNC,
     )
     for target in (_SYNC, _ASYNC)
@@ -242,12 +285,14 @@ def _remember(original: Callable[..., Any]) -> Callable[..., Any]:
     return prepare_request
 
 
-class HuggingFaceInstrumentor(CallInstrumentor):
+class HuggingFaceInstrumentor(stream_usage.AskingInstrumentor):
     """Spans for the inference clients of ``huggingface_hub``. See `CallInstrumentor`."""
 
     scope: ClassVar[str] = "tollspan.instrumentation.huggingface"
     requires: ClassVar[tuple[str, ...]] = ("huggingface_hub >= 1.33",)
     points: ClassVar[tuple[WrapPoint, ...]] = POINTS
+    streams: ClassVar[tuple[str, ...]] = ("._inner_post",)
+    prepare = staticmethod(_ask)
 
     def patch(self, patches: Patches) -> None:
         patches.add(_PREPARE, _remember)

@@ -22,15 +22,22 @@ import weakref
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, ClassVar, Final, NamedTuple
-from urllib.parse import urlsplit
 
-import wrapt
-
-from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint
+from tollspan.instrumentation import stream_usage
+from tollspan.instrumentation.calls import Call, Opening, WrapPoint
 from tollspan.instrumentation.guard import guard
-from tollspan.instrumentation.openai.providers import DEFAULT_PROVIDER, provider_of
+from tollspan.instrumentation.litellm_asked import asking, named
+from tollspan.instrumentation.litellm_native import CONTENT, MESSAGES, PAGES, Native, read_chunk
+from tollspan.instrumentation.litellm_providers import (
+    ASKED,
+    ESTIMATED,
+    ESTIMATED_REASONING,
+    NOT_ASKED,
+    billed_by,
+    own_of,
+)
 from tollspan.instrumentation.streams import observe, observe_async
-from tollspan.instrumentation.tables import opening, server, told
+from tollspan.instrumentation.tables import given, opening, server, told
 from tollspan.instrumentation.usage import put_usage
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
@@ -39,45 +46,15 @@ __all__ = ["POINTS", "LiteLLMInstrumentor"]
 
 _SPREAD: Final = guard("litellm.spread")
 
-PROVIDERS: Final[dict[str, str]] = {
-    "azure": "azure.ai.openai",
-    "azure_text": "azure.ai.openai",
-    "azure_ai": "azure.ai.inference",
-    "bedrock": "aws.bedrock",
-    "bedrock_converse": "aws.bedrock",
-    "sagemaker": "aws.sagemaker",
-    "sagemaker_chat": "aws.sagemaker",
-    "gemini": "gcp.gemini",
-    "vertex_ai": "gcp.vertex_ai",
-    "vertex_ai_beta": "gcp.vertex_ai",
-    "mistral": "mistral_ai",
-    "codestral": "mistral_ai",
-    "text-completion-codestral": "mistral_ai",
-    "cohere_chat": "cohere",
-    "anthropic_text": "anthropic",
-    "text-completion-openai": "openai",
-    "fireworks_ai": "fireworks",
-    "moonshot": "moonshot_ai",
-    "ollama_chat": "ollama",
-    "together_ai": "together",
-    "xai": "x_ai",
-}
-"""LiteLLM's name of a provider → ``gen_ai.provider.name``, where the two differ."""
-
-BY_ADDRESS: Final = frozenset({DEFAULT_PROVIDER, "custom_openai", "openai_like", "text-completion-openai"})
-"""Providers that only name a protocol when an address is given: who bills is told by that."""
-
-ESTIMATED: Final = frozenset({"a2a", "langflow", "langgraph", "predibase", "replicate", "sagemaker"})
-"""Providers that do not count: what LiteLLM says they did, it has counted itself."""
-
-ESTIMATED_REASONING: Final = frozenset({"anthropic", "aws.bedrock", "azure.ai.inference", "gcp.vertex_ai"})
-"""Providers whose reasoning LiteLLM counts by itself where they do not; it is part of the output in any case."""
-
 _FLAGS: Final = (
     *("acompletion", "aembedding", "aimg_generation", "amoderation", "atext_completion", "atranscription"),
-    *("aspeech", "arerank", "aresponses", "async_call", "text_completion", "is_async"),
+    *("aspeech", "arerank", "aresponses", "aocr", "async_call", "text_completion", "is_async"),
+    *("agenerate_content", "agenerate_content_stream"),
 )
 """Arguments by which LiteLLM's functions call each other for one and the same request."""
+
+_ANNOTATIONS: Final = ("bbox_annotation_format", "document_annotation_format")
+"""Arguments by which pages are asked to be annotated."""
 
 _MOCKS: Final = ("mock_response", "mock_tool_calls", "mock_timeout")
 _CACHED: Final = "cached_response"
@@ -90,15 +67,24 @@ class Function(NamedTuple):
     """One function, which has an asynchronous twin whose name begins with ``a``.
 
     Attributes:
-        name: its name in ``litellm``.
+        name: its name in ``litellm``; empty where there is only an asynchronous one.
         operation: ``gen_ai.operation.name``.
         modules: modules where another function of the name stands, that the one in ``litellm`` leads to.
+        native: how its answers are read, where they are not in OpenAI's form.
+        home: module that has it, where that is not ``litellm``.
+        twin: name of the asynchronous twin, where it has another.
     """
 
     name: str
     operation: str
     modules: tuple[str, ...] = ()
+    native: Native | None = None
+    home: str = "litellm"
+    twin: str | None = None
 
+
+_MESSAGES: Final = "litellm.anthropic_interface.messages"
+_GOOGLE: Final = "litellm.google_genai.main"
 
 FUNCTIONS: Final = (
     Function("completion", "chat", ("litellm.main",)),
@@ -111,6 +97,12 @@ FUNCTIONS: Final = (
     Function("transcription", "transcription"),
     Function("speech", "speech"),
     Function("rerank", "rerank"),
+    Function("moderation", "moderation"),
+    Function("ocr", "generate_content", native=PAGES),
+    Function("create", "chat", native=MESSAGES, home=_MESSAGES),
+    Function("", "chat", native=MESSAGES, twin="anthropic_messages"),
+    Function("generate_content", "generate_content", native=CONTENT, home=_GOOGLE),
+    Function("generate_content_stream", "generate_content", native=CONTENT, home=_GOOGLE),
 )
 """Every function that asks a model."""
 
@@ -119,56 +111,58 @@ class State:
     """What a call has on `Call.state`.
 
     Attributes:
+        annotated: pages are asked to be annotated.
         operation: ``gen_ai.operation.name``.
         litellm_provider: who was asked, in LiteLLM's words; None where it is not known yet.
         address: where, as far as the program said.
+        hides: usage was asked for that the program did not ask for, and has to be hidden from it.
         inner: requests were made inside it that have spans of their own.
         cached: the answer came from LiteLLM's cache.
         stream: weak reference to LiteLLM's stream: what holds the call must not hold the stream.
         read: chunks of it that have been looked at.
         usage: what they said.
         finished: a chunk said that the answer is complete.
+        pending: bytes of a stream that have not made an event yet.
     """
 
-    __slots__ = ("address", "cached", "finished", "inner", "litellm_provider", "operation", "read", "stream", "usage")
+    __slots__ = (
+        *("address", "annotated", "cached", "finished", "hides", "inner", "litellm_provider", "operation"),
+        *("pending", "read", "stream", "usage"),
+    )
 
     def __init__(self, operation: str, provider: str | None, address: str | None) -> None:
         self.operation = operation
         self.litellm_provider = provider
         self.address = address
         self.inner = False
+        self.hides = False
         self.cached = False
         self.stream: Callable[[], Any] | None = None
         self.read = 0
         self.usage: dict[str, Any] = {}
         self.finished = False
+        self.pending = b""
+        self.annotated = False
 
     def provider(self) -> str | None:
         """``gen_ai.provider.name``."""
         name = self.litellm_provider
-        if name is None:
-            return None
-        if name in BY_ADDRESS and self.address:
-            return provider_of((urlsplit(self.address).hostname or "").lower())
-        if name.startswith("vertex_ai"):
-            return PROVIDERS["vertex_ai"]
-        return PROVIDERS.get(name, name)
+        return None if name is None else billed_by(name, self.address)
 
 
 # -- before the call -------------------------------------------------------------------------------------------------
 
 
-def _request(operation: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Opening | None]:
+def _request(operation: str, target: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Opening | None]:
     def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | None:
         if not _is_request(kwargs):
             return None
-        model = kwargs.get("model")
-        if model is None and args and operation == "chat":
-            model = args[0]
+        model = named(target, args, kwargs).get("model")
         address = kwargs.get("api_base") or kwargs.get("base_url")
-        named = kwargs.get("custom_llm_provider")
-        provider, model = _asked(model, named if isinstance(named, str) else None)
+        provider = kwargs.get("custom_llm_provider")
+        provider, model = _asked(model, provider if isinstance(provider, str) else None)
         state = State(operation, provider, address if isinstance(address, str) else None)
+        state.annotated = any(kwargs.get(field) is not None for field in _ANNOTATIONS)
         known: dict[str, Any] = server(state.address) if state.address else {}
         name = state.provider()
         if name is not None:
@@ -176,7 +170,8 @@ def _request(operation: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Open
         asked = kwargs
         if "max_output_tokens" in kwargs:
             asked = {**kwargs, "max_tokens": kwargs["max_output_tokens"]}
-        return opening(operation, model, asked, known, streamed=kwargs.get("stream") is True, state=state)
+        streamed = kwargs.get("stream") is True or target.endswith("_stream")
+        return opening(operation, model, asked, known, streamed=streamed, state=state)
 
     return request
 
@@ -209,6 +204,22 @@ def _asked(model: Any, provider: str | None) -> tuple[str | None, Any]:
         found = known.get("litellm_provider") if isinstance(known, dict) else None
         provider = found if isinstance(found, str) else None
     return provider, model
+
+
+def _ask(call: Call, kwargs: dict[str, Any]) -> None:
+    """Ask for the usage of a stream, of providers that speak OpenAI's protocol. For `WrapPoint.prepare`.
+
+    Not by LiteLLM's own argument, by which it hands a chunk with usage on: what comes unasked it keeps to itself, since
+    the version that keeps it at all.
+    """
+    provider = call.state.litellm_provider
+    if provider in ASKED or (
+        provider not in NOT_ASKED and provider in sys.modules["litellm"].openai_compatible_providers
+    ):
+        if hasattr(sys.modules["litellm"].CustomStreamWrapper, "_record_usage_only_chunk"):
+            stream_usage.ask_in_body(kwargs)
+        else:
+            stream_usage.ask(call, kwargs)
 
 
 # -- after it --------------------------------------------------------------------------------------------------------
@@ -263,7 +274,8 @@ def _put(call: Call, usage: dict[str, Any], response: Any) -> None:
         if isinstance(lifetimes, dict):
             usage["cache_creation"] = lifetimes
         details.pop("initial_prompt_tokens", None)
-    if provider in ESTIMATED_REASONING and isinstance(usage.get("completion_tokens_details"), dict):
+    own = own_of(state.litellm_provider or "")
+    if own in ESTIMATED_REASONING and isinstance(usage.get("completion_tokens_details"), dict):
         usage["completion_tokens_details"].pop("reasoning_tokens", None)
     put_usage(call, provider, usage or None, model=call.attributes.get(names.RESPONSE_MODEL), response=response)
 
@@ -288,13 +300,14 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _outlives(call: Call, result: Any) -> Any:
     # Told by the class: a response may find anything among its attributes.
     kind = type(result)
+    state = call.state
+    stand_in: Callable[..., Any]
     if call.point.asynchronous and hasattr(kind, "__anext__"):
-        stand_in = observe_async
+        stand_in = stream_usage.observe_async if state.hides else observe_async
     elif not call.point.asynchronous and hasattr(kind, "__next__"):
-        stand_in = observe
+        stand_in = stream_usage.observe if state.hides else observe
     else:
         return None
-    state = call.state
     kept = _with_chunks(result)
     state.stream = None if kept is None else weakref.ref(kept)
     provider = getattr(result, "custom_llm_provider", None)
@@ -303,7 +316,14 @@ def _outlives(call: Call, result: Any) -> Any:
     elif isinstance(provider, str) and provider:
         state.litellm_provider = provider
     _hidden(call, result)
+    if state.hides:
+        return stand_in(call, result, _read_chunk, _has_usage)
     return stand_in(call, result, _read_event if state.operation == "responses" else _read_chunk)
+
+
+def _has_usage(chunk: Any) -> bool:
+    """Whether a chunk tells the usage: LiteLLM takes it off all but one that it makes for it."""
+    return getattr(chunk, "usage", None) is not None
 
 
 def _with_chunks(stream: Any) -> Any:
@@ -374,6 +394,24 @@ def _error(call: Call, error: BaseException) -> None:
         state.litellm_provider = provider
 
 
+def _reads(native: Native) -> dict[str, Any]:
+    """What a point needs to read answers in a provider's own form."""
+    read = functools.partial(read_chunk, native)
+
+    def response(call: Call, result: Any) -> None:
+        _hidden(call, result)
+        native.whole(call, given(result))
+
+    def outlives(call: Call, result: Any) -> Any:
+        kind = type(result)  # that of a synchronous stream may have the asynchronous methods too
+        if call.point.asynchronous:
+            streamed = hasattr(kind, "__anext__") or hasattr(kind, "__aiter__")
+            return observe_async(call, result, read) if streamed else None
+        return observe(call, result, read) if hasattr(kind, "__next__") else None
+
+    return {"response": response, "outlives": outlives, "finish": _settle}
+
+
 def _finish(call: Call) -> None:
     state = call.state
     if state.stream is not None and state.operation != "responses":
@@ -385,7 +423,12 @@ def _finish(call: Call) -> None:
                 usage.pop(name, None)
         if usage:
             _put(call, usage, None)
-    attributes = call.attributes
+    _settle(call)
+
+
+def _settle(call: Call) -> None:
+    """Say who billed, and take the usage off a call that did not ask itself."""
+    state, attributes = call.state, call.attributes
     provider = state.provider()
     if provider is not None:
         attributes[names.PROVIDER_NAME] = provider
@@ -393,6 +436,7 @@ def _finish(call: Call) -> None:
         for name in [name for name in attributes if name.startswith(("gen_ai.usage.", names.USAGE_PREFIX))]:
             del attributes[name]
         attributes.pop(names.COST_REPORTED, None)
+        attributes.pop(names.REQUEST_FINGERPRINT, None)  # its attempts have it, or nobody was asked
         attributes[names.OPERATION_NAME] = operation = _WORKFLOW if state.inner else _FETCHED
         model = call.opened.get(names.REQUEST_MODEL)
         call.span.update_name(f"{operation} {model}" if model else operation)
@@ -401,21 +445,25 @@ def _finish(call: Call) -> None:
 # -- where -----------------------------------------------------------------------------------------------------------
 
 
+_OPENAI: Final[dict[str, Any]] = {"response": _response, "outlives": _outlives, "finish": _finish}
+
+
 def _points() -> tuple[WrapPoint, ...]:
     return tuple(
         WrapPoint(
-            target=f"{module}:{prefix}{function.name}",
-            request=_request(function.operation),
-            response=_response,
+            target=target,
+            request=_request(function.operation, target),
             error=_error,
-            finish=_finish,
-            outlives=_outlives,
             apart=_apart,
-            asynchronous=bool(prefix),
+            asked=asking(target, _asked),
+            asynchronous=asynchronous,
+            **(_OPENAI if function.native is None else _reads(function.native)),
         )
         for function in FUNCTIONS
-        for module in ("litellm", *function.modules)
-        for prefix in ("", "a")
+        for module in (function.home, *function.modules)
+        for asynchronous, name in ((False, function.name), (True, function.twin or f"a{function.name}"))
+        if name
+        for target in (f"{module}:{name}",)
     )
 
 
@@ -423,13 +471,15 @@ POINTS: Final = _points()
 """Every wrapped function."""
 
 
-class LiteLLMInstrumentor(CallInstrumentor):
+class LiteLLMInstrumentor(stream_usage.AskingInstrumentor):
     """Spans for ``litellm``. See `CallInstrumentor`."""
 
     scope: ClassVar[str] = "tollspan.instrumentation.litellm"
     requires: ClassVar[tuple[str, ...]] = ("litellm >= 1.90, != 1.82.7, != 1.82.8",)
     points: ClassVar[tuple[WrapPoint, ...]] = POINTS
     after: ClassVar[str | None] = "litellm"
+    streams: ClassVar[tuple[str, ...]] = ("completion",)
+    prepare = staticmethod(_ask)
 
     def patch(self, patches: Patches) -> None:
         def imported(module: ModuleType) -> None:
@@ -437,7 +487,7 @@ class LiteLLMInstrumentor(CallInstrumentor):
                 _spread(patches)
 
         # Called after those of the points, which were registered before.
-        wrapt.register_post_import_hook(imported, "litellm")
+        patches.when_imported("litellm", imported)
 
 
 def _spread(patches: Patches) -> None:

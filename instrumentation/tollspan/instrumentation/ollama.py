@@ -3,8 +3,8 @@
 In: the one method through which every call of a client goes to the server. It is found when a call is made, and so the
 module's functions are seen too: ``ollama.chat`` and its kin are methods of a client that were bound when the module was
 imported, and a program may have taken them before we came. Out: one CLIENT span a request, with the tokens that the
-server counted. The provider is ``ollama``: its models run on the user's own machines, so that no list has a price for
-their tokens and their cost is compute, unless the user's book prices them.
+server counted. The provider is ``ollama``, unless the address is known to be another's: its models run on the user's
+own machines, so that no list has a price for their tokens and their cost is compute, unless the user's book has one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint
+from tollspan.instrumentation.providers import address_attributes
 from tollspan.instrumentation.streams import observe, observe_async
-from tollspan.instrumentation.tables import given, opening, server, told
+from tollspan.instrumentation.tables import given, opening, told
 from tollspan.instrumentation.usage import put_usage
 from tollspan.pricing import attributes as names
 
@@ -41,12 +42,14 @@ class State:
     """What a call has on `Call.state`.
 
     Attributes:
+        provider: who bills it.
         stream: the generator that the client made, which sends the request when it is first read.
     """
 
-    __slots__ = ("stream",)
+    __slots__ = ("provider", "stream")
 
-    def __init__(self) -> None:
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
         self.stream: weakref.ref[Any] | None = None
 
 
@@ -57,15 +60,20 @@ def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | None:
         return None
     body = kwargs.get("json") or {}
     options = body.get("options")
-    client = {names.PROVIDER_NAME: PROVIDER, **server(args[0]._client.base_url)}
+    client = address_attributes(args[0]._client.base_url, PROVIDER)
     return opening(
         operation,
         body.get("model"),
         options if isinstance(options, Mapping) else {},
         client,
         streamed=kwargs.get("stream") is True,
-        state=State(),
+        state=State(client[names.PROVIDER_NAME]),
     )
+
+
+def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """What is asked for: the body, which the client has made of whatever it was given."""
+    return kwargs.get("json") or {}
 
 
 def read(call: Call, response: Any) -> None:
@@ -79,7 +87,7 @@ def read(call: Call, response: Any) -> None:
     if usage is None:
         usage = {name: value for count, name in COUNTS.items() if (value := fields.get(count)) is not None}
     if usage:
-        put_usage(call, PROVIDER, usage)
+        put_usage(call, call.state.provider, usage)
 
 
 def read_chunk(call: Call, chunk: Any) -> bool:
@@ -128,6 +136,7 @@ POINTS: Final = tuple(
         response=read,
         outlives=outlives,
         finish=finish,
+        asked=asked,
         asynchronous=client == "AsyncClient",
     )
     for client in ("Client", "AsyncClient")

@@ -2,7 +2,7 @@
 
 In: a table of methods for each client; requests, finish reasons and raw responses are read as `openai` reads them. Out:
 one CLIENT span a request with the usage that the provider counted. Groq tells a stream's usage in a field of its own,
-``x_groq``, without being asked.
+``x_groq``, without being asked. Several models in one call are `groq_models`, videos are `together_videos`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, NamedTuple
 
-from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint
+from tollspan.instrumentation import groq_models, stream_usage, together_videos
+from tollspan.instrumentation.calls import Call, Opening, WrapPoint
+from tollspan.instrumentation.once import OnceInstrumentor
 from tollspan.instrumentation.openai.readers import State
 from tollspan.instrumentation.openai.results import RAW
+from tollspan.instrumentation.providers import client_attributes
 from tollspan.instrumentation.streams import observe, observe_async
-from tollspan.instrumentation.tables import Attempts, given, opening, server, told
+from tollspan.instrumentation.tables import Attempts, given, opening, told
 from tollspan.instrumentation.usage import put_usage
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
@@ -31,10 +34,12 @@ class Method(NamedTuple):
     Attributes:
         target: module below ``resources``, class with a place for the prefix ``Async``, and method.
         operation: ``gen_ai.operation.name``.
+        read: reads its result in a way of its own.
     """
 
     target: str
     operation: str
+    read: Callable[[Call, Any], None] | None = None
 
 
 class Client(NamedTuple):
@@ -42,7 +47,7 @@ class Client(NamedTuple):
 
     Attributes:
         package: its package.
-        provider: ``gen_ai.provider.name``.
+        provider: ``gen_ai.provider.name``, unless the address is another's.
         methods: its methods that ask a model.
     """
 
@@ -65,12 +70,13 @@ def _methods(suffix: str, *extra: Method) -> tuple[Method, ...]:
 GROQ: Final = Client("groq", "groq", _methods(""))
 TOGETHER: Final = Client(
     "together",
-    "together_ai",
+    "together",
     _methods(
         "Resource",
         Method("completions:%sCompletionsResource.create", "text_completion"),
         Method("images:%sImagesResource.generate", "image_generation"),
         Method("rerank:%sRerankResource.create", "rerank"),
+        Method("videos:%sVideosResource.create", together_videos.OPERATION, together_videos.read_asked),
     ),
 )
 CLIENTS: Final = (GROQ, TOGETHER)
@@ -82,25 +88,39 @@ class Asked(State):
     Attributes:
         provider: who bills it.
         characters: length of the text to speak; None for other calls.
+        models: models that answered and what each used, where several did.
+        searches: numbers of the provider's own tools that searched the web.
     """
 
-    __slots__ = ("characters", "provider")
+    __slots__ = ("characters", "models", "provider", "searches")
 
     def __init__(self, client: Any, streamed: bool, provider: str, characters: int | None) -> None:
         super().__init__(client, streamed)
         self.provider = provider
         self.characters = characters
+        self.models: list[tuple[str, Any]] = []
+        self.searches: set[int] = set()
+
+
+def _attributes_of(client: Client) -> Callable[[Any], dict[str, Any]]:
+    """Reader of what is known of a client that asks. Its result is shared: copy before adding to it."""
+
+    def own(kind: type) -> str:
+        return client.provider
+
+    return lambda asks: client_attributes(asks, asks._base_url, own)
 
 
 def _request(client: Client, method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Opening]:
     speaks = method.operation == "speech"
+    attributes_of = _attributes_of(client)
 
     def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
         asked = args[0]._client
         streamed = kwargs.get("stream") is True
         text = kwargs.get("input") if speaks else None
-        state = Asked(asked, streamed, client.provider, len(text) if isinstance(text, str) else None)
-        attributes = {names.PROVIDER_NAME: client.provider, **server(asked._base_url)}
+        attributes = attributes_of(asked)
+        state = Asked(asked, streamed, attributes[names.PROVIDER_NAME], len(text) if isinstance(text, str) else None)
         made = opening(method.operation, kwargs.get("model"), kwargs, attributes, streamed=streamed, state=state)
         tier = kwargs.get("service_tier")
         if isinstance(tier, str) and tier != "auto":
@@ -124,9 +144,12 @@ def read(call: Call, response: Any) -> bool:
         if isinstance(reason, str) and reason:
             state.reasons[choice.get("index") or 0] = reason
             attributes[names.RESPONSE_FINISH_REASONS] = [state.reasons[index] for index in sorted(state.reasons)]
+        state.searches |= groq_models.searches_of(given(choice.get("delta" if state.streamed else "message")))
     usage = fields.get("usage")
-    if usage is None:
-        usage = given(fields.get("x_groq")).get("usage") if state.streamed else None
+    around = given(fields.get("x_groq")) if state.streamed else fields
+    if usage is None and state.streamed:
+        usage = around.get("usage")
+    state.models = groq_models.models_of(around) or state.models
     if usage is not None:
         put_usage(call, state.provider, usage)
     elif "data" in fields:  # images that are not billed by tokens; embeddings have no URL
@@ -145,6 +168,9 @@ def _finish(attempts: Attempts) -> Callable[[Call], None]:
         characters = call.state.characters
         if characters is not None and names.ERROR_TYPE not in call.attributes:
             call.attributes[_CHARACTERS] = characters
+        groq_models.tell_searches(call, call.state.searches)
+        if call.state.models:
+            groq_models.split(call, call.state.provider, call.state.models)
 
     return finish
 
@@ -157,9 +183,9 @@ def read_chunk(call: Call, chunk: Any) -> bool:
 def _outliving(package: str) -> Callable[[Call, Any], Any]:
     def outlives(call: Call, result: Any) -> Any:
         if hasattr(result, "__next__"):
-            return observe(call, result, read_chunk)
+            return (stream_usage.observe if call.state.hides else observe)(call, result, read_chunk)
         if hasattr(result, "__anext__"):
-            return observe_async(call, result, read_chunk)
+            return (stream_usage.observe_async if call.state.hides else observe_async)(call, result, read_chunk)
         # Loaded, or the call could not have been made.
         if isinstance(result, sys.modules[f"{package}._response"].BaseAPIResponse):
             return RAW.keep(call, result)
@@ -174,7 +200,7 @@ def _points(client: Client, attempts: Attempts) -> tuple[WrapPoint, ...]:
         WrapPoint(
             target=f"{client.package}.resources.{method.target % prefix}",
             request=_request(client, method),
-            response=_response,
+            response=method.read or _response,
             finish=finish,
             outlives=outlives,
             asynchronous=bool(prefix),
@@ -184,7 +210,12 @@ def _points(client: Client, attempts: Attempts) -> tuple[WrapPoint, ...]:
     )
 
 
-class _StainlessInstrumentor(CallInstrumentor):
+def _ask(call: Call, kwargs: dict[str, Any]) -> None:
+    """Ask for the usage of a stream. For `WrapPoint.prepare`."""
+    call.state.hides = stream_usage.ask_in_body(kwargs)
+
+
+class _StainlessInstrumentor(OnceInstrumentor):
     """What the clients share: raw responses and attempts.
 
     Attributes:
@@ -214,7 +245,7 @@ class GroqInstrumentor(_StainlessInstrumentor):
     points: ClassVar[tuple[WrapPoint, ...]] = _points(GROQ, _GROQ_ATTEMPTS)
 
 
-class TogetherInstrumentor(_StainlessInstrumentor):
+class TogetherInstrumentor(stream_usage.AskingInstrumentor, _StainlessInstrumentor):
     """Spans for the ``together`` client. See `CallInstrumentor`."""
 
     scope: ClassVar[str] = "tollspan.instrumentation.together"
@@ -222,3 +253,9 @@ class TogetherInstrumentor(_StainlessInstrumentor):
     client: ClassVar[Client] = TOGETHER
     attempts: ClassVar[Attempts] = _TOGETHER_ATTEMPTS
     points: ClassVar[tuple[WrapPoint, ...]] = _points(TOGETHER, _TOGETHER_ATTEMPTS)
+    streams: ClassVar[tuple[str, ...]] = ("CompletionsResource.create",)
+    prepare = staticmethod(_ask)
+
+    def patch(self, patches: Patches) -> None:
+        super().patch(patches)
+        together_videos.patch(patches, _attributes_of(TOGETHER))

@@ -2,7 +2,7 @@
 
 In: the API client that all resources of a ``Client`` share. Out: the attributes that every span of it begins with. The
 Gemini API and Vertex AI speak through the same client; a flag on it tells which one it is, also behind a proxy's
-address.
+address. Where the address is another's, or the user has said whose it is, that one bills.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import weakref
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from tollspan.instrumentation.providers import provider_of
 from tollspan.pricing.attributes import CLOUD_REGION, PROVIDER_NAME, SERVER_ADDRESS, SERVER_PORT
 
 GEMINI: Final = "gcp.gemini"
@@ -35,12 +36,19 @@ def client_attributes(client: Any, options: Any = None) -> dict[str, Any]:
     known = _known.get(client)
     if known is not None and known[0] == made_of:
         return known[1].copy()
-    attributes = address(made_of[0])
-    attributes[PROVIDER_NAME] = VERTEX if client.vertexai else GEMINI
+    attributes = billed(made_of[0], VERTEX if client.vertexai else GEMINI)
     if client.vertexai and isinstance(location, str) and location:
         attributes[CLOUD_REGION] = location
     _known[client] = (made_of, attributes)
     return attributes.copy()
+
+
+def billed(url: Any, own: str) -> dict[str, Any]:
+    """Provider, host and port of calls to a URL by the service ``own``; the service alone where it is none."""
+    attributes = address(url)
+    host, port = attributes.get(SERVER_ADDRESS), attributes.get(SERVER_PORT)
+    attributes[PROVIDER_NAME] = provider_of(host, port, own) if host else own
+    return attributes
 
 
 def address(url: Any) -> dict[str, Any]:
