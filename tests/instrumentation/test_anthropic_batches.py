@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,19 @@ import pytest
 
 from tollspan.instrumentation import tag
 from tollspan.instrumentation.anthropic import AnthropicInstrumentor
-from tollspan.instrumentation.anthropic.batches import BATCH_ID, batch_of
+from tollspan.instrumentation.anthropic.batches import BATCH_ID, ONCE, batch_of, ended
 from tollspan.pricing import attributes as names
 
 from .anthropic_stub import MODEL, SERVED, Stub, batch_results, serve
 
 PARAMS: dict[str, Any] = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture(autouse=True)
+def another_process() -> None:
+    """Nothing is known of any batch."""
+    ONCE.forget()
+    ended.clear()
 
 
 @pytest.fixture
@@ -111,7 +119,8 @@ def test_read_again_in_another_process_they_are_the_same_spans(telemetry: Any, s
     stub.batch().lines(batch_results()).batch().lines(batch_results())
     seen = []
     for _ in range(2):
-        # Instrumented anew: what one process knows the other does not.
+        ONCE.forget()
+        ended.clear()
         AnthropicInstrumentor().instrument(tracer_provider=telemetry.provider)
         list(stub.client().messages.batches.results("msgbatch_1"))
         seen.append([identity(span) for span in results(telemetry)])
@@ -119,6 +128,8 @@ def test_read_again_in_another_process_they_are_the_same_spans(telemetry: Any, s
         AnthropicInstrumentor().uninstrument()
     assert seen[0] == seen[1]
     assert len({(trace, span) for trace, span, _, _ in seen[0]}) == 2
+    # What later versions have to find as well.
+    assert f"{seen[0][0][0]:032x}" == hashlib.sha256(b"anthropic\0msgbatch_1\0one").hexdigest()[:32]
     start, end = seen[0][0][2:]
     assert start == end == 1_793_529_000_123_456_000  # 2026-11-01T10:30:00.123456Z
 

@@ -15,13 +15,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tollspan.instrumentation import faults, tag
-from tollspan.instrumentation.openai import OpenAIInstrumentor, background, once
+from tollspan.instrumentation import faults, once, tag
+from tollspan.instrumentation.openai import OpenAIInstrumentor, background
 from tollspan.pricing import attributes as names
 
 from .openai_bill import ledger
 
 ASK: dict[str, Any] = {"model": "gpt-5-mini", "input": "hello", "background": True}
+ONCE = once.of("openai")
 CREATED = 1_795_200_000
 METERS = {
     "tokens.input.uncached": 10,
@@ -38,7 +39,7 @@ HEADERS = {"created_at": CREATED, "background": True}
 @pytest.fixture(autouse=True)
 def another_process() -> None:
     """Nothing is known of any response."""
-    once.asked.clear()
+    ONCE.forget()
 
 
 def queued(wire: Any, status: str = "queued") -> dict[str, Any]:
@@ -86,7 +87,7 @@ def test_the_price_of_a_background_response(openai_spans: Any, wire: Any) -> Non
 def test_every_process_makes_the_same_span(openai_spans: Any, wire: Any) -> None:
     client = wire.json(completed(wire)).client()
     client.responses.retrieve("resp_7")
-    once._made.clear()
+    ONCE.forget()
     client.responses.with_raw_response.retrieve("resp_7")
     made = [span for span in openai_spans.spans() if span.name.startswith("chat")]
     assert len({(span.context.trace_id, span.context.span_id, span.start_time) for span in made}) == 1
@@ -231,13 +232,14 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tollspan.instrumentation.openai import OpenAIInstrumentor, once
+from tollspan.instrumentation import once
+from tollspan.instrumentation.openai import OpenAIInstrumentor
 OpenAIInstrumentor().instrument()
-once.emit("a", "a", {}, lambda call: None, start_ns=1)
+once.of("openai").emit("a", "a", {}, lambda call: None, start_ns=1)
 exporter, provider = InMemorySpanExporter(), TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
-once.emit("b", "b", {}, lambda call: None, start_ns=1)
+once.of("openai").emit("b", "b", {}, lambda call: None, start_ns=1)
 (span,) = exporter.get_finished_spans()
 assert (span.name, span.context.trace_id) == ("b", once.identity_of("b")[0])
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import subprocess
 import sys
@@ -13,20 +14,23 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-import httpx2
 import pytest
+import wrapt
 from openai._legacy_response import HttpxBinaryResponseContent
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from tollspan.instrumentation import faults, tag
-from tollspan.instrumentation.openai import OpenAIInstrumentor, batches, once, sending
+from tollspan.instrumentation import batch_files, faults, once, sending, tag
+from tollspan.instrumentation.openai import OpenAIInstrumentor, batches
 from tollspan.pricing import attributes as names
 
 from .conftest import Body
+from .http_library import httpx2
 from .openai_bill import ledger, reply
 
+ONCE = once.of("openai")
 CREATED = 1_795_200_000
+SENDER = batches.FILES.sender
 BATCH = {
     "id": "batch_7",
     "object": "batch",
@@ -41,7 +45,7 @@ BATCH = {
 @pytest.fixture(autouse=True)
 def another_process() -> None:
     """Nothing is known of any batch."""
-    once.asked.clear()
+    ONCE.forget()
 
 
 def chat(number: int, **changed: Any) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def test_fetching_again_here_or_elsewhere_bills_nothing_more(openai_spans: Any, 
     client.files.content("file-out")
     # Made again, because the first may have been lost on the way.
     assert len(openai_spans.spans()) == 4
-    once._made.clear()
+    ONCE.forget()
     client.files.with_raw_response.content("file-out")
     assert len(openai_spans.spans()) == 6
     assert len(ledger(openai_spans.spans())) == 2
@@ -208,7 +212,7 @@ def queued() -> Iterator[Any]:
     provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=2048, schedule_delay_millis=1e9))
     OpenAIInstrumentor().instrument(tracer_provider=provider)
     yield exporter
-    sending.sender.join()
+    SENDER.join()
     OpenAIInstrumentor().uninstrument()
     provider.shutdown()
 
@@ -216,7 +220,7 @@ def queued() -> Iterator[Any]:
 def test_many_results_are_read_by_a_thread_that_flushes(queued: Any, wire: Any) -> None:
     count = 5000
     fetched(wire, [chat(number) for number in range(count)]).client().files.content("file-out")
-    sending.sender.join()
+    SENDER.join()
     assert len(queued.names) == count
 
 
@@ -226,7 +230,7 @@ def test_a_slow_flush_does_not_end_the_flushing(
     monkeypatch.setattr(sending, "_SLOW_S", 0.01)
     queued.takes = lambda: time.sleep(0.02)
     fetched(wire, [chat(number) for number in range(5000)]).client().files.content("file-out")
-    sending.sender.join()
+    SENDER.join()
     assert len(queued.names) == 5000
     assert caplog.messages == []
 
@@ -239,23 +243,23 @@ def test_when_patience_is_out_a_warning_tells_what_is_missing_and_it_can_be_fetc
     queued.takes = lambda: time.sleep(0.02)
     client = fetched(wire, [chat(number) for number in range(5000)]).client()
     client.files.content("file-out")
-    sending.sender.join()
+    SENDER.join()
     assert sending.FEW <= len(queued.names) < 5000
     (message,) = caplog.messages
     assert f"up to {5000 - len(queued.names)} results" in message
     assert "files.content('file-out')" in message
     queued.takes = lambda: None
     client.files.content("file-out")
-    sending.sender.join()
+    SENDER.join()
     assert len(set(queued.names)) == 5000
 
 
 def test_a_flush_that_fails_is_tried_again(queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "_PAUSE_S", 0.001)
-    answers, flush = iter([False] * 4), once.flush
-    monkeypatch.setattr(once, "flush", lambda timeout: next(answers, True) and flush(timeout))
+    answers, flush = iter([False] * 4), SENDER._flush
+    monkeypatch.setattr(SENDER, "_flush", lambda timeout: next(answers, True) and flush(timeout))
     fetched(wire, [chat(number) for number in range(3000)]).client().files.content("file-out")
-    sending.sender.join()
+    SENDER.join()
     assert len(queued.names) == 3000
 
 
@@ -267,19 +271,20 @@ def test_many_small_files_are_flushed_too(queued: Any, wire: Any) -> None:
         fetched(wire, [chat(file * 250 + number) for number in range(250)])
         client.files.content(f"file-{file}")
     all_fetched.set()
-    sending.sender.join()
+    SENDER.join()
     assert len(queued.names) == 3000
 
 
 PROGRAM = """
 import json, sys, time, threading
-import httpx2, openai
+import openai
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from tollspan.instrumentation.openai import OpenAIInstrumentor, sending
+from tollspan.instrumentation import sending
+from tollspan.instrumentation.openai import OpenAIInstrumentor, batches
 
-sending.EXIT_S = 0.2
 slow = sys.argv[1] == "slow"
+sending.EXIT_S = 0.2 if slow else 20
 ended = threading.Event()
 
 class Away(SpanExporter):
@@ -295,11 +300,12 @@ provider = TracerProvider(shutdown_on_exit=False)
 provider.add_span_processor(BatchSpanProcessor(Away(), schedule_delay_millis=1e9))
 OpenAIInstrumentor().instrument(tracer_provider=provider)
 body = sys.stdin.buffer.read()
-transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=body))
-client = openai.OpenAI(api_key="none", http_client=httpx2.Client(transport=transport))
+http = vars(openai._base_client).get("httpx2") or openai._base_client.httpx
+transport = http.MockTransport(lambda request: http.Response(200, content=body))
+client = openai.OpenAI(api_key="none", http_client=http.Client(transport=transport))
 client.files.content("file-out")
 import atexit
-finish = sending.sender.finish
+finish = batches.FILES.sender.finish
 def timed():
     began = time.monotonic()
     finish()
@@ -325,9 +331,10 @@ def test_the_end_of_a_program_waits_a_little(collector: str) -> None:
         assert done.stderr == b""
 
 
-def streaming(wire: Any, body: bytes) -> Any:
-    reply = {"content-type": "application/octet-stream"}
-    wire.replies.append(lambda: httpx2.Response(200, headers=reply, stream=Body(body)))
+def streaming(wire: Any, body: bytes, packed: bool = False) -> Any:
+    headers = {"content-type": "application/octet-stream", **({"content-encoding": "gzip"} if packed else {})}
+    sent = gzip.compress(body) if packed else body
+    wire.replies.append(lambda: httpx2.Response(200, headers=headers, stream=Body(sent)))
     return wire
 
 
@@ -335,6 +342,7 @@ READS = {
     "file": lambda response, path: response.stream_to_file(path),
     "lines": lambda response, path: path.write_text("\n".join(response.iter_lines()) + "\n"),
     "bytes": lambda response, path: path.write_bytes(b"".join(response.iter_bytes(7))),
+    "sent": lambda response, path: path.write_bytes(b"".join(response.http_response.iter_raw())),
     "read": lambda response, path: path.write_bytes(response.read()),
     "parse": lambda response, path: path.write_bytes(response.parse()),
 }
@@ -346,9 +354,19 @@ def test_results_that_the_program_reads_as_they_come(openai_spans: Any, wire: An
     client = streaming(wire, body).client()
     with client.files.with_streaming_response.content("file-out") as response:
         READS[how](response, tmp_path / "out")
-        assert "iter_bytes" not in vars(response.http_response)
+        assert not isinstance(response.http_response.stream, wrapt.ObjectProxy)
     assert (tmp_path / "out").read_bytes() == body
     assert [row["cost"] for row in ledger(openai_spans.spans())] == [Decimal("0.000225")] * 3
+
+
+@pytest.mark.parametrize("how", [how for how in READS if how != "sent"])
+def test_results_that_come_compressed(openai_spans: Any, wire: Any, tmp_path: Any, how: str) -> None:
+    body = output([chat(1), chat(2), chat(3)])
+    with streaming(wire, body, packed=True).client().files.with_streaming_response.content("file-out") as response:
+        READS[how](response, tmp_path / "out")
+        assert "iter_bytes" not in vars(response.http_response)
+    assert (tmp_path / "out").read_bytes() == body
+    assert len(ledger(openai_spans.spans())) == 3
 
 
 async def test_results_that_the_program_reads_as_they_come_async(openai_spans: Any, wire: Any, tmp_path: Any) -> None:
@@ -366,14 +384,15 @@ async def test_results_that_the_program_reads_as_they_come_async(openai_spans: A
 def test_a_large_file_is_read_by_the_megabyte_and_too_long_a_line_is_passed_over(
     queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "LITTLE", 2000)
-    monkeypatch.setattr(batches, "LONGEST_LINE", 6000)
+    monkeypatch.setattr(batch_files, "LITTLE", 2000)
+    monkeypatch.setattr(batch_files, "LONGEST_LINE", 6000)
     long = chat(9999, choices=[{"message": {"content": "x" * 20_000}}])
-    client = streaming(wire, output([*map(chat, range(100)), long, *map(chat, range(100, 600))])).client()
+    body = output([*map(chat, range(100)), long, *map(chat, range(100, 600))])
+    client = streaming(wire, body, packed=True).client()
     with client.files.with_streaming_response.content("file-out") as response:
         for _ in response.iter_bytes(1000):
             pass
-    sending.sender.join()
+    SENDER.join()
     assert len(set(queued.names)) == 600
 
 
@@ -396,7 +415,7 @@ def test_other_files_that_are_read_as_they_come(openai_spans: Any, wire: Any, bo
     assert openai_spans.spans() == []
 
 
-@pytest.mark.parametrize("broken", ["_are_results", "put_usage", "client_attributes"])
+@pytest.mark.parametrize("broken", ["Fetch", "put_usage", "client_attributes"])
 def test_a_fault_of_ours_never_reaches_the_program(
     faulty_telemetry: Any, wire: Any, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:

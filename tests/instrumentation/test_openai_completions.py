@@ -13,7 +13,8 @@ from openai.types import Completion
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from tollspan.instrumentation.openai import OpenAIInstrumentor, stream_usage
+from tollspan.instrumentation import stream_usage
+from tollspan.instrumentation.openai import OpenAIInstrumentor
 from tollspan.pricing import attributes as names
 
 from .openai_bill import bill

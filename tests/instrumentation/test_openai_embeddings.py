@@ -18,6 +18,7 @@ from tollspan.instrumentation import faults, tag
 from tollspan.instrumentation.openai import OpenAIInstrumentor, media
 from tollspan.pricing import attributes as names
 
+from .http_library import httpx2
 from .openai_bill import bill, ledger
 
 EMBED: dict[str, Any] = {"model": "text-embedding-3-small", "input": ["a", "b"]}
@@ -109,8 +110,6 @@ def test_a_response_without_usage_is_unpriced(openai_spans: Any, wire: Any) -> N
 
 
 def test_azure_asks_by_deployment(openai_spans: Any, wire: Any) -> None:
-    import httpx2
-
     client = openai.AzureOpenAI(
         api_key="none",
         api_version="2025-01-01",

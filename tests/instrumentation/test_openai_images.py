@@ -7,7 +7,6 @@ import gc
 from decimal import Decimal
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai import AsyncStream, Stream
@@ -17,6 +16,7 @@ from tollspan.instrumentation import tag
 from tollspan.instrumentation.calls import Call
 from tollspan.pricing import attributes as names
 
+from .http_library import httpx2
 from .openai_bill import bill, ledger
 
 ASK: dict[str, Any] = {"model": "gpt-image-1", "prompt": "a cat"}

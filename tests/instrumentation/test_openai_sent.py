@@ -6,12 +6,13 @@ import asyncio
 import threading
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
 from tollspan.instrumentation.openai.retries import RETRIES
 from tollspan.pricing.attributes import CALL_SENT, ERROR_TYPE, USAGE_INPUT_TOKENS
+
+from .http_library import httpx2
 
 ASK: Any = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "hello"}]}
 

@@ -14,7 +14,7 @@ from opentelemetry.trace import INVALID_SPAN
 
 from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.openai import readers
-from tollspan.instrumentation.openai.providers import PROVIDERS, client_attributes, provider_of
+from tollspan.instrumentation.openai.providers import client_attributes
 from tollspan.pricing import attributes as names
 
 POINT = WrapPoint(target="openai:nothing", request=lambda args, kwargs: None)
@@ -209,8 +209,3 @@ def test_a_client_whose_address_is_changed_is_billed_by_the_new_one() -> None:
     assert client_attributes(client)[names.PROVIDER_NAME] == "openai"
     client.base_url = "https://api.groq.com/openai/v1"
     assert client_attributes(client)[names.PROVIDER_NAME] == "groq"
-
-
-@pytest.mark.parametrize("host", sorted(PROVIDERS))
-def test_every_row_of_the_table_is_found_with_and_without_a_label_before_it(host: str) -> None:
-    assert provider_of(host) == provider_of(f"eu.{host}") == PROVIDERS[host]

@@ -15,8 +15,8 @@ from typing import Any
 import openai
 import pytest
 
-from tollspan.instrumentation.openai import POINTS, OpenAIInstrumentor, providers, realtime
-from tollspan.instrumentation.openai.providers import client_attributes, provider_of
+from tollspan.instrumentation.openai import POINTS, OpenAIInstrumentor, realtime
+from tollspan.instrumentation.openai.providers import client_attributes
 from tollspan.pricing import attributes as names
 
 HOOKS = (
@@ -115,11 +115,3 @@ def test_nothing_of_the_client_is_imported_before_the_program_does() -> None:
 )
 def test_who_bills_at_an_address(url: str, provider: str) -> None:
     assert client_attributes(openai.OpenAI(api_key="none", base_url=url))[names.PROVIDER_NAME] == provider
-
-
-def test_who_bills_at_an_address_that_only_its_owner_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(providers.VARIABLE, "Gateway.internal=azure.ai.openai, localhost:8000=vllm,,broken=,=x")
-    assert provider_of("gateway.internal", 443) == "azure.ai.openai"
-    assert provider_of("localhost", 8000) == "vllm"
-    assert provider_of("localhost", 8001) == "openai"
-    assert provider_of("broken", 80) == "openai"

@@ -12,19 +12,21 @@ stream inside it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from functools import wraps
 from typing import Any, ClassVar, Final, NamedTuple
 
 import wrapt
 
-from tollspan.instrumentation import exits
-from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint
+from tollspan.instrumentation import cohere_batches, exits
+from tollspan.instrumentation.calls import Call, Opening, WrapPoint
 from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.once import OnceInstrumentor
+from tollspan.instrumentation.providers import address_attributes
 from tollspan.instrumentation.streams import ReadChunk, abandon, observe, observe_async
-from tollspan.instrumentation.tables import Attempts, opening, server, told, word
+from tollspan.instrumentation.tables import Attempts, opening, told, word
 from tollspan.instrumentation.usage import put_usage
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
@@ -110,13 +112,20 @@ def _request(method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Open
     def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
         wrapper = args[0]._client_wrapper
         provider = _provider(wrapper)
-        client: dict[str, Any] = {names.PROVIDER_NAME: provider}
-        if provider == DEFAULT_PROVIDER:  # the address of the others is made later, request by request
-            client |= server(wrapper.get_base_url())
-        state = State(provider)
+        # The address of the others is made later, request by request.
+        url = wrapper.get_base_url() if provider == DEFAULT_PROVIDER else None
+        client = address_attributes(url, provider)
+        state = State(client[names.PROVIDER_NAME])
         return opening(method.operation, kwargs.get("model"), kwargs, client, streamed=method.streamed, state=state)
 
     return request
+
+
+def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """What is asked for: what the client puts into the body."""
+    options = kwargs.get("request_options")
+    more = options.get("additional_body_parameters") if isinstance(options, Mapping) else None
+    return {**kwargs, **more} if isinstance(more, Mapping) else kwargs
 
 
 def read(call: Call, result: Any) -> None:
@@ -324,6 +333,7 @@ def _points() -> tuple[WrapPoint, ...]:
             response=read,
             outlives=_hold if method.streamed else None,
             finish=ATTEMPTS.known,
+            asked=asked,
             # The context manager of an asynchronous stream is made by an ordinary call.
             asynchronous=bool(prefix) and not method.streamed,
         )
@@ -336,7 +346,7 @@ POINTS: Final = _points()
 """Every wrapped function: each method, synchronous and asynchronous."""
 
 
-class CohereInstrumentor(CallInstrumentor):
+class CohereInstrumentor(OnceInstrumentor):
     """Spans for the ``cohere`` client. See `CallInstrumentor`."""
 
     scope: ClassVar[str] = "tollspan.instrumentation.cohere"
@@ -346,3 +356,4 @@ class CohereInstrumentor(CallInstrumentor):
     def patch(self, patches: Patches) -> None:
         ATTEMPTS.patch(patches)
         patches.add(_EMBED, _spread(patches))
+        cohere_batches.patch(patches)

@@ -16,9 +16,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, NamedTuple
 
-from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint, open_call
+from tollspan.instrumentation import mistral_batches, mistral_realtime
+from tollspan.instrumentation.calls import Call, Opening, WrapPoint, open_call
 from tollspan.instrumentation.guard import guard
-from tollspan.instrumentation.tables import Attempts, given, opening, outliving, server, told, word
+from tollspan.instrumentation.once import OnceInstrumentor
+from tollspan.instrumentation.providers import address_attributes
+from tollspan.instrumentation.tables import Attempts, given, opening, outliving, told, word
 from tollspan.instrumentation.usage import put_usage
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
@@ -83,7 +86,7 @@ class Package(NamedTuple):
 
     Attributes:
         name: its name; a package that the program never imports costs nothing.
-        provider: who bills the calls.
+        provider: who bills the calls, unless the address says another.
         methods: those of `METHODS` that it has.
     """
 
@@ -133,10 +136,9 @@ def _is_given(value: Any) -> bool:
 def _request(provider: str, method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Opening]:
     def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
         url = kwargs.get("server_url")
-        client = {
-            names.PROVIDER_NAME: provider,
-            **server(url if isinstance(url, str) else args[0].sdk_configuration.get_server_details()[0]),
-        }
+        client = address_attributes(
+            url if isinstance(url, str) else args[0].sdk_configuration.get_server_details()[0], provider
+        )
         annotated = any(
             _is_given(kwargs.get(field)) for field in ("bbox_annotation_format", "document_annotation_format")
         )
@@ -149,7 +151,7 @@ def _request(provider: str, method: Method) -> Callable[[tuple[Any, ...], dict[s
             asked,
             client,
             streamed=method.streamed or kwargs.get("stream") is True,
-            state=State(provider, annotated),
+            state=State(client[names.PROVIDER_NAME], annotated),
         )
         tier = kwargs.get("service_tier")
         if isinstance(tier, str) and tier and tier != "auto":
@@ -225,8 +227,8 @@ def _points() -> tuple[WrapPoint, ...]:
     )
 
 
-POINTS: Final = _points()
-"""Every wrapped function: each method of each package, synchronous and asynchronous."""
+POINTS: Final = (*_points(), *mistral_realtime.POINTS)
+"""Every wrapped function: each method of each package, synchronous and asynchronous; and realtime connections."""
 
 _TRACED: Final = "%s._hooks.tracing:get_traced_request_and_span"
 _told: Final[list[bool]] = []
@@ -258,14 +260,15 @@ def _same_pipeline(call: Call, tracer: Any) -> bool:
     return ours is not None and getattr(tracer, "span_processor", None) is ours
 
 
-class MistralInstrumentor(CallInstrumentor):
+class MistralInstrumentor(OnceInstrumentor):
     """Spans for the ``mistralai`` client. See `CallInstrumentor`."""
 
     scope: ClassVar[str] = "tollspan.instrumentation.mistral"
-    requires: ClassVar[tuple[str, ...]] = ("mistralai >= 1.12",)
+    requires: ClassVar[tuple[str, ...]] = ("mistralai >= 1.12.2",)
     points: ClassVar[tuple[WrapPoint, ...]] = POINTS
 
     def patch(self, patches: Patches) -> None:
         for package, attempts in ATTEMPTS.items():
             attempts.patch(patches)
             patches.add(_TRACED % package, _without_native)
+        mistral_batches.patch(patches)

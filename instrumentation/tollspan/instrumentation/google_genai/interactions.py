@@ -4,8 +4,11 @@ In: the generated ``create``, which sends one request; the public one above it s
 continued, and each is billed. Out: attributes in `Call.attributes`. A stream is not replaced: its ``generator`` is, as
 the client does it too, so that every request of a continued stream is watched by itself.
 
-An interaction in the background is asked for by ``create``, which says that its usage comes later, and told by ``get``:
-of those that this process asked for, the first ``get`` that finds it ended bears the usage.
+An interaction in the background is asked for by ``create``, which says that its usage comes later. When it has ended,
+its usage stands on a span of derived identity (`once`), whoever finds it so. A ``get`` does not tell whether what it
+gives was made in the background; what was not had its usage on the span of its ``create``. So it is billed where this
+process asked for it or has seen it under way, or where an agent made it, as those work in the background alone. What
+another process asked a model for, and this one finds ended at the first look, is not billed here.
 
 The client of this API is one of its own, with other errors, other usage objects and no word of further attempts. Of a
 raw response whose body has not come, the call stays open until it is parsed or dropped.
@@ -19,11 +22,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tollspan.instrumentation import exits
+from tollspan.instrumentation import exits, once
 from tollspan.instrumentation.calls import Call, Opening
 from tollspan.instrumentation.exits import drop
-from tollspan.instrumentation.google_genai.pending import Pending
-from tollspan.instrumentation.google_genai.providers import GEMINI, VERTEX, address
+from tollspan.instrumentation.google_genai.providers import GEMINI, VERTEX, address, billed
 from tollspan.instrumentation.google_genai.readers import GENERATE, State, fields, short_model, tier_of
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.streams import observe, observe_async
@@ -58,26 +60,40 @@ TOOLS: Final[dict[str, str]] = {
 FETCH: Final = "fetch_response"
 """The conventions' operation of asking for what was made before; it uses nothing itself."""
 
-_pending: Final[Pending[str]] = Pending()
-"""Interactions in the background → the model that was asked for; "" where none was."""
+ONCE: Final = once.of("google_genai")
 
+_OF_INTERACTION: Final = (
+    names.RESPONSE_MODEL,
+    names.OPENAI_RESPONSE_SERVICE_TIER,
+    names.RESPONSE_FINISH_REASONS,
+)
+"""Attributes that are an interaction's, and not its call's."""
+
+_TOLD: Final = ("id", "status", "agent", "created", "updated")
 _HELD: Final = guard("google_genai.interactions.held")
 _UNFINISHED: Final = frozenset({"queued", "in_progress"})
 _LAST: Final = "interaction.completed"
 _ADDRESS: Final = "aiplatform.googleapis.com"
 
 
-class _Asked(State):
-    """State of a call; ``background`` says that it only asks, ``fetching`` that it only fetches, ``status`` is the last
-    that was told."""
+class Asked(State):
+    """State of a call.
 
-    __slots__ = ("background", "fetching", "status")
+    Attributes:
+        streamed: the answer comes as a stream of events.
+        background: it only asks.
+        fetching: it only fetches.
+        told: those of the interaction's fields that `_TOLD` names, as they were last told.
+    """
 
-    def __init__(self, provider: str, model: str | None, background: bool, fetching: bool) -> None:
+    __slots__ = ("background", "fetching", "streamed", "told")
+
+    def __init__(self, provider: str, model: str | None, streamed: bool, *, background: bool, fetching: bool) -> None:
         super().__init__(None, provider, model)
+        self.streamed = streamed
         self.background = background
         self.fetching = fetching
-        self.status: str | None = None
+        self.told: dict[str, Any] = {}
 
 
 def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
@@ -90,7 +106,8 @@ def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
     if model is not None:
         attributes[names.REQUEST_MODEL] = model
         name = f"{GENERATE} {model}"
-    if body.get("stream") is True:
+    streamed = body.get("stream") is True
+    if streamed:
         attributes[names.REQUEST_STREAM] = True
     generation = fields(body.get("generation_config"))
     for field, attribute in (("temperature", names.REQUEST_TEMPERATURE), ("top_p", names.REQUEST_TOP_P)):
@@ -103,27 +120,23 @@ def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
     tier = tier_of(body.get("service_tier"))
     if tier is not None:
         attributes[names.OPENAI_REQUEST_SERVICE_TIER] = tier
-    state = _Asked(attributes[names.PROVIDER_NAME], model, body.get("background") is True, fetching=False)
+    background = body.get("background") is True
+    state = Asked(attributes[names.PROVIDER_NAME], model, streamed, background=background, fetching=False)
     return Opening(name, attributes, state)
 
 
-def fetch_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | None:
-    """Reader of ``get``; None where the interaction is none that this process waits for."""
+def fetch_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
+    """Reader of ``get``."""
     interaction = args[1] if len(args) > 1 else kwargs.get("id")
-    asked = _pending.get(interaction)
-    if asked is None:
-        return None
-    model = asked or None
     attributes = _client_attributes(args[0])
     attributes[names.OPERATION_NAME] = FETCH
-    attributes[names.RESPONSE_ID] = interaction
-    name = FETCH
-    if model is not None:
-        attributes[names.REQUEST_MODEL] = model
-        name = f"{FETCH} {model}"
-    if kwargs.get("stream") is True:
+    if isinstance(interaction, str):
+        attributes[names.RESPONSE_ID] = interaction
+    streamed = kwargs.get("stream") is True
+    if streamed:
         attributes[names.REQUEST_STREAM] = True
-    return Opening(name, attributes, _Asked(attributes[names.PROVIDER_NAME], model, background=False, fetching=True))
+    state = Asked(attributes[names.PROVIDER_NAME], None, streamed, background=False, fetching=True)
+    return Opening(FETCH, attributes, state)
 
 
 class _Held:
@@ -163,7 +176,7 @@ class _Held:
             with _HELD:
                 if outlives(call, result) is not None:
                     return
-                read(call, result)
+                _answered(call, result)
             call.end()
 
     def _failed(self, error: BaseException) -> None:
@@ -178,7 +191,7 @@ class _Held:
         if call is not None:
             with _HELD:
                 if self._http.is_stream_consumed and "json" in self._http.headers.get("content-type", ""):
-                    _note(call, fields(self._http.json()))
+                    _answered(call, self._http.json())
                 else:
                     call.attributes[names.STREAM_ABANDONED] = True
             call.end()
@@ -207,6 +220,12 @@ def outlives(call: Call, result: Any) -> Any:
     return None
 
 
+def _answered(call: Call, interaction: Any) -> None:
+    # By the point's own reader, which may read more than this one does.
+    if call.point.response is not None:
+        call.point.response(call, interaction)
+
+
 def read(call: Call, interaction: Any) -> None:
     """Read an ``Interaction``, or the body of a raw response where it is in memory."""
     http = getattr(interaction, "http_response", None)
@@ -233,24 +252,54 @@ def read_event(call: Call, event: Any) -> bool:
 
 
 def finish(call: Call) -> None:
-    """Put the usage on the span, when the call has ended."""
-    state: _Asked = call.state
-    attributes = call.attributes
-    interaction = attributes.get(names.RESPONSE_ID)
-    if state.background and state.usage is None and state.status in _UNFINISHED and isinstance(interaction, str):
-        attributes[names.USAGE_DEFERRED] = True
-        _pending.add(interaction, state.model or "")
+    """Put the usage on the span, or on one of its own, when the call has ended."""
+    state: Asked = call.state
+    if state.background or state.fetching:
+        _defer(call, state)
+    elif state.usage is not None:
+        _put(call, state.provider, state.usage, call.attributes.get(names.RESPONSE_MODEL) or state.model)
+
+
+def _defer(call: Call, state: Asked) -> None:
+    """Remember an interaction in the background, and make its span when it has ended."""
+    interaction, status = state.told.get("id"), state.told.get("status")
+    if not isinstance(interaction, str) or not isinstance(status, str):
         return
-    if state.fetching:
-        if state.status is None or state.status in _UNFINISHED or _pending.end(interaction) is None:
-            return
-        if state.usage is not None:
-            attributes[names.OPERATION_NAME] = GENERATE
-    usage = state.usage
-    if usage is None:
-        return
-    model = call.attributes.get(names.RESPONSE_MODEL) or call.state.model
-    put_usage(call, call.state.provider, older_usage(usage), model=model)
+    if state.background:
+        call.attributes[names.USAGE_DEFERRED] = True
+        ONCE.asked.add(interaction, once.here(state.model, call.span))
+    elif status in _UNFINISHED:
+        ONCE.asked.add(interaction, once.Origin(None, {}))
+    origin: once.Origin | None = ONCE.asked.get(interaction)
+    known = origin is not None or isinstance(state.told.get("agent"), str)
+    if known and status not in _UNFINISHED and state.usage is not None:
+        _bill(call, state, interaction, origin)
+
+
+def _bill(call: Call, state: Asked, interaction: str, origin: once.Origin | None) -> None:
+    model = call.attributes.get(names.RESPONSE_MODEL) or short_model(state.told.get("agent"))
+    model = model or (origin.told if origin is not None else None)
+    shared = (names.PROVIDER_NAME, names.SERVER_ADDRESS, names.SERVER_PORT)
+    opened = {**call.opened, **call.attributes}
+    attributes = {key: opened[key] for key in (*shared, *_OF_INTERACTION) if key in opened}
+    attributes |= {names.OPERATION_NAME: GENERATE, names.RESPONSE_ID: interaction}
+    if model is not None:
+        attributes[names.REQUEST_MODEL] = model
+    usage, provider = state.usage, state.provider
+    ONCE.emit(
+        interaction,
+        GENERATE if model is None else f"{GENERATE} {model}",
+        attributes,
+        lambda span: _put(span, provider, usage, model),
+        start_ns=once.instant(state.told.get("created")),
+        end_ns=once.instant(state.told.get("updated")),
+        origin=origin,
+        namespace=provider,
+    )
+
+
+def _put(call: Call, provider: str, usage: Mapping[str, Any], model: str | None) -> None:
+    put_usage(call, provider, older_usage(usage), model=model)
     for item in usage.get("grounding_tool_count") or ():
         item = fields(item)
         attribute, count = TOOLS.get(str(item.get("type"))), item.get("count")
@@ -277,9 +326,8 @@ def _note(call: Call, interaction: Mapping[str, Any]) -> None:
     tier = tier_of(interaction.get("service_tier"))
     if tier is not None:
         attributes[names.OPENAI_RESPONSE_SERVICE_TIER] = tier
+    call.state.told.update((field, value) for field in _TOLD if (value := interaction.get(field)) is not None)
     status = interaction.get("status")
-    if isinstance(status, str):
-        call.state.status = status
     if isinstance(status, str) and status not in _UNFINISHED:
         attributes[names.RESPONSE_FINISH_REASONS] = [status]
         if status == "failed":
@@ -290,9 +338,12 @@ def _note(call: Call, interaction: Mapping[str, Any]) -> None:
 
 
 def _client_attributes(resource: Any) -> dict[str, Any]:
-    attributes = address(resource._get_url(None, None))
-    attributes[names.PROVIDER_NAME] = _provider(attributes.get(names.SERVER_ADDRESS, ""), resource.sdk_configuration)
-    return attributes
+    client = getattr(resource, "_client", None)
+    if client is not None:  # of the client that `early_interactions` wraps
+        adapter = client.client_adapter
+        return billed(str(client.base_url), VERTEX if adapter and adapter.is_vertex_ai() else GEMINI)
+    url = resource._get_url(None, None)
+    return billed(url, _provider(address(url).get(names.SERVER_ADDRESS, ""), resource.sdk_configuration))
 
 
 def _provider(host: str, configuration: Any) -> str:

@@ -43,6 +43,8 @@ _TIER_FENCE: Final = guard("google_genai.tier")
 _USAGE: Final = guard("google_genai.usage")
 _UNSAID: Final = frozenset({"", "unspecified", "service_tier_unspecified"})
 _NOTHING: Final[Mapping[str, Any]] = {}
+_PLACE: Final[tuple[Mapping[str, Any], ...]] = ({"maps": {}},)
+"""Sources of an answer that tell of a search of Maps, and nothing else."""
 _FIRST: Final = 0
 
 
@@ -56,12 +58,24 @@ class State:
         wanted: candidates that were asked for; 0 where the call generates no content.
         reasons: finish reasons seen so far, by the index of their candidate.
         queries: searches of the web that the answer is grounded in.
+        places: a place on Google Maps is among its sources.
         usage: the last usage object.
         headers: headers of the response.
         complete: the answer was seen to its end.
     """
 
-    __slots__ = ("client", "complete", "headers", "model", "provider", "queries", "reasons", "usage", "wanted")
+    __slots__ = (
+        "client",
+        "complete",
+        "headers",
+        "model",
+        "places",
+        "provider",
+        "queries",
+        "reasons",
+        "usage",
+        "wanted",
+    )
 
     def __init__(self, client: Any, provider: str, model: str | None, wanted: int = 1) -> None:
         self.client = client
@@ -70,6 +84,7 @@ class State:
         self.wanted = wanted
         self.reasons: dict[int, str] = {}
         self.queries: list[str] = []
+        self.places = False
         self.usage: Any = None
         self.headers: Any = None
         self.complete = False
@@ -176,13 +191,14 @@ def told(call: Call) -> None:
         tier = _served_tier(state.headers)
         if tier is not None:
             attributes[names.OPENAI_RESPONSE_SERVICE_TIER] = tier
-    if state.usage is None and not state.queries:
+    if state.usage is None and not state.queries and not state.places:
         return
     with _USAGE:
         cut = not state.complete and (names.STREAM_ABANDONED in attributes or names.ERROR_TYPE in attributes)
         response = None
-        if state.queries:
-            response = {"candidates": ({"grounding_metadata": {"web_search_queries": state.queries}},)}
+        if state.queries or state.places:
+            grounding = {"web_search_queries": state.queries, "grounding_chunks": _PLACE if state.places else ()}
+            response = {"candidates": ({"grounding_metadata": grounding},)}
         usage = whole_usage(state.usage, cut=cut, made=state.wanted > 0)
         model = attributes.get(names.RESPONSE_MODEL) or state.model
         put_usage(call, state.provider, usage, model=model, response=response)
@@ -236,6 +252,8 @@ def tier_of(value: Any) -> str | None:
 
 def fields(model: Any) -> Mapping[str, Any]:
     """Fields of a model of the client library; a dict is its own; anything else has none."""
+    if model is None:
+        return _NOTHING  # most fields of most responses
     if isinstance(model, dict):
         return model
     # The instance dict is read directly: it is what the models keep their fields in.
@@ -265,8 +283,14 @@ def _note(call: Call, state: State, answer: Mapping[str, Any]) -> None:
                 state.reasons[candidate.get("index") or _FIRST] = reason.lower()
         grounding = candidate.get("grounding_metadata")
         if grounding is not None:
-            _searches(state.queries, fields(grounding).get("web_search_queries") or ())
-    blocked = fields(answer.get("prompt_feedback")).get("block_reason")
+            grounding = fields(grounding)
+            _searches(state.queries, grounding.get("web_search_queries") or ())
+            sources = grounding.get("grounding_chunks") or ()
+            state.places = state.places or any(fields(source).get("maps") is not None for source in sources)
+    feedback = answer.get("prompt_feedback")
+    if feedback is None:
+        return
+    blocked = fields(feedback).get("block_reason")
     if isinstance(blocked, str) and blocked:
         state.reasons.setdefault(_FIRST, str(getattr(blocked, "value", blocked)).lower())
         state.complete = True
@@ -313,7 +337,9 @@ def _snaked(body: Any) -> Mapping[str, Any]:
 
 def _snake_keys(item: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with its keys in snake case, one level deep: what is below is read in either case."""
-    return {
-        "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name): value
-        for name, value in item.items()
-    }
+    return {snake(name): value for name, value in item.items()}
+
+
+def snake(name: str) -> str:
+    """A name in snake case."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)

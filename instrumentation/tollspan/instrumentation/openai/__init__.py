@@ -2,26 +2,28 @@
 
 In: the wrap points below. How requests and responses are read stands in `readers` for ``chat.completions`` and
 ``responses``, in `media` for embeddings, legacy completions, images, audio and moderation, in `videos` for videos, in
-`background` for responses that are fetched, in `batches` for the results of batches and in `realtime` for connections;
-who is billed in `providers`, raw responses in `results`, further attempts in `retries`. Out: one CLIENT span a request,
-``{operation} {model}``, with what the provider counted. What is asked for by one call and told by another stands on a
-span of its own, made once (`once`). ``stream()`` of either API reaches ``create``, and so gets its span there.
+`background` for responses that are fetched, in `assistants` for runs, in `batches` for the results of batches, in
+`realtime` for connections and in `live` for live sessions; who is billed in `providers`, raw responses in `results`,
+further attempts in `retries`. Out: one CLIENT span a request, ``{operation} {model}``, with what the provider counted.
+What is asked for by one call and told by another stands on a span of its own, made once (`once`). ``stream()`` of
+either API reaches ``create``, and so gets its span there.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
-from tollspan.instrumentation.calls import CallInstrumentor, WrapPoint
+from tollspan.instrumentation import stream_usage
+from tollspan.instrumentation.calls import WrapPoint
+from tollspan.instrumentation.once import OnceInstrumentor
 from tollspan.instrumentation.openai import (
+    assistants,
     background,
     batches,
+    live,
     media,
-    once,
     readers,
     realtime,
-    stream_usage,
     videos,
 )
 from tollspan.instrumentation.openai.results import RAW, outliving
@@ -59,6 +61,7 @@ def _points() -> tuple[WrapPoint, ...]:
         ),
         *media.APIS,
         *videos.APIS,
+        *assistants.APIS,
     )
     return tuple(
         WrapPoint(
@@ -77,16 +80,14 @@ def _points() -> tuple[WrapPoint, ...]:
 POINTS: Final = _points()
 """Every wrapped function: each API, synchronous and asynchronous, plain and parsed."""
 
-_STREAMS_WITHOUT_USAGE: Final = ("Completions.create",)
-"""Functions whose streams tell their usage only when they are asked to."""
 
-
-class OpenAIInstrumentor(CallInstrumentor):
+class OpenAIInstrumentor(stream_usage.AskingInstrumentor, OnceInstrumentor):
     """Spans for the ``openai`` client. See `CallInstrumentor`."""
 
     scope: ClassVar[str] = "tollspan.instrumentation.openai"
     requires: ClassVar[tuple[str, ...]] = ("openai >= 2",)
     points: ClassVar[tuple[WrapPoint, ...]] = POINTS
+    streams: ClassVar[tuple[str, ...]] = ("Completions.create",)
 
     def patch(self, patches: Patches) -> None:
         RAW.patch(patches, "openai", legacy=True)
@@ -94,18 +95,5 @@ class OpenAIInstrumentor(CallInstrumentor):
         videos.patch(patches)
         batches.patch(patches)
         realtime.patch(patches)
-
-    def _instrument(self, **kwargs: Any) -> None:
-        asks = stream_usage.wanted()
-        self.points = tuple(  # type: ignore[misc]
-            dataclasses.replace(point, prepare=stream_usage.ask)
-            if asks and point.target.endswith(_STREAMS_WITHOUT_USAGE)
-            else point
-            for point in POINTS
-        )
-        once.start(kwargs.get("tracer_provider"))
-        super()._instrument(**kwargs)
-
-    def _uninstrument(self, **kwargs: Any) -> None:
-        super()._uninstrument(**kwargs)
-        once.stop()
+        live.patch(patches)
+        assistants.patch(patches)

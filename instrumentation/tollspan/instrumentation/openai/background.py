@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from opentelemetry.context import get_current
-
+from tollspan.instrumentation import once
 from tollspan.instrumentation.calls import Call, Opening
-from tollspan.instrumentation.openai import once
 from tollspan.instrumentation.openai.providers import client_attributes
-from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.usage import put_usage
 from tollspan.pricing import attributes as names
+
+ONCE: Final = once.of("openai")
 
 FETCH: Final = "fetch_response"
 """The conventions' operation of asking for a response that was made before; it uses nothing itself."""
@@ -71,7 +70,7 @@ def defer(call: Call, fields: Mapping[str, Any]) -> None:
     call.attributes[names.USAGE_DEFERRED] = True
     response_id = fields.get("id")
     if isinstance(response_id, str):
-        once.asked.add(response_id, once.Origin(call.span.get_span_context(), dict(current_tags(get_current()))))
+        ONCE.asked.add(response_id, once.here(span=call.span))
     _bill(call, fields)
 
 
@@ -79,7 +78,7 @@ def _bill(call: Call, fields: Mapping[str, Any]) -> None:
     response_id, usage = fields.get("id"), fields.get("usage")
     if fields.get("status") not in _ENDED or usage is None or not isinstance(response_id, str):
         return
-    origin = once.asked.get(response_id)
+    origin = ONCE.asked.get(response_id)
     attributes = client_attributes(call.state.client).copy()
     provider = attributes[names.PROVIDER_NAME]
     attributes[names.OPERATION_NAME] = "chat"
@@ -92,11 +91,11 @@ def _bill(call: Call, fields: Mapping[str, Any]) -> None:
     conversation = _fields(fields.get("conversation")).get("id")
     if isinstance(conversation, str):
         attributes[names.CONVERSATION_ID] = conversation
-    once.emit(
+    ONCE.emit(
         response_id,
         f"chat {model}" if isinstance(model, str) else "chat",
         attributes,
-        lambda span: put_usage(span, provider, usage, model=model, response=fields),
+        lambda span: put_usage(span, provider, usage, model=model, response=fields, form="openai"),
         start_ns=once.instant(fields.get("created_at")),
         end_ns=once.instant(fields.get("completed_at")),
         origin=origin,

@@ -13,11 +13,12 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from tollspan.instrumentation import once
 from tollspan.instrumentation.calls import Call, Opening
-from tollspan.instrumentation.openai import once
 from tollspan.instrumentation.openai.providers import client_attributes
 from tollspan.instrumentation.openai.readers import NUMBERS, State, _fields, _strings, read_chat, read_chat_chunk
 from tollspan.instrumentation.openai.results import outliving
+from tollspan.instrumentation.providers import OPENAI
 from tollspan.instrumentation.streams import ReadChunk
 from tollspan.instrumentation.usage import put_usage
 from tollspan.pricing import attributes as names
@@ -103,7 +104,7 @@ def request_reader(operation: str) -> Callable[[tuple[Any, ...], dict[str, Any]]
 def _put(call: Call, usage: Any, response: Any = None) -> None:
     state = call.state
     model = call.attributes.get(names.RESPONSE_MODEL) or state.model
-    put_usage(call, state.provider, usage, model=model, response=response)
+    put_usage(call, state.provider, usage, model=model, response=response, form=OPENAI)
 
 
 def read_result(call: Call, result: Any) -> None:
@@ -120,15 +121,13 @@ def _svg(call: Call, usage: Any) -> None:
     """An SVG is written by a model of its own, billed beside the one that drew: a call of its own, beside this one."""
     fields = _fields(usage)
     model = fields.get("model")
-    tracer = once.tracer()
-    if tracer is None or not isinstance(model, str):
+    if not isinstance(model, str):
         return
     state = call.state
-    once.record(
-        tracer,
+    once.of("openai").record(
         f"chat {model}",
         {**client_attributes(state.client), names.OPERATION_NAME: "chat", names.RESPONSE_MODEL: model},
-        lambda span: put_usage(span, state.provider, fields, model=model),
+        lambda span: put_usage(span, state.provider, fields, model=model, form=OPENAI),
     )
 
 
@@ -143,7 +142,7 @@ def read_transcription(call: Call, result: Any) -> None:
     if type(duration) is str:
         duration = float(duration)
     if type(duration) in (int, float):
-        put_usage(call, call.state.provider, {"seconds": duration}, model=call.state.model)
+        put_usage(call, call.state.provider, {"seconds": duration}, model=call.state.model, form=OPENAI)
 
 
 def read_usage_event(call: Call, event: Any) -> bool:

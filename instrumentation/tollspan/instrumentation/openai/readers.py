@@ -16,8 +16,8 @@ from typing import Any, Final
 from tollspan.instrumentation.calls import Call, Opening
 from tollspan.instrumentation.openai import background
 from tollspan.instrumentation.openai.providers import client_attributes
+from tollspan.instrumentation.usage import put_usage
 from tollspan.pricing import attributes as names
-from tollspan.pricing.usage_objects import response_tools
 
 Table = tuple[tuple[str, str], ...]
 """Field → attribute."""
@@ -71,6 +71,16 @@ RESPONSES_USAGE: Final[Groups] = (
     ("output_tokens_details", (("reasoning_tokens", names.USAGE_REASONING_TOKENS),)),
 )
 
+LIFETIMES: Final[Table] = (
+    ("ttl_30m_tokens", names.usage("tokens.input.cache_write.30m")),
+    ("ttl_12h_tokens", names.usage("tokens.input.cache_write.12h")),
+)
+"""Fields of ``cache_write_tokens_details``: a lifetime has its own price."""
+
+OWN_TERMS: Final = frozenset({"openai", "azure.ai.openai"})
+"""Providers whose usage objects are OpenAI's own, which the tables above know whole. The others who speak as OpenAI
+does count more, in places of their own."""
+
 
 class State:
     """What a call of the client has on `Call.state`.
@@ -99,36 +109,38 @@ _LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "r
 def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], dict[str, Any]], Opening]:
     """Reader of the requests of one API (``chat_completions`` or ``responses``), for `WrapPoint.request`."""
 
+    doubles, integers = dict(NUMBERS), dict(limits)
+
     def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
         client = args[0]._client
         attributes = client_attributes(client).copy()
         attributes[names.OPERATION_NAME] = "chat"
         attributes[names.OPENAI_API_TYPE] = api_type
         name = "chat"
-        # Parameters that were not given are sentinels of the library's, so every value is taken by its type.
-        model = kwargs.get("model")
-        if isinstance(model, str) and model:
-            attributes[names.REQUEST_MODEL] = model
-            name = f"chat {model}"
-        streamed = kwargs.get("stream") is True
-        if streamed:
-            attributes[names.REQUEST_STREAM] = True
-        for field, attribute in NUMBERS:
-            value = kwargs.get(field)
-            if isinstance(value, (int, float)):
-                attributes[attribute] = float(value)
-        for field, attribute in limits:
-            value = kwargs.get(field)
-            if isinstance(value, int):
-                attributes[attribute] = value
-        tier = kwargs.get("service_tier")
-        if isinstance(tier, str) and tier != "auto":
-            attributes[names.OPENAI_REQUEST_SERVICE_TIER] = tier
-        conversation = kwargs.get("conversation")
-        if isinstance(conversation, dict):
-            conversation = conversation.get("id")
-        if isinstance(conversation, str):
-            attributes[names.CONVERSATION_ID] = conversation
+        streamed = False
+        # Over what was given, which is little, and not over all that could be. Parameters may also be given as
+        # sentinels of the library's, so every value is taken by its type.
+        for field, value in kwargs.items():
+            if field in doubles:
+                if isinstance(value, (int, float)):
+                    attributes[doubles[field]] = float(value)
+            elif field in integers:
+                if isinstance(value, int):
+                    attributes[integers[field]] = value
+            elif field == "model":
+                if isinstance(value, str) and value:
+                    attributes[names.REQUEST_MODEL] = value
+                    name = f"chat {value}"
+            elif field == "stream":
+                if value is True:
+                    attributes[names.REQUEST_STREAM] = streamed = True
+            elif field == "service_tier":
+                if isinstance(value, str) and value != "auto":
+                    attributes[names.OPENAI_REQUEST_SERVICE_TIER] = value
+            elif field == "conversation":
+                conversation = value.get("id") if isinstance(value, dict) else value
+                if isinstance(conversation, str):
+                    attributes[names.CONVERSATION_ID] = conversation
         return Opening(name, attributes, State(client, streamed))
 
     return request
@@ -142,7 +154,7 @@ def read_chat(call: Call, completion: Any) -> None:
     reasons = [reason for choice in fields.get("choices") or () if (reason := _fields(choice).get("finish_reason"))]
     if reasons:
         attributes[names.RESPONSE_FINISH_REASONS] = reasons
-    _usage(attributes, fields.get("usage"), CHAT_USAGE)
+    _usage(call, fields.get("usage"), CHAT_USAGE)
 
 
 def read_chat_chunk(call: Call, chunk: Any) -> bool:
@@ -164,7 +176,7 @@ def read_chat_chunk(call: Call, chunk: Any) -> bool:
     if usage is None:
         return False
     _strings(attributes, fields)  # the tier that served it may be told only now
-    _usage(attributes, usage, CHAT_USAGE)
+    _usage(call, usage, CHAT_USAGE)
     return not choices
 
 
@@ -186,10 +198,12 @@ def read_response(call: Call, response: Any) -> None:
     if fields.get("background") is True:
         background.defer(call, fields)
         return
+    from tollspan.pricing.usage_objects import response_tools  # importing the client is not to pay for it
+
     for meter, quantity in response_tools(fields):
         if type(quantity) is int:
             attributes[names.usage(meter)] = quantity
-    _usage(attributes, fields.get("usage"), RESPONSES_USAGE)
+    _usage(call, fields.get("usage"), RESPONSES_USAGE)
 
 
 def read_response_event(call: Call, event: Any) -> bool:
@@ -223,8 +237,13 @@ def _strings(attributes: dict[str, Any], fields: Mapping[str, Any]) -> None:
             attributes[attribute] = value
 
 
-def _usage(attributes: dict[str, Any], usage: Any, groups: Groups) -> None:
+def _usage(call: Call, usage: Any, groups: Groups) -> None:
     if usage is None:
+        return
+    attributes = call.attributes
+    provider = call.opened.get(names.PROVIDER_NAME)
+    if provider is not None and provider not in OWN_TERMS:
+        put_usage(call, provider, usage, model=attributes.get(names.RESPONSE_MODEL), form="openai")
         return
     whole = _fields(usage)
     for group, table in groups:
@@ -233,6 +252,12 @@ def _usage(attributes: dict[str, Any], usage: Any, groups: Groups) -> None:
             value = fields.get(field)
             if type(value) is int:
                 attributes[attribute] = value
+        lifetimes = fields.get("cache_write_tokens_details")
+        if lifetimes is not None:
+            lifetimes = _fields(lifetimes)
+            for field, attribute in LIFETIMES:
+                if type(lifetimes.get(field)) is int:
+                    attributes[attribute] = lifetimes[field]
     _whole_output(attributes, whole.get("total_tokens"))
 
 

@@ -6,7 +6,8 @@ latter; when the input's transcription is done, which another model does and bil
 The Responses API over a WebSocket has the same shape, with events of its own. Events repeat nothing, so a connection
 remembers the ids it has seen, and one parsed twice counts once.
 
-Which model answers is told by the session's events, who bills by where the socket is connected.
+Which model answers is told by the session's events, who bills by where the socket is connected. What is said is told by
+events too, and read only where the user has switched content on (`realtime_content`).
 """
 
 from __future__ import annotations
@@ -20,19 +21,24 @@ from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
 
+from tollspan.instrumentation import extras, once
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.guard import guard
-from tollspan.instrumentation.openai import background, once
-from tollspan.instrumentation.openai.providers import provider_of
+from tollspan.instrumentation.openai import background
 from tollspan.instrumentation.openai.readers import _fields
+from tollspan.instrumentation.providers import provider_of
 from tollspan.instrumentation.usage import put_usage
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
 
+ONCE: Final = once.of("openai")
+
 _EVENT: Final = guard("openai.realtime.event")
+_CONTENT: Final = guard("content.response")
 _SESSION: Final = frozenset({"session.created", "session.updated"})
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 _DONE: Final = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
+_ITEM: Final = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
 _MOST_SEEN: Final = 256
 
 CONNECTIONS: Final[tuple[tuple[str, str], ...]] = (
@@ -53,20 +59,21 @@ class _Connection:
         transcriber: model that transcribes what is said.
         started: response id → when it was created, ns since the epoch.
         seen: ids that were billed, the oldest first.
+        heard: what is being said, where the user has asked for content.
     """
 
-    __slots__ = ("attributes", "model", "seen", "started", "transcriber")
+    __slots__ = ("attributes", "heard", "model", "seen", "started", "transcriber")
 
     def __init__(self, connection: Any) -> None:
-        host, port, self.model = _address(connection)
-        self.attributes: dict[str, Any] = {names.PROVIDER_NAME: provider_of(host, port) if host else "openai"}
-        if host:
-            self.attributes[names.SERVER_ADDRESS] = host
-        if port:
-            self.attributes[names.SERVER_PORT] = port
+        self.attributes, self.model = address_of(connection)
         self.transcriber: str | None = None
         self.started: dict[str, int] = {}
         self.seen: dict[str, None] = {}
+        self.heard: Any = None
+        if extras.of(ONCE.scope).capture is not None:
+            from tollspan.instrumentation.openai.realtime_content import Heard
+
+            self.heard = Heard()
 
     def new(self, identifier: str) -> bool:
         if identifier in self.seen:
@@ -114,6 +121,9 @@ def _session(known: _Connection, api: str, event: Any) -> None:
     model = (transcription or _fields(session.get("input_audio_transcription"))).get("model")
     if isinstance(model, str):
         known.transcriber = model
+    if known.heard is not None:
+        with _CONTENT:
+            known.heard.session(session)
 
 
 def _created(known: _Connection, api: str, event: Any) -> None:
@@ -126,8 +136,8 @@ def _created(known: _Connection, api: str, event: Any) -> None:
 
 def _done(known: _Connection, api: str, event: Any) -> None:
     fields = _fields(_fields(event).get("response"))
-    response_id, usage, tracer = fields.get("id"), fields.get("usage"), once.tracer()
-    if tracer is None or not isinstance(response_id, str) or not known.new(response_id):
+    response_id, usage = fields.get("id"), fields.get("usage")
+    if not isinstance(response_id, str) or not known.new(response_id):
         return
     began = known.started.pop(response_id, None)
     model = fields.get("model")
@@ -147,22 +157,36 @@ def _done(known: _Connection, api: str, event: Any) -> None:
     conversation = fields.get("conversation_id") or _fields(fields.get("conversation")).get("id")
     if isinstance(conversation, str):
         attributes[names.CONVERSATION_ID] = conversation
+    said = None
+    if known.heard is not None:
+        with _CONTENT:
+            said = known.heard.turn(fields)
 
     def fill(call: Call) -> None:
+        call.content = said
         provider = known.attributes[names.PROVIDER_NAME]
         if usage is not None:
-            put_usage(call, provider, usage, model=model, response=fields)
+            put_usage(call, provider, usage, model=model, response=fields, form="openai")
         if status == "failed":
             error = _fields(fields.get("error")) or _fields(_fields(fields.get("status_details")).get("error"))
             call.note_failure(error.get("code") or error.get("type") or "failed", error.get("message"))
 
-    once.record(tracer, f"chat {model}" if model else "chat", attributes, fill, start_ns=began)
+    ONCE.record(f"chat {model}" if model else "chat", attributes, fill, start_ns=began)
+
+
+def _added(known: _Connection, api: str, event: Any) -> None:
+    if known.heard is not None:
+        with _CONTENT:
+            known.heard.item(_fields(event).get("item"))
 
 
 def _transcribed(known: _Connection, api: str, event: Any) -> None:
     fields = _fields(event)
-    item, usage, tracer = fields.get("item_id"), fields.get("usage"), once.tracer()
-    if tracer is None or usage is None or not known.new(f"{item}:{fields.get('content_index')}"):
+    if known.heard is not None:
+        with _CONTENT:
+            known.heard.transcribed(fields.get("item_id"), fields.get("content_index"), fields.get("transcript"))
+    item, usage = fields.get("item_id"), fields.get("usage")
+    if usage is None or not known.new(f"{item}:{fields.get('content_index')}"):
         return
     model = known.transcriber
     attributes = {**known.attributes, names.OPERATION_NAME: "transcription", names.OPENAI_API_TYPE: api}
@@ -170,7 +194,7 @@ def _transcribed(known: _Connection, api: str, event: Any) -> None:
         attributes[names.REQUEST_MODEL] = model
     provider = known.attributes[names.PROVIDER_NAME]
     name = f"transcription {model}" if model else "transcription"
-    once.record(tracer, name, attributes, lambda call: put_usage(call, provider, usage, model=model))
+    ONCE.record(name, attributes, lambda call: put_usage(call, provider, usage, model=model, form="openai"))
 
 
 _READERS: Final[Mapping[str, Callable[[_Connection, str, Any], None]]] = {
@@ -178,8 +202,20 @@ _READERS: Final[Mapping[str, Callable[[_Connection, str, Any], None]]] = {
     "response.created": _created,
     **dict.fromkeys(_DONE, _done),
     _TRANSCRIBED: _transcribed,
+    **dict.fromkeys(_ITEM, _added),
 }
 """Type of an event → its reader. All others, and there are a hundred a second, are not looked at."""
+
+
+def address_of(connection: Any) -> tuple[dict[str, Any], str | None]:
+    """Provider and server of a connection, as attributes, and the model in its address."""
+    host, port, model = _address(connection)
+    attributes: dict[str, Any] = {names.PROVIDER_NAME: provider_of(host, port) if host else "openai"}
+    if host:
+        attributes[names.SERVER_ADDRESS] = host
+    if port:
+        attributes[names.SERVER_PORT] = port
+    return attributes, model
 
 
 def _address(connection: Any) -> tuple[str | None, int | None, str | None]:

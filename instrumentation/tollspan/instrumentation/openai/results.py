@@ -9,8 +9,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from tollspan.instrumentation import stream_usage
 from tollspan.instrumentation.calls import Call
-from tollspan.instrumentation.openai import stream_usage
 from tollspan.instrumentation.openai.readers import State
 from tollspan.instrumentation.stainless_raw import RawResponses
 from tollspan.instrumentation.streams import ReadChunk, observe, observe_async

@@ -14,18 +14,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from opentelemetry.context import get_current
-
+from tollspan.instrumentation import once
 from tollspan.instrumentation.calls import Call, Opening
-from tollspan.instrumentation.openai import once
 from tollspan.instrumentation.openai.media import Api, request_reader
 from tollspan.instrumentation.openai.providers import client_attributes
 from tollspan.instrumentation.openai.readers import _fields
 from tollspan.instrumentation.openai.results import outliving
-from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
 
+ONCE: Final = once.of("openai")
 OPERATION: Final = "video_generation"
 _SECONDS: Final = names.usage("video.seconds")
 _VIDEOS: Final = "openai.resources.videos:%sVideos."
@@ -42,8 +40,7 @@ def read_asked(call: Call, video: Any) -> None:
         return
     attributes[names.RESPONSE_ID] = video_id
     attributes[names.USAGE_DEFERRED] = True
-    origin = once.Origin(call.span.get_span_context(), dict(current_tags(get_current())), call.state.seconds)
-    once.asked.add(video_id, origin)
+    ONCE.asked.add(video_id, once.here(call.state.seconds, call.span))
     bill(call.state.client, fields)
 
 
@@ -52,7 +49,7 @@ def bill(client: Any, fields: Mapping[str, Any], processing: str | None = None) 
     video_id = fields.get("id")
     if fields.get("status") != "completed" or not isinstance(video_id, str):
         return False
-    origin: once.Origin | None = once.asked.get(video_id)
+    origin: once.Origin | None = ONCE.asked.get(video_id)
     seconds = _number(fields.get("seconds"))
     if origin is not None and origin.told is not None:
         seconds = origin.told
@@ -71,7 +68,7 @@ def bill(client: Any, fields: Mapping[str, Any], processing: str | None = None) 
         if seconds is not None:
             call.attributes[_SECONDS] = seconds
 
-    return once.emit(
+    return ONCE.emit(
         video_id,
         name,
         attributes,
@@ -131,4 +128,4 @@ APIS: Final[tuple[Api, ...]] = tuple(
 def patch(patches: Patches) -> None:
     """Look at the videos that the program asks after."""
     for prefix in ("", "Async"):
-        once.after(patches, f"{_VIDEOS % prefix}retrieve", _looked, bool(prefix))
+        ONCE.after(patches, f"{_VIDEOS % prefix}retrieve", _looked, bool(prefix))

@@ -17,11 +17,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from tollspan.instrumentation.guard import guard
-from tollspan.instrumentation.openai import once
 
 FEW: Final = 256
 """Answers after which spans are exported: an eighth of the exporter's queue, as it comes."""
@@ -34,15 +33,16 @@ MOST_BYTES: Final = 256 << 20
 _SLOW_S: Final = 5.0
 _PAUSE_S: Final = 1.0
 
-_SEND: Final = guard("openai.batches.send")
-_FLUSH: Final = guard("openai.batches.flush")
+_SEND: Final = guard("batches.send")
+_FLUSH: Final = guard("batches.flush")
 _log: Final = logging.getLogger(__name__)
 
 
 class Results(Protocol):
     """Answers of a batch whose spans are to be made."""
 
-    file_id: str
+    name: str
+    """What is fetched to have them again."""
     size: int
     """Bytes that are held."""
 
@@ -54,9 +54,16 @@ class Results(Protocol):
 
 
 class Sender:
-    """The thread that makes spans and has them exported. Safe in threads."""
+    """The thread that makes spans of a library's results and has them exported. Safe in threads.
 
-    def __init__(self) -> None:
+    Args:
+        flush: has what was made exported, in so many milliseconds; whether that went well, None where nobody can say.
+        again: how results are fetched again, with a place for the name.
+    """
+
+    def __init__(self, flush: Callable[[int], bool | None], again: str) -> None:
+        self._flush = flush
+        self._again = again
         self._reset()
         if hasattr(os, "register_at_fork"):
             # What waits is the parent's to send.
@@ -153,7 +160,7 @@ class Sender:
             unflushed, began = self._unflushed, time.monotonic()
             done: bool | None = False
             with _FLUSH:
-                done = once.flush(int(_SLOW_S * 1000))
+                done = self._flush(int(_SLOW_S * 1000))
             took = time.monotonic() - began
             if done is not False:
                 with self._lock:
@@ -190,18 +197,15 @@ class Sender:
 
     def _lose(self, results: Results, answers: int) -> None:
         if answers:
-            self._lost[results.file_id] = self._lost.get(results.file_id, 0) + answers
+            self._lost[results.name] = self._lost.get(results.name, 0) + answers
 
     def _warn(self, why: str) -> None:
         lost, self._lost = self._lost, {}
         if lost:
             _log.warning(
                 "tollspan: the usage of up to %d results of batches may not have been sent: %s. Fetch the results "
-                "again, here or elsewhere, to send it: files.content(%s). Nothing is billed twice by that.",
+                "again, here or elsewhere, to send it: %s. Nothing is billed twice by that.",
                 sum(lost.values()),
                 why,
-                "), files.content(".join(map(repr, lost)),
+                ", ".join(self._again % repr(name) for name in lost),
             )
-
-
-sender: Final = Sender()
