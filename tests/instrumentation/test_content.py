@@ -183,7 +183,7 @@ def test_every_kind_of_message_and_part(capture: Any, wire: Any) -> None:
                 "finish_reason": "tool_call",
             }
         ],
-        names.TOOL_DEFINITIONS: [TOOL],
+        names.TOOL_DEFINITIONS: [{"type": "function", **TOOL["function"]}],
     }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ class Transcript:
     Attributes:
         messages: input messages.
         system: parts of system instructions that were given apart from the messages.
-        tools: tool definitions, as given.
+        tools: tool definitions, in the conventions' form.
         whole: False where the provider adds to the input what it has kept, of an earlier call or a cache by name.
     """
 
@@ -71,11 +72,48 @@ class Transcript:
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Transcript | None]
 
 READERS: Final[dict[str, str]] = {
+    "anthropic._base_client:": "tollspan.instrumentation.anthropic.content:reader",
+    "aiobotocore.client:": "tollspan.instrumentation.bedrock.content:reader",
+    "aws_sdk_bedrock_runtime.client:": "tollspan.instrumentation.bedrock.content:reader",
+    "botocore.client:": "tollspan.instrumentation.bedrock.content:reader",
+    "google.genai._gaos.interactions:": "tollspan.instrumentation.google_genai.content:Interactions",
+    "google.genai._interactions.": "tollspan.instrumentation.google_genai.content:Interactions",
+    "google.genai.live:": "tollspan.instrumentation.google_genai.content:Turn",
+    "google.genai.models:*Models._generate_content": "tollspan.instrumentation.google_genai.content:Contents",
+    "google.genai.models:*Models._generate_images": "tollspan.instrumentation.google_genai.content:Prompt",
+    "google.genai.models:*Models._generate_videos": "tollspan.instrumentation.google_genai.content:Prompt",
+    "google.genai.models:*Models._edit_image": "tollspan.instrumentation.google_genai.content:Prompt",
     "openai.resources.chat.completions.completions:": "tollspan.instrumentation.openai.content:Chat",
-    "openai.resources.responses.responses:": "tollspan.instrumentation.openai.content:Responses",
-    "openai.resources.beta.responses.responses:": "tollspan.instrumentation.openai.content:Responses",
+    "openai.resources.*responses.responses:": "tollspan.instrumentation.openai.content:Responses",
+    "*.resources.chat.completions:": "tollspan.instrumentation.openai.content:Chat",
+    "*.resources.completions:": "tollspan.instrumentation.openai.content:Completions",
+    "*.resources.images:": "tollspan.instrumentation.openai.media_content:Prompt",
+    "*.resources.videos:": "tollspan.instrumentation.openai.media_content:Prompt",
+    "*.resources.audio.speech:": "tollspan.instrumentation.openai.media_content:Prompt",
+    "*.resources.audio.trans": "tollspan.instrumentation.openai.media_content:Heard",
+    "litellm*:completion": "tollspan.instrumentation.openai.content:Chat",
+    "litellm*:acompletion": "tollspan.instrumentation.openai.content:Chat",
+    "litellm*:*text_completion": "tollspan.instrumentation.openai.content:Completions",
+    "litellm*:*responses": "tollspan.instrumentation.openai.content:Responses",
+    "litellm:anthropic_messages": "tollspan.instrumentation.litellm_content:Messages",
+    "litellm.anthropic_interface.messages:": "tollspan.instrumentation.litellm_content:Messages",
+    "litellm.google_genai.main:": "tollspan.instrumentation.litellm_content:Contents",
+    "litellm:*image_": "tollspan.instrumentation.openai.media_content:Prompt",
+    "litellm:*speech": "tollspan.instrumentation.openai.media_content:Prompt",
+    "litellm:*transcription": "tollspan.instrumentation.openai.media_content:Heard",
+    "cohere.raw_base_client:": "tollspan.instrumentation.cohere_content:first",
+    "cohere.v2.raw_client:": "tollspan.instrumentation.cohere_content:second",
+    "huggingface_hub.inference.": "tollspan.instrumentation.huggingface_content:reader",
+    "mistralai*.chat:": "tollspan.instrumentation.mistral_content:Chat",
+    "mistralai*.agents:": "tollspan.instrumentation.mistral_content:Chat",
+    "mistralai*.fim:": "tollspan.instrumentation.mistral_content:Fim",
+    "mistralai*.conversations:": "tollspan.instrumentation.mistral_content:Conversation",
+    "mistralai*.speech:Speech.": "tollspan.instrumentation.openai.media_content:Prompt",
+    "mistralai*.transcriptions:": "tollspan.instrumentation.openai.media_content:Heard",
+    "ollama._client:": "tollspan.instrumentation.ollama_content:reader",
 }
-"""Beginning of a target → its reader, for points that bring none. Named and not imported: few programs need one."""
+"""Beginning of a target, in which ``*`` is anything, → its reader, for points that bring none; the first that fits.
+Named and not imported: few programs need one."""
 
 
 class Capture:
@@ -96,7 +134,7 @@ class Capture:
         if point.content is not None:
             return point.content
         for beginning, where in READERS.items():
-            if point.target.startswith(beginning):
+            if fnmatchcase(point.target, f"{beginning}*"):
                 module, _, name = where.partition(":")
                 return getattr(import_module(module), name)  # type: ignore[no-any-return]
         return None

@@ -15,13 +15,12 @@ from __future__ import annotations
 import functools
 from typing import Any, ClassVar, Final, NamedTuple
 
-from opentelemetry import trace
-
-from tollspan.instrumentation.anthropic import in_place, readers
-from tollspan.instrumentation.anthropic.batches import Fetching, Results
+from tollspan.instrumentation.anthropic import batches, in_place, readers
+from tollspan.instrumentation.anthropic.batches import Fetching
 from tollspan.instrumentation.anthropic.native import NATIVE_SPANS, Native
 from tollspan.instrumentation.anthropic.retries import RETRIES
-from tollspan.instrumentation.calls import Call, CallInstrumentor, Opening, WrapPoint, _version
+from tollspan.instrumentation.calls import Call, Opening, WrapPoint
+from tollspan.instrumentation.once import OnceInstrumentor
 from tollspan.instrumentation.stainless_raw import RawResponses
 from tollspan.instrumentation.streams import ReadChunk, observe, observe_async
 from tollspan.instrumentation.wrapping import Patches
@@ -67,12 +66,10 @@ def _kinds() -> _Kinds:
 class _Parts:
     """What belongs to one time of being instrumented."""
 
-    __slots__ = ("native", "results")
+    __slots__ = ("native",)
 
     def __init__(self, **options: Any) -> None:
-        provider = options.get("tracer_provider")
-        self.native = Native(options.get("native_spans"), provider)
-        self.results = Results(trace.get_tracer(_SCOPE, _version(), provider))
+        self.native = Native(options.get("native_spans"), options.get("tracer_provider"))
 
 
 _parts: _Parts | None = None
@@ -84,7 +81,7 @@ def _request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | None:
     if _parts is None:
         return opening
     if opening is None:
-        return _parts.results.request(args, kwargs)
+        return batches.request(args, kwargs)
     return None if _parts.native.stands_in_for_ours(args[0]) else opening
 
 
@@ -104,7 +101,7 @@ def _outlives(call: Call, result: Any) -> Any:
         return _RAW.keep(call, result)
     read: ReadChunk = readers.read_event
     if isinstance(call.state, Fetching):
-        read = call.state.results.line
+        read = batches.line
     if type(result) in kinds.in_place:
         return in_place.watch(call, result, read)
     if isinstance(result, kinds.sync):
@@ -121,6 +118,7 @@ POINTS: Final = tuple(
         response=_response,
         finish=_finish,
         outlives=_outlives,
+        asked=readers.asked,
         asynchronous=client.startswith("Async"),
     )
     for client in ("SyncAPIClient", "AsyncAPIClient")
@@ -128,7 +126,7 @@ POINTS: Final = tuple(
 """Every wrapped function: what both kinds of client send all their requests by."""
 
 
-class AnthropicInstrumentor(CallInstrumentor):
+class AnthropicInstrumentor(OnceInstrumentor):
     """Spans for the ``anthropic`` client. See `CallInstrumentor`.
 
     ``instrument(native_spans=True)`` keeps the client's own spans in place of these; see `native`.
@@ -146,6 +144,6 @@ class AnthropicInstrumentor(CallInstrumentor):
     def patch(self, patches: Patches) -> None:
         if _parts is not None:
             _parts.native.patch(patches)
-            _parts.results.patch(patches)
+        batches.patch(patches)
         _RAW.patch(patches, "anthropic", legacy=True)  # which it has up to version 0
         RETRIES.patch(patches)

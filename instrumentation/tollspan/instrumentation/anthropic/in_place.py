@@ -16,36 +16,34 @@ from tollspan.instrumentation.streams import ReadChunk, Reading
 
 def needed(stream: type) -> bool:
     """Whether ``isinstance(proxy, stream)`` would not hold."""
-    return "__instancecheck__" in vars(type(stream))
+    return type(stream).__instancecheck__ is not type.__instancecheck__
 
 
 class _Watched:
     """Iterator in the place of a stream's own, synchronous or asynchronous as that is."""
 
-    __slots__ = ("_reading",)
+    __slots__ = ("_tollspan_reading",)
 
     def __init__(self, reading: Reading) -> None:
-        self._reading = reading
+        self._tollspan_reading = reading  # where `streams.abandon` looks for it
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return self._reading.next()
+        return self._tollspan_reading.next()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     def __anext__(self) -> Any:
-        return self._reading.anext()
+        return self._tollspan_reading.anext()
 
 
 def watch(call: Call, stream: Any, read: ReadChunk) -> Any:
     """Watch ``stream``; ``call`` ends with it. Returns the stream."""
     reading = Reading(call, stream._iterator, read)
     stream._iterator = _Watched(reading)
-    # The names by which proxies are closed and abandoned.
-    stream._self_reading = reading
     stream.close = _closing(stream.close, reading)
     return stream
 

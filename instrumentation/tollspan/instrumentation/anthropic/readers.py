@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tollspan.instrumentation.anthropic.providers import client_attributes
+from tollspan.instrumentation.anthropic.providers import ANTHROPIC, client_attributes
 from tollspan.instrumentation.calls import Call, Opening
 from tollspan.instrumentation.usage import put_usage
 from tollspan.pricing import attributes as names
@@ -69,6 +69,17 @@ def operation_of(options: Any) -> str | None:
     return OPERATIONS.get(options.url.partition("?")[0])
 
 
+def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """Body of a request that is billed by itself, for `WrapPoint.asked`; of every other nothing."""
+    options = options_of(args, kwargs)
+    return {} if operation_of(options) is None else _body(options)
+
+
+def _body(options: Any) -> Mapping[str, Any]:
+    body = options.json_data if isinstance(options.json_data, dict) else {}
+    return {**body, **options.extra_json} if isinstance(options.extra_json, Mapping) else body
+
+
 def read_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | None:
     """Read the arguments of ``client.request``. None for what is not billed by itself."""
     options = options_of(args, kwargs)
@@ -78,9 +89,7 @@ def read_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | Non
     client = args[0]
     attributes = client_attributes(client).copy()
     attributes[names.OPERATION_NAME] = operation
-    body = options.json_data if isinstance(options.json_data, dict) else {}
-    if isinstance(options.extra_json, Mapping):
-        body = {**body, **options.extra_json}
+    body = _body(options)
     name = operation
     # Parameters that were not given are sentinels of the library's, so every value is taken by its type.
     model = body.get("model")
@@ -136,7 +145,7 @@ def tell_usage(call: Call) -> None:
     state: State = call.state
     if state.usage:
         model = call.attributes.get(names.RESPONSE_MODEL)
-        put_usage(call, state.provider, state.usage, model=model)
+        put_usage(call, state.provider, state.usage, model=model, form=ANTHROPIC)
 
 
 def fields(model: Any) -> Mapping[str, Any]:
