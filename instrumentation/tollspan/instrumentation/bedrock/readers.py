@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from tollspan.instrumentation.bedrock import attempts
+from tollspan.instrumentation.bedrock import attempts, deferred
 from tollspan.instrumentation.bedrock.requests import PROVIDER, State, fields
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.usage import put_usage
@@ -78,9 +78,8 @@ def read_response(call: Call, result: Any) -> None:
     state: State = call.state
     if state.asked == "Converse":
         _read_whole(call, result)
-    elif state.asked == "StartAsyncInvoke" and isinstance(arn := result.get("invocationArn"), str):
-        # What it will use is told nowhere; the call is there, and unpriced.
-        call.attributes[names.RESPONSE_ID] = arn
+    elif state.asked == "StartAsyncInvoke":
+        deferred.started(call, result)
 
 
 def answered(call: Call, result: Any) -> None:

@@ -4,22 +4,26 @@ In: the client, operation and parameters of a botocore call. Out: the `Opening` 
 is no model call. ``CountTokens``, which is free, has no span, nor has ``ApplyGuardrail``, whose text units no meter
 counts.
 
-The body of ``InvokeModel`` is the model's own and may be large: it is not looked at, so what kind of call it is follows
-from the model's id, and where that is an ARN of the account's own, from the response.
+The body of ``InvokeModel`` is the model's own and may be large: the `Opening` does not look at it, so what kind of call
+it is follows from the model's id, and where that is an ARN of the account's own, from the response. Only where somebody
+wants the whole request (`asked`) is it parsed.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from tollspan.instrumentation.calls import Opening
+from tollspan.instrumentation.providers import said_of
 from tollspan.pricing import attributes as names
 
 PROVIDER: Final = "aws.bedrock"
+AGENT: Final = "invoke_agent"
 
 
 class Asked(NamedTuple):
@@ -41,8 +45,11 @@ ASKED: Final[dict[str, Asked]] = {
     "ConverseStream": Asked(operation="chat", streamed=True),
     "InvokeModel": Asked(),
     "InvokeModelWithResponseStream": Asked(streamed=True),
+    "InvokeModelWithBidirectionalStream": Asked(streamed=True),
     "StartAsyncInvoke": Asked(),
     "Rerank": Asked("bedrock-agent-runtime", operation="rerank"),
+    "InvokeAgent": Asked("bedrock-agent-runtime", operation=AGENT, streamed=True),
+    "InvokeInlineAgent": Asked("bedrock-agent-runtime", operation=AGENT, streamed=True),
 }
 """Operation → what it is."""
 
@@ -56,6 +63,12 @@ KINDS: Final = (
 
 NUMBERS: Final = (("temperature", names.REQUEST_TEMPERATURE), ("topP", names.REQUEST_TOP_P))
 """Fields of ``inferenceConfig`` that are doubles."""
+
+LONGEST: Final = 8 * 2**20
+"""Bytes of a body that are parsed where somebody wants the whole request."""
+
+_TRANSPORT: Final = frozenset({"body", "accept", "contentType"})
+"""Parameters of ``InvokeModel`` that say how the body is sent and answered."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -71,9 +84,11 @@ class State:
         usage: usage told so far by the model's own events.
         attempts: requests that went out.
         answered: a response came.
+        input: the model's own input, where the answer comes later.
+        models: of an agent, models that were asked, by the id of the step.
     """
 
-    __slots__ = ("answered", "asked", "attempts", "client", "operation", "served", "usage")
+    __slots__ = ("answered", "asked", "attempts", "client", "input", "models", "operation", "served", "usage")
 
     def __init__(self, client: Any, asked: str, operation: str) -> None:
         self.client = client
@@ -83,6 +98,8 @@ class State:
         self.usage: dict[str, Any] = {}
         self.attempts = 0
         self.answered = False
+        self.input: Mapping[str, Any] = _NOTHING
+        self.models: dict[str, Any] = {}
 
 
 def fields(value: Any) -> Mapping[str, Any]:
@@ -103,7 +120,9 @@ def client_attributes(url: str, region: str | None) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.hostname:
         attributes[names.SERVER_ADDRESS] = parts.hostname
-        attributes[names.SERVER_PORT] = parts.port or (80 if parts.scheme == "http" else 443)
+        attributes[names.SERVER_PORT] = port = parts.port or (80 if parts.scheme == "http" else 443)
+        # A gateway of the user's own, or a server that poses as Bedrock: only the user can say so.
+        attributes[names.PROVIDER_NAME] = said_of(parts.hostname, port) or PROVIDER
     if region:
         # The region of the call, by which it is priced; the program itself may run elsewhere.
         attributes[names.CLOUD_REGION] = region
@@ -121,7 +140,19 @@ def read_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | Non
     if meta.service_model.service_name != asked.service:
         return None
     parameters = fields(args[2] if len(args) > 2 else kwargs.get("api_params"))
-    attributes = client_attributes(str(meta.endpoint_url), meta.region_name).copy()
+    return opened(client, name, parameters, client_attributes(str(meta.endpoint_url), meta.region_name))  # type: ignore[arg-type]
+
+
+def opened(client: Any, name: str, parameters: Mapping[str, Any], shared: Mapping[str, Any]) -> Opening:
+    """What the span of operation ``name`` begins with.
+
+    Args:
+        client: the client that is asked.
+        name: operation, a key of `ASKED`.
+        parameters: its parameters by the service's names.
+        shared: attributes of the client.
+    """
+    asked, attributes = ASKED[name], dict(shared)
     model = _model(parameters)
     operation = asked.operation or operation_of(model or "")
     attributes[names.OPERATION_NAME] = operation
@@ -142,12 +173,36 @@ def read_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening | Non
         tier = fields(tier).get("type")
     if isinstance(tier, str):
         attributes[names.OPENAI_REQUEST_SERVICE_TIER] = tier
-    return Opening(f"{operation} {model}" if model else operation, attributes, State(client, name, operation))  # type: ignore[arg-type]
+    state = State(client, name, operation)
+    state.input = fields(parameters.get("modelInput"))
+    return Opening(f"{operation} {model}" if model else operation, attributes, state)
+
+
+def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """Parameters of a call, for `WrapPoint.asked`."""
+    return with_body(fields(args[2] if len(args) > 2 else kwargs.get("api_params")))
+
+
+def with_body(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameters of a call; those of ``InvokeModel`` with the fields of its body among them.
+
+    A body that is read from a file is not touched, and one that is too long, or no JSON object, stays one parameter.
+    """
+    body = parameters.get("body")
+    if not isinstance(body, (bytes, bytearray, str)) or len(body) > LONGEST:
+        return parameters
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return parameters
+    if not isinstance(parsed, dict):
+        return parameters
+    return {**parsed, **{name: value for name, value in parameters.items() if name not in _TRANSPORT}}
 
 
 def _model(parameters: Mapping[str, Any]) -> str | None:
     """Id or ARN of the model as it was given."""
-    model = parameters.get("modelId")
+    model = parameters.get("modelId") or parameters.get("foundationModel")  # of an inline agent
     if model is None:  # Rerank
         configuration = fields(fields(parameters.get("rerankingConfiguration")).get("bedrockRerankingConfiguration"))
         model = fields(configuration.get("modelConfiguration")).get("modelArn")
