@@ -4,6 +4,7 @@ our span says, whichever wrapped first. And what the switch does."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.machinery
 import logging
@@ -23,6 +24,7 @@ from opentelemetry import context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
@@ -337,6 +339,110 @@ def test_a_tracer_that_fails_late_never_reaches_the_program(faulty_telemetry: An
     assert wrap(point, Broken(), patches, lambda value: value)(7) == 7  # type: ignore[arg-type]
     assert context.get_current() is before
     assert faults()["calls.depart"] == counted + 1
+
+
+class Peer:
+    """A made-up instrumentation that opens its spans without making them current.
+
+    Args:
+        when: ``before`` the call that it wraps, or ``after`` it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, provider: TracerProvider, when: str) -> None:
+        self.patch, self.when, self.tracer = monkeypatch, when, provider.get_tracer("a_peer")
+
+    def instrument(self, client: Any) -> None:
+        ask = client.ask
+
+        def wrapper(this: Any, value: Any) -> Any:
+            if self.when == "before":
+                span = self.tracer.start_span("theirs before")
+                answer = ask(this, value)
+            else:
+                answer = ask(this, value)
+                span = self.tracer.start_span("theirs after")
+            span.end()
+            return answer
+
+        self.patch.setattr(client, "ask", wrapper)
+
+
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_a_peers_span_that_is_not_current_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+    library: Any,
+    telemetry: Any,
+    instrumented: Callable[[], None],
+    first: str,
+    when: str,
+    parent: bool,
+) -> None:
+    row = peers.PEERS["lib"]._replace(afterwards=(("a_peer", "theirs after"),))
+    monkeypatch.setitem(peers.PEERS, "lib", row)
+    peer = Peer(monkeypatch, telemetry.provider, when)
+    if first == "theirs":
+        peer.instrument(library.Client)
+    instrumented()
+    come(monkeypatch)
+    if first == "ours":
+        peer.instrument(library.Client)
+    tracer = telemetry.provider.get_tracer("program")
+    for number in range(2):  # what the first call leaves behind is nothing to the second
+        work = tracer.start_as_current_span("work") if parent else contextlib.nullcontext()
+        with work:
+            assert library.Client().ask(number) == number
+    spans = telemetry.spans()
+    ours = [span for span in spans if span.name == "ask"]
+    theirs = [span for span in spans if span.name.startswith("theirs")]
+    assert (len(ours), len(theirs)) == (2, 2)
+    for mine, other in zip(ours, theirs, strict=True):
+        if when == "before":
+            assert mine.parent.span_id == other.context.span_id
+            assert names.USAGE_ELSEWHERE not in other.attributes
+        else:
+            assert other.attributes[names.USAGE_ELSEWHERE] is True
+
+
+def test_a_peer_that_suppresses_others_inside_its_span_tells_of_the_call_alone(
+    monkeypatch: pytest.MonkeyPatch, library: Any, telemetry: Any, instrumented: Callable[[], None]
+) -> None:
+    send = library.Client.send
+
+    def alone(this: Any, value: Any) -> Any:
+        with telemetry.provider.get_tracer("a_peer").start_as_current_span("theirs"), suppress_instrumentation():
+            return leave(this, value)
+
+    instrumented()
+    come(monkeypatch)
+    leave = library.Client.send
+    monkeypatch.setattr(library.Client, "send", alone)
+    assert library.Client().ask(1) == 1
+    assert [span.name for span in telemetry.spans()] == ["theirs"]
+    assert send is not leave
+
+
+def test_a_provider_that_has_no_hash_is_watched_once(
+    monkeypatch: pytest.MonkeyPatch, library: Any, telemetry: Any, instrumented: Callable[[], None]
+) -> None:
+    class Odd(TracerProvider):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    odd = Odd()
+    odd.add_span_processor(SimpleSpanProcessor(telemetry.exporter))
+    added: list[Any] = []
+    monkeypatch.setattr(odd, "add_span_processor", added.append)
+    telemetry.provider = odd
+    instrumented()
+    come(monkeypatch)
+    for number in range(3):
+        assert library.Client().ask(number) == number
+    assert len(added) == 1
+    assert len(telemetry.spans()) == 3
 
 
 def test_requests_are_watched_while_a_peer_is_there(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,24 +22,26 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter, time_ns
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple
 
+from opentelemetry import context as context_api
 from opentelemetry import trace
 
 # The keys under which suppression travels have no public name; the SDK's own exporters take them from here too.
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, get_current, set_value
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, set_value
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext as _DefaultRuntime
 
 # The module switches type checking off for itself, so checkers find no names in it.
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.guard import guard, report
 from tollspan.instrumentation.switches import content_modes
 from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.wrapping import Patches
@@ -59,15 +61,25 @@ _process = object()
 """Stands for this process; a fork's child has another."""
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
-_OPEN: Final = guard("calls.open")
+# The API's functions hand on to the runtime's, and those to a context variable: two calls less for each. Where the
+# runtime is another one than by default, the API's own functions do.
+_runtime: Final[Any] = getattr(context_api, "_RUNTIME_CONTEXT", None)
+_current: Final[Any] = getattr(_runtime, "_current_context", None) if type(_runtime) is _DefaultRuntime else None
+get_current: Final[Callable[[], Context]] = context_api.get_current if _current is None else _current.get
+attach: Final[Callable[[Context], object]] = context_api.attach if _current is None else _current.set
+_put: Final = dict.__setitem__
+"""For a `Context` that nobody has seen yet: later nothing can change it."""
+
+# Guards by hand where every call passes: a context manager is two calls more.
+_OPEN: Final = "calls.open"
+_RESPONSE: Final = "calls.response"
+_FINISH: Final = "calls.finish"
+_ATTRIBUTES: Final = "calls.attributes"
+_END: Final = "calls.end"
 _BEGAN: Final = guard("calls.began")
 _DEPART: Final = guard("calls.depart")
 _PREPARE: Final = guard("calls.prepare")
-_RESPONSE: Final = guard("calls.response")
 _ERROR: Final = guard("calls.error")
-_FINISH: Final = guard("calls.finish")
-_ATTRIBUTES: Final = guard("calls.attributes")
-_END: Final = guard("calls.end")
 
 
 class Opening(NamedTuple):
@@ -84,7 +96,7 @@ class Opening(NamedTuple):
     state: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class WrapPoint:
     """One function of a library, and how to read its calls. All functions given here may raise: they are guarded.
 
@@ -113,8 +125,10 @@ class WrapPoint:
         began: ``(call, args, kwargs)``, when the span has started and before `prepare`.
         wanted: whether a call is to be read although nobody will see its span.
         late: whether the span is to start where the request leaves (`Call.depart`) and not where the call begins.
+        above: ``(context before the call) -> span``, of one that starts late: somebody's span of the same call that was
+            opened without being made current. None: there is none.
 
-    The last three are for what stands beside the spans (`tollspan.instrumentation.extras`), not for a library's table.
+    The last four are for what stands beside the spans (`tollspan.instrumentation.extras`), not for a library's table.
     """
 
     target: str
@@ -133,6 +147,7 @@ class WrapPoint:
     began: Callable[[Call, tuple[Any, ...], dict[str, Any]], None] | None = None
     wanted: Callable[[], bool] | None = None
     late: Callable[[], bool] | None = None
+    above: Callable[[Context], trace.Span | None] | None = None
 
 
 class Late(NamedTuple):
@@ -203,11 +218,10 @@ class Call:
         self._key = key
         self._before = before
         # What `set_span_in_context` and `set_value` would do, in one copy: every call pays for it.
-        inside = dict(before)
+        self._context = inside = Context(before)
         if late is None:
-            inside[_SPAN_KEY] = span
-        inside[key] = self
-        self._context = Context(inside)
+            _put(inside, _SPAN_KEY, span)
+        _put(inside, key, self)
         self.started = perf_counter()
 
     def enter(self) -> Context:
@@ -226,6 +240,11 @@ class Call:
         if current is self._context or current.get(self._key) is self:
             attach(before)
 
+    @property
+    def departed(self) -> bool:
+        """Its request has left, and its span has started."""
+        return self._late is None
+
     def depart(self) -> None:
         """The request leaves: start the span, if that was put off until now.
 
@@ -238,8 +257,18 @@ class Call:
         with _DEPART:
             current = get_current()
             inside = current.get(self._key) is self
-            parent = current if inside and _same_way(late.tracer, trace.get_current_span(current)) else self._before
+            if inside and (current.get(_SUPPRESS_INSTRUMENTATION_KEY) or current.get(_SUPPRESS_PLAIN)):
+                # By a peer that means to tell of the call alone.
+                self.recording = False
+                return
             point = self.point
+            above = point.above(self._before) if point.above is not None else None
+            if inside and _same_way(late.tracer, trace.get_current_span(current)):
+                parent = current
+            else:
+                parent = self._before
+            if above is not None and trace.get_current_span(parent) is trace.get_current_span(self._before):
+                parent = set_span_in_context(above, parent)
             self.span = late.tracer.start_span(
                 late.name, parent, point.kind, late.attributes, start_time=late.started_ns
             )
@@ -254,11 +283,13 @@ class Call:
 
     def returned(self, result: Any) -> Any:
         """The call returned: read the result, end the span, hand on what the user gets."""
-        self.leave(self._before)
+        current = get_current()
+        if current is self._context or current.get(self._key) is self:  # `leave`, without a call
+            attach(self._before)
         if self._late is not None:
             self.depart()
         if self.recording:
-            with _RESPONSE:
+            try:
                 point = self.point
                 if point.outlives is not None:
                     substitute = point.outlives(self, result)
@@ -266,6 +297,8 @@ class Call:
                         return substitute
                 if point.response is not None:
                     point.response(self, result)
+            except Exception as error:  # noqa: BLE001
+                report(_RESPONSE, error)
         self.end()
         return result
 
@@ -320,15 +353,21 @@ class Call:
         if self.recording:
             finish = self.point.finish
             if finish is not None:
-                with _FINISH:
+                try:
                     finish(self)
-            with _ATTRIBUTES:
+                except Exception as error:  # noqa: BLE001
+                    report(_FINISH, error)
+            try:
                 if self.retries is not None:
                     self.attributes[RETRIES] = self.retries
                 if self.attributes:
                     self.span.set_attributes(self.attributes)
-        with _END:
+            except Exception as error:  # noqa: BLE001
+                report(_ATTRIBUTES, error)
+        try:
             self.span.end()
+        except Exception as error:  # noqa: BLE001
+            report(_END, error)
         # The context holds this call: let go of it, so that nothing is left to the garbage collector.
         self._context = self._before = _NO_CONTEXT
 
@@ -366,7 +405,7 @@ def wrap(point: WrapPoint, tracer: trace.Tracer, patches: Patches, original: Cal
                 raise
             return call.returned(result)
 
-        return call_sync
+        return _generating(original, call_sync)
 
     async def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = begin(args, kwargs) if patches.active else None
@@ -395,6 +434,43 @@ def wrap(point: WrapPoint, tracer: trace.Tracer, patches: Patches, original: Cal
     return call_async
 
 
+def _generating(original: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call``, which stands in for ``original``, as a generator function if that is one.
+
+    Nothing of a generator runs before its first value is asked for, and so there is no call before that.
+    """
+    if inspect.isgeneratorfunction(original):
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            return (yield from call(*args, **kwargs))
+
+        return generate
+    if inspect.isasyncgenfunction(original):
+
+        @functools.wraps(original)
+        async def generate_async(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            values = call(*args, **kwargs)
+            coming = values.__anext__()
+            while True:
+                try:
+                    value = await coming
+                except StopAsyncIteration:
+                    return
+                try:
+                    sent = yield value
+                except GeneratorExit:
+                    await values.aclose()
+                    raise
+                except BaseException as error:  # noqa: BLE001 (it is thrown on)
+                    coming = values.athrow(error)
+                else:
+                    coming = values.__anext__() if sent is None else values.asend(sent)
+
+        return generate_async
+    return call
+
+
 def _key(layer: str) -> str:
     return "tollspan.call." + layer
 
@@ -415,7 +491,7 @@ def _begin(
     point: WrapPoint, key: str, tracer: trace.Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call | None:
     """Start the span of a call and make it current. None: the call is to be made as if we were not there."""
-    with _OPEN:
+    try:
         context = get_current()
         if context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get(_SUPPRESS_PLAIN):
             return None
@@ -428,7 +504,8 @@ def _begin(
         if opening is None:
             return None
         name, attributes, state = opening
-        attributes.update(current_tags(context))
+        if tags := current_tags(context):
+            attributes.update(tags)
         if point.late is not None and point.late():
             late = Late(tracer, name, attributes, time_ns())
             call = Call(point, key, trace.INVALID_SPAN, context, state, late)
@@ -443,7 +520,9 @@ def _begin(
                 point.prepare(call, kwargs)
         attach(call._context)
         return call
-    return None
+    except Exception as error:  # noqa: BLE001
+        report(_OPEN, error)
+        return None
 
 
 class CallInstrumentor(BaseInstrumentor):  # type: ignore[misc]

@@ -15,15 +15,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar, Final
 
-import wrapt
-
 # The module switches type checking off for itself, so checkers find no names in it.
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.wrapping import when_imported
 
 _LOAD: Final = guard("launch.load")
-_WATCH: Final = guard("launch.watch")
 
 
 class OnImport(BaseInstrumentor):  # type: ignore[misc]
@@ -47,11 +45,11 @@ class OnImport(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **kwargs: Any) -> None:
         self._lock = threading.Lock()
         self._options = kwargs
-        for library in self.libraries:
-            with _WATCH:
-                wrapt.register_post_import_hook(self._imported, library)
+        self._waiting = [when_imported(library, self._imported) for library in self.libraries]
 
     def _uninstrument(self, **kwargs: Any) -> None:
+        for forget in self._waiting:
+            forget()
         with self._lock:
             self._options = None
             loaded, self._loaded = self._loaded, None
@@ -78,7 +76,7 @@ def _on_import(name: str, module: str, *libraries: str) -> type[OnImport]:
 OpenAIInstrumentor: Final = _on_import("OpenAIInstrumentor", "openai", "openai")
 AnthropicInstrumentor: Final = _on_import("AnthropicInstrumentor", "anthropic", "anthropic")
 GoogleGenAIInstrumentor: Final = _on_import("GoogleGenAIInstrumentor", "google_genai", "google.genai")
-BedrockInstrumentor: Final = _on_import("BedrockInstrumentor", "bedrock", "botocore")
+BedrockInstrumentor: Final = _on_import("BedrockInstrumentor", "bedrock", "botocore", "aws_sdk_bedrock_runtime")
 # The first is a package without code in newer versions, and brings no hook then.
 MistralInstrumentor: Final = _on_import("MistralInstrumentor", "mistral", "mistralai", "mistralai.client")
 CohereInstrumentor: Final = _on_import("CohereInstrumentor", "cohere", "cohere")

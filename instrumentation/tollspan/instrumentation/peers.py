@@ -6,6 +6,9 @@ for the peers lose what a price depends on (service tier, cache lifetimes, searc
 spans, its metrics and its order of wrapping stay as they are. What changes is where ours starts: not where the call
 begins but where its request leaves, inside whatever the peer has opened by then (`Call.depart`). It keeps its start
 time. A peer's span that goes to another provider does not become our parent: it is not there for our reader to see.
+Some peers open a span without making it current: a span processor, added to the provider once a peer is there, notes
+the last one that was started in each context (`_above`). And some open one when the call is over: such a span gets the
+one attribute that we ever put on a peer's, ``tollspan.usage_elsewhere``, by which the processor takes it for a roll-up.
 
 A peer counts as present from the moment that the program imports its module. `TOLLSPAN_PEERS` in the environment says
 what then happens:
@@ -20,20 +23,25 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
-import wrapt
+from opentelemetry import trace
+from opentelemetry.context import Context
 
 from tollspan.instrumentation.calls import Opening, WrapPoint, open_call
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.switches import PEERS as VARIABLE
 from tollspan.instrumentation.switches import text
 from tollspan.instrumentation.wrapping import Patches
+from tollspan.pricing import attributes as names
 
 _log: Final = logging.getLogger(__name__)
 
 _WATCH: Final = guard("peers.watch")
 _DEPART: Final = guard("peers.depart")
+_OPENED: Final = guard("peers.opened")
 
 
 class Library(NamedTuple):
@@ -41,12 +49,16 @@ class Library(NamedTuple):
 
     Attributes:
         peers: modules of their instrumentations.
-        leaves: targets that every request of the library passes, synchronous functions, inside of all that a peer
-            wraps.
+        leaves: targets that every request of the library passes, inside of all that a peer wraps.
+        scopes: beginnings of their spans' instrumentation scopes, where these are not the modules' names.
+        afterwards: (beginning of a scope, beginning of a name) of spans that they open when the call is over, to tell
+            its usage.
     """
 
     peers: tuple[str, ...]
     leaves: tuple[str, ...]
+    scopes: tuple[str, ...] = ()
+    afterwards: tuple[tuple[str, str], ...] = ()
 
 
 PEERS: Final[dict[str, Library]] = {
@@ -61,6 +73,11 @@ PEERS: Final[dict[str, Library]] = {
             "openlit.instrumentation.openai",
         ),
         ("openai._base_client:BaseClient._build_request",),
+        scopes=("langfuse-sdk", "logfire.openai"),
+        afterwards=(
+            ("logfire.openai", "streaming response from"),
+            ("opentelemetry.instrumentation.openai", "openai.response"),
+        ),
     ),
     "anthropic": Library(
         (
@@ -71,6 +88,8 @@ PEERS: Final[dict[str, Library]] = {
             "openlit.instrumentation.anthropic",
         ),
         ("anthropic._base_client:BaseClient._build_request",),
+        scopes=("logfire.anthropic",),
+        afterwards=(("logfire.anthropic", "streaming response from"),),
     ),
     "bedrock": Library(
         (
@@ -80,6 +99,53 @@ PEERS: Final[dict[str, Library]] = {
             "openlit.instrumentation.bedrock",
         ),
         ("botocore.client:BaseClient._make_request",),
+        afterwards=(("opentelemetry.instrumentation.bedrock", ""),),
+    ),
+    "cohere": Library(
+        ("opentelemetry.instrumentation.cohere", "openlit.instrumentation.cohere"),
+        ("cohere.core.http_client:get_request_body",),
+        afterwards=(("openlit.instrumentation.cohere", ""),),
+    ),
+    "google_genai": Library(
+        (
+            "opentelemetry.instrumentation.google_generativeai",
+            "opentelemetry.instrumentation.google_genai",
+            "openinference.instrumentation.google_genai",
+            "logfire._internal.integrations.google_genai",
+            "openlit.instrumentation.google_ai_studio",
+        ),
+        ("google.genai._api_client:BaseApiClient._build_request",),
+        afterwards=(("openlit.instrumentation.google_ai_studio", ""),),
+    ),
+    "groq": Library(
+        (
+            "opentelemetry.instrumentation.groq",
+            "openinference.instrumentation.groq",
+            "openlit.instrumentation.groq",
+        ),
+        ("groq._base_client:BaseClient._build_request",),
+        afterwards=(("openlit.instrumentation.groq", ""),),
+    ),
+    "mistral": Library(
+        (
+            "opentelemetry.instrumentation.mistralai",
+            "openinference.instrumentation.mistralai",
+            "openlit.instrumentation.mistral",
+        ),
+        tuple(
+            f"mistralai.{package}basesdk:BaseSDK._build_request{kind}"
+            for package in ("", "client.")
+            for kind in ("", "_async")
+        ),
+    ),
+    "ollama": Library(
+        ("opentelemetry.instrumentation.ollama", "openlit.instrumentation.ollama"),
+        ("httpx._client:BaseClient.build_request",),
+        afterwards=(("openlit.instrumentation.ollama", ""),),
+    ),
+    "together": Library(
+        ("opentelemetry.instrumentation.together", "openlit.instrumentation.together"),
+        ("together._base_client:BaseClient._build_request",),
     ),
 }
 """Last name of our module → the library's peers."""
@@ -102,17 +168,63 @@ class Beside:
         seen: module of the first one that was imported.
     """
 
-    def __init__(self, name: str, library: Library, mode: str, patches: Patches) -> None:
+    def __init__(
+        self, name: str, library: Library, mode: str, patches: Patches, provider: trace.TracerProvider | None
+    ) -> None:
         self.seen: str | None = None
         self._name = name
         self._library = library
         self._mode = mode
         self._patches = patches
+        self._provider = provider
+        self._scopes = library.peers + library.scopes
+        self._targets: set[str] = set()
         self._watching = False
 
     def present(self) -> bool:
         """Whether a peer is there."""
-        return self.seen is not None
+        if self.seen is None:
+            return False
+        self._watch_spans()
+        return True
+
+    def opened(self, span: Any) -> None:
+        """A span was started in the current context: if it is a peer's, note it."""
+        scope = getattr(span, "instrumentation_scope", None)
+        if scope is None or not self._patches.active or not scope.name.startswith(self._scopes):
+            return
+        call = open_call()
+        if call is not None and call.point.target in self._targets:
+            again = call.departed
+        else:
+            again = _told(self._name).get() and any(
+                scope.name.startswith(told) and span.name.startswith(name) for told, name in self._library.afterwards
+            )
+        if again:
+            # The call that it is about has a span of ours already, which cannot be put beneath it any more.
+            span.set_attribute(names.USAGE_ELSEWHERE, True)
+            _told(self._name).set(False)
+        else:
+            _latest(self._name).set(weakref.ref(span))
+
+    def above(self, before: Context) -> trace.Span | None:
+        """The peer's span of a call that began in ``before``: still open, and beside the call's own place."""
+        _told(self._name).set(True)
+        noted = _latest(self._name).get()
+        span = noted() if noted is not None else None
+        if span is None or not span.is_recording():
+            return None
+        own = trace.get_current_span(before).get_span_context()
+        parent = span.parent
+        beside = not own.is_valid if parent is None else parent.span_id == own.span_id
+        return span if beside else None
+
+    def _watch_spans(self) -> None:
+        provider = self._provider or trace.get_tracer_provider()
+        # By identity: providers need not be hashable.
+        if _watched.get(id(provider)) is not provider and hasattr(provider, "add_span_processor"):
+            _watched[id(provider)] = provider
+            provider.add_span_processor(_above())
 
     def imported(self, module: Any) -> None:
         """A peer was imported: remember it, and say once what that means."""
@@ -130,6 +242,9 @@ class Beside:
                     others,
                 )
 
+                if self._mode == UNDER:
+                    _besides[self._name] = self
+                    self._watch_spans()
                 if self._patches.active:
                     self.arm()
 
@@ -141,8 +256,9 @@ class Beside:
 
     def changes(self, point: WrapPoint) -> dict[str, Any]:
         """What becomes of a wrap point."""
+        self._targets.add(point.target)
         if self._mode == UNDER:
-            return {"late": self.present}
+            return {"late": self.present, "above": self.above}
         if self._mode == YIELD:
             read = point.request
 
@@ -153,7 +269,40 @@ class Beside:
         return {}
 
 
-def watch(scope: str, patches: Patches) -> Beside | None:
+def _above() -> Any:
+    """A span processor that sees spans start, so that one of a peer's is known that is not made current."""
+    # Imported here: only a provider of the SDK takes one.
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class Above(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Context | None = None) -> None:
+            with _OPENED:
+                for beside in tuple(_besides.values()):
+                    beside.opened(span)
+
+    return Above()
+
+
+_besides: Final[dict[str, Beside]] = {}
+"""Name of a library that has a peer → what is known of it."""
+
+_watched: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
+"""Tracer providers that have one of `_above`."""
+
+
+@functools.cache
+def _latest(name: str) -> ContextVar[weakref.ref[Any] | None]:
+    """The last span of a library's peers that was started in a context."""
+    return ContextVar(f"tollspan.peers.{name}", default=None)
+
+
+@functools.cache
+def _told(name: str) -> ContextVar[bool]:
+    """Whether the last thing that happened to a library in a context was a call of ours."""
+    return ContextVar(f"tollspan.peers.{name}.told", default=False)
+
+
+def watch(scope: str, patches: Patches, provider: trace.TracerProvider | None = None) -> Beside | None:
     """Look out for the peers of a library; None for a library that has none."""
     name = scope.rpartition(".")[2]
     library = PEERS.get(name)
@@ -163,11 +312,11 @@ def watch(scope: str, patches: Patches) -> Beside | None:
     if mode not in _SAID:
         _log.warning("%s=%s is not one of %s: taken as %s", VARIABLE, mode, ", ".join(_SAID), UNDER)
         mode = UNDER
-    beside = Beside(name, library, mode, patches)
+    beside = Beside(name, library, mode, patches, provider)
     for module in library.peers:
         with _WATCH:
-            wrapt.register_post_import_hook(beside.imported, module)
-    # A hook cannot be taken back: from here on one that is called after the patches were removed does nothing.
+            patches.when_imported(module, beside.imported)
+    # From here on one that comes when the patches are removed does nothing.
     beside._watching = True
     if beside.seen is not None and not patches.active:
         beside.arm()

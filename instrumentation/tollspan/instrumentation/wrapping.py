@@ -5,14 +5,20 @@ classes and modules whose attribute is the wrapper for as long as the `Patches` 
 the program imports it and not before, so that switching us on imports nothing. Taking off restores the very object that
 was there; where somebody else has wrapped ours meanwhile, it stays underneath and passes calls through
 (`Patches.active`).
+
+Hooks for the import of a module cannot be taken back, and a process may be instrumented again and again. So each module
+has one hook at most, and whoever waits for the module stands in a list that can be left (`waiting`).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
@@ -23,10 +29,88 @@ from tollspan.instrumentation.guard import guard
 _log: Final = logging.getLogger(__name__)
 _ABSENT: Final = object()
 _APPLY: Final = guard("wrapping.apply")
+_IMPORTED: Final = guard("wrapping.imported")
 _REMOVE: Final = guard("wrapping.remove")
 
 Make = Callable[[Any], Any]
 """Original function → its wrapper."""
+
+Imported = Callable[[ModuleType], None]
+"""Called with a module when the program has imported it. Must not raise."""
+
+_lock = threading.Lock()
+_hooked: Final[set[str]] = set()
+"""Modules that have a hook of ours which was not called yet."""
+_awaited: Final[dict[str, dict[object, Imported]]] = {}
+"""Module → those who wait for it, the longest first."""
+
+
+def when_imported(module: str, imported: Imported) -> Callable[[], None]:
+    """Call ``imported`` with a module: now if it is imported, else once when it is. What it raises is logged.
+
+    Returns:
+        What to call to wait no longer.
+    """
+    mark = object()
+    with _lock:
+        _awaited.setdefault(module, {})[mark] = imported
+        found = sys.modules.get(module)
+        hooked = module in _hooked
+        if found is None:
+            _hooked.add(module)
+    if found is None:
+        if not hooked:
+            wrapt.register_post_import_hook(functools.partial(_hook, module), module)
+    else:
+        if half := _coming(found):
+            # Another thread's import is waited for. In the middle of one of our own we get the half of it.
+            with _IMPORTED:
+                half = _coming(import_module(module))
+        if not (half and hooked):
+            _came(module, found)
+
+    def forget() -> None:
+        with _lock:
+            those = _awaited.get(module, {})
+            if those.pop(mark, None) is not None and not those:
+                del _awaited[module]
+
+    return forget
+
+
+def waiting() -> dict[str, int]:
+    """How many wait for which module."""
+    with _lock:
+        return {module: len(those) for module, those in _awaited.items()}
+
+
+def _coming(module: object) -> bool:
+    """Whether a module is in the middle of being imported."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def _hook(name: str, module: ModuleType) -> None:
+    with _lock:
+        _hooked.discard(name)
+    _came(name, module)
+
+
+def _came(name: str, module: ModuleType) -> None:
+    with _lock:
+        those = _awaited.pop(name, {})
+    for imported in those.values():
+        with _IMPORTED:
+            imported(module)
+
+
+def _forked() -> None:
+    # Another thread of the parent may have held it.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Patches:
@@ -42,7 +126,7 @@ class Patches:
     def __init__(self) -> None:
         self.active = False
         self._lock = threading.Lock()
-        self._pending: dict[object, Make] = {}
+        self._pending: list[Callable[[], None]] = []  # to be called to wait no longer
         self._placed: list[tuple[Any, str, Any, Any]] = []  # owner, name, what stood there, wrapper
 
     def add(self, target: str, make: Make, after: str | None = None) -> None:
@@ -55,24 +139,24 @@ class Patches:
             after: module whose import is waited for in place of the target's own, and which imports that one.
         """
         self.active = True
-        patch = object()  # a target may be patched for more than one reason
-        self._pending[patch] = make
         home = target.partition(":")[0]
 
         def imported(module: ModuleType) -> None:
+            if after is not None:
+                module = sys.modules.get(home, module)
             with _APPLY:
-                if after is not None:
-                    module = sys.modules.get(home, module)
-                self._place(module, target, patch)
+                self._place(module, target, make)
 
-        with _APPLY:
-            wrapt.register_post_import_hook(imported, after or home)
+        self.when_imported(after or home, imported)
 
-    def _place(self, module: ModuleType, target: str, patch: object) -> None:
+    def when_imported(self, module: str, imported: Imported) -> None:
+        """As `when_imported`, until the patches are removed."""
+        self._pending.append(when_imported(module, imported))
+
+    def _place(self, module: ModuleType, target: str, make: Make) -> None:
         with self._lock:
-            make = self._pending.pop(patch, None)
-            if make is None or not self.active:
-                return  # removed before the library came, or placed already
+            if not self.active:
+                return  # removed while the library came
             *path, name = target.partition(":")[2].split(".")
             owner: Any = module
             for part in path:
@@ -91,7 +175,7 @@ class Patches:
         """Restore every original. Afterwards wrappers that are still referenced pass their calls through."""
         with self._lock:
             self.active = False
-            self._pending.clear()
+            pending, self._pending = self._pending, []
             for owner, name, stood, wrapper in reversed(self._placed):
                 with _REMOVE:
                     if vars(owner).get(name) is not wrapper:
@@ -101,3 +185,5 @@ class Patches:
                     else:
                         setattr(owner, name, stood)
             self._placed.clear()
+        for forget in pending:
+            forget()
