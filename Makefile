@@ -2,17 +2,18 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+OLDEST ?= .venv-oldest
 # Only the price list in this wheel is read, as a second opinion; it is not installed.
 LITELLM ?= litellm==1.109.1
 # torch is for tests and examples only; the pinned version is a CPU build where the index offers one.
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test lint unit wheel bench soak clean
+.PHONY: demo test lint unit oldest wheel bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tollspan demo
 
-test: lint wheel unit
+test: lint wheel unit oldest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -21,6 +22,10 @@ lint: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not soak"
+
+# The clients' tests with the oldest versions that are supported, each in an environment of its own that is kept.
+oldest: $(VENV)/bin/python
+	$(BIN)/python tests/versions/oldest.py $(OLDEST)
 
 # The wheel, in an empty environment, away from the source tree, runs the demo.
 wheel: $(VENV)/.test
@@ -51,4 +56,4 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import httpx2
 import pytest
 from opentelemetry import context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -14,6 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tollspan.instrumentation import guard
+
+from .http_library import httpx2
 
 
 class Telemetry:

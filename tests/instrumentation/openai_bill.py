@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import httpx2
 import numpy as np
 import pyarrow as pa
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -17,6 +16,8 @@ from tollspan.pricing import PriceEngine, shipped_book
 from tollspan.processor.charge import charge
 from tollspan.processor.decode import decode
 from tollspan.processor.normalize import normalize
+
+from .http_library import httpx2
 
 ENGINE = PriceEngine(shipped_book())
 

@@ -8,112 +8,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+from tests.instrumentation.stub_server import StubServer
 
-
-class SmallStub:
-    """A service that gives the replies it was told to, in order, the last one again and again.
-
-    Attributes:
-        requests: path and body of each request that came.
-        hold: an event that a slow reply waits for.
-    """
-
-    def __init__(self) -> None:
-        self.replies: list[Answer] = []
-        self.requests: list[tuple[str, Any]] = []
-        self.hold = threading.Event()
-        self._lock = threading.Lock()
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                with stub._lock:
-                    stub.requests.append((self.path, json.loads(body) if body.startswith(b"{") else body))
-                    reply = stub.replies.pop(0) if len(stub.replies) > 1 else stub.replies[0]
-                try:
-                    reply(self)
-                except OSError:  # the client went away
-                    self.close_connection = True
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128  # as many clients as a test likes may come at once
-            daemon_threads = True
-
-            def handle_error(self, *_: Any) -> None:
-                """A client that went away between two requests is no news."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.hold.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join(5)
-
-    def json(self, body: Any, status: int = 200, **headers: str) -> SmallStub:
-        text = json.dumps(body).encode()
-
-        def reply(handler: BaseHTTPRequestHandler) -> None:
-            handler.send_response(status)
-            handler.send_header("content-type", "application/json")
-            handler.send_header("content-length", str(len(text)))
-            for name, value in headers.items():
-                handler.send_header(name.replace("_", "-"), value)
-            handler.end_headers()
-            handler.wfile.write(text)
-
-        self.replies.append(reply)
-        return self
-
-    def stall(self) -> SmallStub:
-        """Answer nothing until `hold` is set."""
-
-        def reply(handler: BaseHTTPRequestHandler) -> None:
-            self.hold.wait(10)
-            handler.close_connection = True
-
-        self.replies.append(reply)
-        return self
-
-    def stream(self, pieces: Iterable[bytes], kind: str, breaking: bool = False, slow: bool = False) -> SmallStub:
-        """Pieces in chunked transfer. ``breaking``: the connection breaks before the end; ``slow``: all but the first
-        wait for `hold`."""
-        pieces = list(pieces)
-
-        def reply(handler: BaseHTTPRequestHandler) -> None:
-            handler.send_response(200)
-            handler.send_header("content-type", kind)
-            handler.send_header("transfer-encoding", "chunked")
-            handler.end_headers()
-            for number, piece in enumerate(pieces):
-                if slow and number:
-                    self.hold.wait(10)
-                handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-                handler.wfile.flush()
-            if breaking:
-                handler.close_connection = True
-            else:
-                handler.wfile.write(b"0\r\n\r\n")
-
-        self.replies.append(reply)
-        return self
+SmallStub = StubServer
 
 
 def server_sent(events: Iterable[dict[str, Any]], done: bool = True, named: str | None = None) -> list[bytes]:
@@ -413,5 +314,5 @@ def _stainless_case(package: str, name: str, model: str, provider: str, **last: 
 
 GROQ = _stainless_case("groq", "Groq", GROQ_MODEL, "groq", **GROQ_LAST)
 TOGETHER = _stainless_case(
-    "together", "Together", TOGETHER_MODEL, "together_ai", usage=openai_completion(TOGETHER_MODEL)["usage"]
+    "together", "Together", TOGETHER_MODEL, "together", usage=openai_completion(TOGETHER_MODEL)["usage"]
 )

@@ -9,7 +9,7 @@ import anthropic
 import pytest
 
 from tollspan.instrumentation.anthropic import AnthropicInstrumentor
-from tollspan.instrumentation.anthropic.providers import HOSTS, client_attributes, provider_of
+from tollspan.instrumentation.anthropic.providers import client_attributes
 from tollspan.pricing import attributes as names
 
 from .anthropic_stub import MODEL, Stub, events, message, serve
@@ -123,8 +123,3 @@ def test_a_client_whose_address_is_changed_is_billed_by_the_new_one() -> None:
     assert client_attributes(client)[names.PROVIDER_NAME] == "anthropic"
     client.base_url = "https://openrouter.ai/api"
     assert client_attributes(client)[names.PROVIDER_NAME] == "openrouter"
-
-
-@pytest.mark.parametrize("host", sorted(HOSTS))
-def test_every_row_of_the_table_is_found_with_and_without_a_label_before_it(host: str) -> None:
-    assert provider_of(host) == provider_of(f"eu.{host}") == HOSTS[host]

@@ -106,11 +106,12 @@ def test_input_that_the_provider_kept_has_no_estimate(estimate: Any, wire: Any) 
 
 def test_tools_and_calls_are_text_too(estimate: Any, wire: Any) -> None:
     telemetry = estimate("true")
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
+    tool, told = {"type": "function", "function": function}, {"type": "function", **function}
     call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
     choice = {"index": 0, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
     wire.json(wire.completion(choices=[choice], usage=None)).client().chat.completions.create(**ASK, tools=[tool])
-    assert counts(telemetry) == (9 + tokens(json.dumps(tool)), tokens("weather") + tokens('{"city": "Bern"}'), True)
+    assert counts(telemetry) == (9 + tokens(json.dumps(told)), tokens("weather") + tokens('{"city": "Bern"}'), True)
 
 
 @pytest.mark.parametrize("value", ["counting:absent", "no.such.module:count", "counting:wrong"])

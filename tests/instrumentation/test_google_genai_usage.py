@@ -20,7 +20,7 @@ import pytest
 from google.genai import errors, types
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-from tollspan.instrumentation.google_genai import GoogleGenAIInstrumentor, interactions, live, pending, readers, videos
+from tollspan.instrumentation.google_genai import GoogleGenAIInstrumentor, interactions, live, readers
 from tollspan.instrumentation.google_genai.interactions import older_usage
 from tollspan.instrumentation.google_genai.live import added
 from tollspan.instrumentation.google_genai.readers import short_model, tier_of, whole_usage
@@ -232,6 +232,22 @@ def test_searches_of_the_web(google_spans: Any, google: GoogleStub, model: str, 
     assert meters(google_spans) == [{**WHOLE, "web_searches": searches}]
 
 
+@pytest.mark.parametrize("kind", ["whole", "stream", "raw"])
+def test_searches_of_maps(google_spans: Any, google: GoogleStub, kind: str) -> None:
+    grounded = content()
+    place = {"maps": {"uri": "https://maps.google.com/?cid=1", "title": "A place", "placeId": "places/1"}}
+    grounded["candidates"][0]["groundingMetadata"] = {"groundingChunks": [place, place]}
+    client = google.client()
+    if kind == "stream":
+        google.stream([{**grounded, "usageMetadata": {"promptTokenCount": 1000}}, content()])
+        list(client.models.generate_content_stream(**ASK))
+    else:
+        google.json(grounded)
+        config = {"should_return_http_response": True} if kind == "raw" else None
+        client.models.generate_content(**ASK, config=config)
+    assert meters(google_spans) == [{**WHOLE, "maps_searches": 1}]
+
+
 def test_a_prompt_that_was_blocked(google_spans: Any, google: GoogleStub) -> None:
     usage = {"promptTokenCount": 12, "totalTokenCount": 12}
     google.json({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": usage, "modelVersion": MODEL})
@@ -369,85 +385,7 @@ def test_images_changed(google_spans: Any, google: GoogleStub) -> None:
     assert meters(google_spans) == [{"images": 1}] * 3
 
 
-# -- videos ----------------------------------------------------------------------------------------------------------
-
-VEO = "veo-3.0-generate-001"
-SECONDS = 10**9
-_numbers = iter(range(10**6))
-
-
-def operation(**changed: Any) -> dict[str, Any]:
-    return {"name": f"projects/p/locations/us-central1/publishers/google/models/{VEO}/operations/1", **changed}
-
-
-def made(count: int = 1) -> dict[str, Any]:
-    response = {"videos": [{"gcsUri": f"gs://b/{number}.mp4", "mimeType": "video/mp4"} for number in range(count)]}
-    return operation(done=True, response=response)
-
-
-def make_videos(google: GoogleStub, **config: Any) -> Any:
-    client = google.vertex()
-    waiting = client.models.generate_videos(model=VEO, source={"prompt": "x"}, config=config)
-    while not waiting.done:
-        waiting = client.operations.get(waiting)
-    return client.operations.get(waiting)  # once more, by somebody else
-
-
-def test_videos_are_billed_once_when_they_are_made(google_spans: Any, google: GoogleStub) -> None:
-    google.json(operation()).json(operation()).json(made(2))
-    assert len(make_videos(google, duration_seconds=8, number_of_videos=2).response.generated_videos) == 2
-    assert [span.name for span in google_spans.spans()] == [
-        f"video_generation {VEO}",
-        f"fetch_response {VEO}",
-        f"fetch_response {VEO}",
-    ]
-    assert meters(google_spans) == [{}, {}, {"video.seconds": 16 * SECONDS}]
-    assert len(videos._pending) == 0
-    assert [span.attributes.get(names.USAGE_DEFERRED) for span in google_spans.spans()] == [True, None, None]
-
-
-async def test_videos_async(google_spans: Any, google: GoogleStub) -> None:
-    client = google.json(operation()).json(made()).vertex()
-    waiting = await client.aio.models.generate_videos(model=VEO, source={"prompt": "x"}, config={"duration_seconds": 6})
-    await client.aio.operations.get(waiting)
-    await client.aio.aclose()
-    assert meters(google_spans) == [{}, {"video.seconds": 6 * SECONDS}]
-
-
-def test_videos_of_a_length_that_nobody_told_are_unpriced_and_not_free(google_spans: Any, google: GoogleStub) -> None:
-    google.json(operation()).json(made())
-    make_videos(google)
-    last = google_spans.spans()[-1].attributes
-    assert last[names.OPERATION_NAME] == names.OPERATION_INFERENCE
-    assert not [name for name in last if "usage" in name]
-
-
-def test_videos_that_failed_are_not_billed(google_spans: Any, google: GoogleStub) -> None:
-    google.json(operation()).json(operation(done=True, error={"code": 3, "message": "unsafe"}))
-    make_videos(google, duration_seconds=8)
-    assert google_spans.spans()[-1].attributes[names.ERROR_TYPE] == "3"
-    assert meters(google_spans) == [{}, {}]
-
-
-def test_operations_that_nobody_polls_are_forgotten(
-    google_spans: Any, google: GoogleStub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pending, "MOST", 3)
-    client = google.vertex()
-    for number in range(9):
-        google.replies.clear()
-        google.json(operation(name=f"{operation()['name']}{number}"))
-        client.models.generate_videos(model=VEO, source={"prompt": "x"})
-    assert len(videos._pending) == 3
-    for number in range(9):
-        videos._pending.end(f"{operation()['name']}{number}")
-
-
 # -- interactions ----------------------------------------------------------------------------------------------------
-
-interacting = pytest.mark.skipif(
-    find_spec("google.genai._gaos") is None, reason="this version has another client for interactions"
-)
 
 INTERACTION_USAGE = {
     "total_input_tokens": 1000,
@@ -491,7 +429,6 @@ INTERACT: dict[str, Any] = {"model": MODEL, "input": "hello"}
 CONTINUED = {"status": "requires_continuation", "continuation_token": "t"}
 
 
-@interacting
 def test_an_interaction(google_spans: Any, google: GoogleStub) -> None:
     client = google.json(interaction()).client()
     assert client.interactions.create(**INTERACT).id == "int-7"
@@ -503,13 +440,11 @@ def test_an_interaction(google_spans: Any, google: GoogleStub) -> None:
     assert attributes[names.PROVIDER_NAME] == "gcp.gemini"
 
 
-@interacting
 def test_an_interaction_on_vertex(google_spans: Any, google: GoogleStub) -> None:
     google.json(interaction()).vertex().interactions.create(**INTERACT)
     assert google_spans.attributes()[names.PROVIDER_NAME] == "gcp.vertex_ai"
 
 
-@interacting
 async def test_an_interaction_async(google_spans: Any, google: GoogleStub) -> None:
     client = google.json(interaction()).client()
     assert (await client.aio.interactions.create(**INTERACT)).id == "int-7"
@@ -520,18 +455,19 @@ async def test_an_interaction_async(google_spans: Any, google: GoogleStub) -> No
     assert meters(google_spans) == [SEARCHED] * 2
 
 
-@interacting
 def test_a_streamed_interaction_is_the_clients_own_object(google_spans: Any, google: GoogleStub) -> None:
-    from google.genai._gaos.utils.eventstreaming import Stream
+    try:
+        from google.genai._gaos.utils.eventstreaming import Stream
+    except ImportError:
+        from google.genai._interactions import Stream
 
     stream = google.stream(events()).client().interactions.create(**INTERACT, stream=True)
-    assert type(stream) is Stream
+    assert isinstance(stream, Stream)
     assert len(list(stream)) == 3
     assert meters(google_spans) == [SEARCHED]
     assert google_spans.attributes()[names.RESPONSE_TIME_TO_FIRST_CHUNK] > 0
 
 
-@interacting
 def test_a_streamed_interaction_left_early(google_spans: Any, google: GoogleStub) -> None:
     with google.stream(events()).client().interactions.create(**INTERACT, stream=True) as stream:
         next(stream)
@@ -539,7 +475,9 @@ def test_a_streamed_interaction_left_early(google_spans: Any, google: GoogleStub
     assert meters(google_spans) == [{}]
 
 
-@interacting
+@pytest.mark.skipif(
+    find_spec("google.genai._interactions_continuation") is None, reason="this version continues no answers"
+)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_every_request_of_a_continued_interaction_is_billed(
     google_spans: Any, google: GoogleStub, streamed: bool
@@ -554,7 +492,6 @@ def test_every_request_of_a_continued_interaction_is_billed(
     assert meters(google_spans) == [SEARCHED] * 2
 
 
-@interacting
 def test_a_raw_streamed_interaction(google_spans: Any, google: GoogleStub) -> None:
     client = google.stream(events()).client()
     raw = client.interactions.with_raw_response.create(**INTERACT, stream=True)
@@ -565,7 +502,6 @@ def test_a_raw_streamed_interaction(google_spans: Any, google: GoogleStub) -> No
     assert meters(google_spans) == [SEARCHED] * 2
 
 
-@interacting
 @pytest.mark.parametrize("take", ["parse", "json", "nothing"])
 def test_a_streaming_response_of_an_interaction(google_spans: Any, google: GoogleStub, take: str) -> None:
     client = google.json(interaction()).client()
@@ -577,7 +513,6 @@ def test_a_streaming_response_of_an_interaction(google_spans: Any, google: Googl
     assert meters(google_spans) == [{} if take == "nothing" else SEARCHED]
 
 
-@interacting
 async def test_a_raw_streamed_interaction_async(google_spans: Any, google: GoogleStub) -> None:
     client = google.stream(events()).client()
     raw = await client.aio.interactions.with_raw_response.create(**INTERACT, stream=True)
@@ -585,49 +520,6 @@ async def test_a_raw_streamed_interaction_async(google_spans: Any, google: Googl
     assert meters(google_spans) == [SEARCHED]
 
 
-BACKGROUND = {"status": "in_progress", "usage": None}
-
-
-@interacting
-def test_an_interaction_in_the_background_is_billed_once_when_it_is_found_ended(
-    google_spans: Any, google: GoogleStub
-) -> None:
-    google.json(interaction(**BACKGROUND)).json(interaction(**BACKGROUND)).json(interaction())
-    resource = google.client().interactions
-    asked = resource.create(**INTERACT, background=True)
-    while resource.get(asked.id).status != "completed":
-        pass
-    resource.get(asked.id)  # once more
-    assert [span.name for span in google_spans.spans()] == [
-        f"generate_content {MODEL}",
-        f"fetch_response {MODEL}",
-        f"fetch_response {MODEL}",
-    ]
-    assert meters(google_spans) == [{}, {}, SEARCHED]
-    operations = [span.attributes[names.OPERATION_NAME] for span in google_spans.spans()]
-    assert operations == ["generate_content", "fetch_response", "generate_content"]
-    assert google_spans.spans()[0].attributes[names.USAGE_DEFERRED] is True
-    assert len(interactions._pending) == 0
-
-
-@interacting
-async def test_a_background_stream_that_is_taken_up_again(google_spans: Any, google: GoogleStub) -> None:
-    client = google.stream(events()[:1], breaking=True).stream(events()).client()
-    stream = await client.aio.interactions.create(**INTERACT, background=True, stream=True)
-    with pytest.raises(Exception, match=r"peer closed|incomplete|[Cc]onnection"):
-        _ = [event async for event in stream]
-    stream = await client.aio.interactions.get("int-7", stream=True)
-    assert len([event async for event in stream]) == 3
-    assert meters(google_spans) == [{}, SEARCHED]
-
-
-@interacting
-def test_interactions_that_this_process_did_not_ask_for_get_no_span(google_spans: Any, google: GoogleStub) -> None:
-    assert google.json(interaction()).client().interactions.get("int-of-another").status == "completed"
-    assert google_spans.spans() == []
-
-
-@interacting
 def test_an_interaction_that_was_refused(google_spans: Any, google: GoogleStub) -> None:
     with pytest.raises(Exception, match="no: 400"):
         google.error(400).client().interactions.create(**INTERACT)
@@ -636,7 +528,6 @@ def test_an_interaction_that_was_refused(google_spans: Any, google: GoogleStub) 
     assert names.CALL_SENT not in attributes
 
 
-@interacting
 def test_an_interactions_usage_reads_as_the_older_apis() -> None:
     assert older_usage({"total_input_tokens": 5, "total_output_tokens": None}) == {"prompt_token_count": 5}
     assert older_usage({}) == {}
@@ -786,7 +677,6 @@ def test_usage_that_cannot_be_right_is_said_to_be_so(google_spans: Any, google: 
     assert names.USAGE_INPUT_TOKENS not in attributes
 
 
-@interacting
 @pytest.mark.parametrize(
     ("module", "name"),
     [(interactions, "_note"), (interactions, "older_usage"), (interactions, "fields"), (interactions, "address")],
@@ -808,23 +698,6 @@ def test_a_fault_in_reading_interactions_never_reaches_the_program(
         assert len(list(client.interactions.with_raw_response.create(**INTERACT, stream=True).parse())) == 3
     finally:
         GoogleGenAIInstrumentor().uninstrument()
-
-
-@pytest.mark.parametrize("name", ["fields", "client_attributes", "_submit"])
-def test_a_fault_in_reading_videos_never_reaches_the_program(
-    faulty_telemetry: Any, google: GoogleStub, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("a fault of ours")
-
-    GoogleGenAIInstrumentor().instrument(tracer_provider=faulty_telemetry.provider)
-    monkeypatch.setattr(videos, name, broken)
-    try:
-        google.json(operation()).json(made())
-        assert make_videos(google, duration_seconds=8).done is True
-    finally:
-        GoogleGenAIInstrumentor().uninstrument()
-        videos._pending.end(operation()["name"])
 
 
 @pytest.mark.parametrize("name", ["fields", "added", "told", "short_model"])

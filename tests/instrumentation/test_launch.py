@@ -110,12 +110,13 @@ def test_a_program_that_imports_a_client_is_instrumented_and_one_that_does_not_l
     heavy = ("tollspan.pricing.m", "tollspan.instrumentation.openai")
     loaded = [name for name in sys.modules if name.startswith(heavy)]
     assert not loaded, loaded
-    import httpx2, openai
+    import openai
     from openai.resources.chat.completions import Completions
     body = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [],
             "usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}}
-    http = httpx2.Client(transport=httpx2.MockTransport(lambda request: httpx2.Response(200, json=body)))
-    client = openai.OpenAI(api_key="none", http_client=http)
+    http = vars(openai._base_client).get("httpx2") or openai._base_client.httpx
+    transport = http.MockTransport(lambda request: http.Response(200, json=body))
+    client = openai.OpenAI(api_key="none", http_client=http.Client(transport=transport))
     client.chat.completions.create(model="m", messages=[])
     (span,) = exporter.get_finished_spans()
     assert span.attributes["gen_ai.usage.input_tokens"] == 7

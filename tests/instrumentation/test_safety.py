@@ -189,7 +189,8 @@ def test_a_wrapper_looks_like_the_original(key: str, everything_on: dict[str, An
     for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
         assert getattr(wrapper, attribute, None) == getattr(original, attribute, None)
     assert inspect.signature(wrapper) == inspect.signature(original)
-    assert inspect.iscoroutinefunction(wrapper) == inspect.iscoroutinefunction(original)
+    for looks in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        assert looks(wrapper) == looks(original)
     if inspect.isfunction(original):
         assert repr(wrapper).partition(" at ")[0] == repr(original).partition(" at ")[0]
 
@@ -319,7 +320,7 @@ def test_a_fault_in_any_reader_never_reaches_the_program_and_is_counted(
     kind, point = POINTS[key]
     readers: dict[str, Any] = {"request": opened, "response": None, "outlives": None, "finish": None, "prepare": None}
     point = dataclasses.replace(
-        point, **{**readers, "error": None, "content": lambda *_: Transcript((), {}), hook: broken}
+        point, **{**readers, "asked": None, "error": None, "content": lambda *_: Transcript((), {}), hook: broken}
     )
     if hook == "began":
         patches = Patches()

@@ -11,23 +11,28 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tollspan.instrumentation.calls import CallInstrumentor
 from tollspan.instrumentation.launch import OnImport
 
 README = Path(__file__).parents[2] / "README.md"
 TABLE = re.compile(r"(<!-- wrapped -->\n).*?(<!-- /wrapped -->)", re.DOTALL)
+PINS = Path(__file__).parents[1] / "versions"
+"""Where the versions stand that `make oldest` installs."""
 STREAMED = "sync, async, streamed, raw and streaming responses"
 ABOUT = {
     "openai": (
         f"chat completions, responses (in the background too), completions, embeddings, images, audio, moderations, "
         f"videos, batches, realtime; {STREAMED}; Azure and OpenAI-compatible servers by base URL",
-        "2.54, 3.52",
+        "2.0, 2.54, 3.52",
     ),
     "anthropic": (
         f"messages, beta messages, tool runner, batch results; {STREAMED}; Bedrock, Vertex and Foundry clients",
-        "0.125, 1.17, 2.11",
+        "0.100, 0.125, 1.17, 2.11",
     ),
     "google-genai": (
         "generate content (every hop of automatic function calling), chats, embeddings, images, videos, interactions, "
@@ -44,11 +49,11 @@ ABOUT = {
     ),
     "cohere": ("chat, embed, rerank and the rest of v1 and v2; sync, async, streamed", "5.21, 6.1, 7.3"),
     "ollama": ("chat, generate, embeddings, also as module functions; sync, async, streamed", "0.4, 0.5, 0.6"),
-    "groq": ("chat, embeddings, audio; sync, async, streamed", "0.37, 1.7"),
-    "together": ("chat, completions, embeddings, images, audio, rerank; sync, async, streamed", "2.42, 3.1"),
+    "groq": ("chat (each model of a compound system), embeddings, audio; sync, async, streamed", "0.37, 1.7"),
+    "together": ("chat, completions, embeddings, images, videos, audio, rerank; sync, async, streamed", "2.42, 3.1"),
     "litellm": (
-        "completion, text completion, responses, embedding, images, audio, rerank, Router (every attempt); sync, "
-        "async, streamed",
+        "completion, text completion, responses, Anthropic's messages, Google's content, embedding, images, audio, "
+        "rerank, moderation, OCR, Router (every attempt); sync, async, streamed",
         "1.90, 1.109",
     ),
     "huggingface_hub": ("`InferenceClient` and its async twin, through any of its providers", "1.33, 2.4"),
@@ -92,3 +97,30 @@ def test_the_table_of_wrapped_calls_is_made_from_the_instrumentors() -> None:
     if os.environ.get("TOLLSPAN_WRITE_DOCS"):
         README.write_text(fresh, encoding="utf-8")
     assert fresh == README.read_text(encoding="utf-8"), "run this test with TOLLSPAN_WRITE_DOCS=1"
+
+
+def pinned() -> dict[str, str]:
+    """The oldest version of each library that is run: its pin, in the environment that wants it."""
+    found = {}
+    for pins in PINS.glob("oldest-*.txt"):
+        lines = pins.read_text(encoding="utf-8").splitlines()
+        wanted = {canonicalize_name(Requirement(line[3:]).name) for line in lines if line.startswith("#: ")}
+        for name, _, version in (line.partition("==") for line in lines if "==" in line and not line.startswith("#")):
+            if name in wanted and (name not in found or Version(version) < Version(found[name])):
+                found[name] = version
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in ABOUT if name not in ("torch", "onnxruntime", "feast")])
+def test_the_oldest_that_is_said_to_work_is_the_oldest_that_is_run(name: str) -> None:
+    (requirement,) = (
+        Requirement(each)
+        for own in instrumentors()
+        if library(own) == name
+        for each in own.instrumentation_dependencies()
+    )
+    (bound,) = (each.version for each in requirement.specifier if each.operator == ">=")
+    oldest = pinned()[canonicalize_name(name)]
+    assert Version(bound) == Version(oldest)
+    said = ABOUT[name][1].partition(",")[0]
+    assert Version(oldest).release[: said.count(".") + 1] == Version(said).release

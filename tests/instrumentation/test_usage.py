@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +16,8 @@ from opentelemetry.trace import INVALID_SPAN
 
 from tollspan.instrumentation import usage as module
 from tollspan.instrumentation.calls import Call, WrapPoint
-from tollspan.instrumentation.usage import INCLUSIVE, OWN, put_usage, usage_attributes
+from tollspan.instrumentation.usage import put_usage
+from tollspan.instrumentation.usage_attributes import INCLUSIVE, OWN, usage_attributes
 from tollspan.pricing import attributes as names
 from tollspan.pricing.conventions import CONVENTIONS, disjoint
 from tollspan.pricing.meters import METERS
@@ -267,3 +270,11 @@ def test_citations_are_part_of_the_output_and_billed_as_themselves() -> None:
         {"tokens.input.uncached": 10, "tokens.output": 20, "tokens.output.citation": 5},
         None,
     )
+
+
+def test_a_client_that_is_only_imported_brings_no_tables_of_usage() -> None:
+    code = (
+        "import sys; import tollspan.instrumentation.openai, tollspan.instrumentation.anthropic; "
+        "print([m for m in ('usage_objects', 'meters', 'conventions') if f'tollspan.pricing.{m}' in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from tollspan.pricing import PriceEngine, Selectors, shipped_book
 from tollspan.pricing.conventions import CONVENTIONS, COUNTS, LARGEST_COUNT
 from tollspan.pricing.meters import METERS
-from tollspan.pricing.usage_objects import UsageReading, read_usage
+from tollspan.pricing.selectors import provider_of
+from tollspan.pricing.usage_objects import UsageReading, _in_full, read_usage
+from tollspan.pricing.usage_plans import MOST_FIELDS, MOST_LETTERS, MOST_PLANS, _plans
 from tollspan.pricing.usage_shapes import (
     CONVENTIONS_OF,
     METER_PATHS,
@@ -214,6 +216,95 @@ def test_no_input_raises_and_nothing_is_invented(usage: dict[str, Any], response
     assert not (reading.invalid and reading.quantities)
 
 
+# -- by plan -----------------------------------------------------------------------------------------------------------
+
+_counts = st.integers(0, 2000) | st.sampled_from([0, 1, 100.0, 2**53, 2**53 + 1, -1, "5", True, 0.5, Decimal(7)])
+_words = st.sampled_from(["priority", "ON_DEMAND_FLEX", "fast", "us", "AUDIO", "image", "5m", ""])
+
+
+@st.composite
+def _likely(draw: st.DrawFn) -> dict[str, Any]:
+    """A usage object as a provider might send it, or nearly so: the fields of one shape, and others beside them."""
+    usage: dict[str, Any] = {}
+    shape = draw(st.sampled_from(SHAPES))
+    paths = [path for paths in shape.counts.values() for path in paths] + list(shape.total)
+    paths += [path for paths in (METER_PATHS | METERS_WITHOUT_TOKENS).values() for path in paths]
+    for path in draw(st.lists(st.sampled_from(paths), max_size=8)):
+        for name in path.split(" + "):
+            _set_likely(usage, name, draw(_counts))
+    for name in draw(st.lists(st.sampled_from(["service_tier", "speed", "inference_geo", "traffic_type"]), max_size=2)):
+        usage[name] = draw(_words)
+    for name in draw(st.lists(st.sampled_from(["cost", "cost_in_usd_ticks", "odd_tokens", "odd_list"]), max_size=2)):
+        usage[name] = draw(_counts | st.lists(_counts, max_size=3))
+    if draw(st.booleans()):
+        items = st.fixed_dictionaries({"modality": _words, "tokenCount": _counts}) | _counts
+        usage[draw(st.sampled_from(["promptTokensDetails", "cacheDetails"]))] = draw(st.lists(items, max_size=4))
+    return usage
+
+
+def _set_likely(usage: dict[str, Any], path: str, value: Any) -> None:
+    *levels, last = path.split(".")
+    for level in levels:
+        below = usage.setdefault(level, {})
+        if not isinstance(below, dict):
+            return
+        usage = below
+    usage[last] = value
+
+
+def _other_values(value: Any, draw: Any) -> Any:
+    """An object of the same fields with other counts; what tells items of a list apart stays."""
+    if isinstance(value, dict):
+        return {name: _other_values(below, draw) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_other_values(item, draw) for item in value]
+    return value if isinstance(value, (str, bytes, bool)) or value is None else draw(_counts)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.data())
+def test_by_plan_is_what_it_is_in_full(data: st.DataObject) -> None:
+    provider = data.draw(st.sampled_from(["openai", "anthropic", "gcp.gemini", "x_ai", "cohere", "perplexity", None]))
+    form = data.draw(st.none() | st.just("anthropic"))
+    response = data.draw(st.none() | st.just(RESPONSE) | st.dictionaries(_names, _anything, max_size=3))
+    first = data.draw(_likely() | st.dictionaries(_names, _anything, max_size=6))
+    _plans.clear()
+    for usage in (first, first, _other_values(first, data.draw)):
+        owner = provider_of(provider)
+        expected = _in_full(owner, form or owner, usage, "gemini-3-flash", response or {})
+        reading = read_usage(provider, usage, model="gemini-3-flash", response=response, form=form)
+        assert repr(reading) == repr(expected) or reading == expected
+        assert list(map(type, reading.quantities.values())) == [int] * len(reading.quantities)
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_every_provider_s_object_has_a_plan(example: Example) -> None:
+    _plans.clear()
+    for _ in range(2):
+        assert read_usage(example.provider, example.usage).quantities == example.quantities
+        assert [plan is not None for plan in _plans.values()] == [True]
+
+
+def test_a_plan_knows_the_items_of_a_list_by_their_tags() -> None:
+    _plans.clear()
+    for modality in ("AUDIO", "IMAGE", "audio"):
+        usage = {"promptTokenCount": 10, "promptTokensDetails": [{"modality": modality, "tokenCount": 3}]}
+        assert read_usage("google", usage).quantities == {UNCACHED: 7, f"tokens.input.{modality.lower()}": 3}
+
+
+def test_structures_that_somebody_makes_up_are_not_kept() -> None:
+    _plans.clear()
+    for number in range(3 * MOST_PLANS):
+        assert read_usage("openai", {**CHAT, f"odd{number}": 0}).quantities == {UNCACHED: 10, OUTPUT: 5}
+        assert len(_plans) <= MOST_PLANS
+    _plans.clear()
+    wide = {**CHAT, **{f"odd{number}": 0 for number in range(MOST_FIELDS)}}
+    long = {**CHAT, "o" * MOST_LETTERS: 0}
+    for usage in (wide, long):
+        assert read_usage("openai", usage).quantities == {UNCACHED: 10, OUTPUT: 5}
+    assert not _plans
+
+
 # -- beside the counts -------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +343,7 @@ def test_the_provider_s_own_figure_is_kept_exactly(provider: str, more: dict[str
         (CHAT, {"serviceTier": {"type": "reserved"}}, "reserved"),
         ({"promptTokenCount": 1, "trafficType": "ON_DEMAND_PRIORITY"}, None, "priority"),
         ({"promptTokenCount": 1, "trafficType": "PROVISIONED_THROUGHPUT"}, None, "provisioned_throughput"),
+        ({"promptTokenCount": 1, "trafficType": "ON_DEMAND_OFFPEAK"}, None, "offpeak"),
         ({"promptTokenCount": 1, "trafficType": "TRAFFIC_TYPE_UNSPECIFIED"}, None, None),
         ({"input_tokens": 1, "speed": "fast", "service_tier": "standard"}, None, "fast"),
         ({"input_tokens": 1, "speed": "standard", "service_tier": "batch"}, None, "batch"),
@@ -282,6 +374,11 @@ def test_numbers_that_nobody_reads_are_named() -> None:
         **EXAMPLES["anthropic, compaction"].usage,
         "iterations": [{"type": "advisor_message", "model": "m", "input_tokens": 823, "output_tokens": 1612}],
     }
+    # What no meter counts is named: Cohere's classifications, a search of Mistral's at another price.
+    units = {"billed_units": {"classifications": 3.0}}
+    assert read_usage("cohere", units).unknown == ("billed_units.classifications",)
+    premium = {**CHAT, "connectors": {"web_search_premium": 1}}
+    assert read_usage("mistral_ai", premium).unknown == ("connectors.web_search_premium",)
     reading = read_usage("anthropic", advised)
     assert reading.unknown == ("iterations.advisor_message.input_tokens", "iterations.advisor_message.output_tokens")
     assert reading.quantities[UNCACHED] == 23000

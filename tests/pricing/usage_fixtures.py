@@ -316,6 +316,18 @@ EXAMPLES: Final[dict[str, Example]] = {
         "gemini",
         16,
     ),
+    "vertex, off-peak": Example(
+        "gcp.vertex_ai",
+        {
+            "promptTokenCount": 6,
+            "candidatesTokenCount": 10,
+            "totalTokenCount": 16,
+            "trafficType": "ON_DEMAND_OFFPEAK",
+        },
+        {UNCACHED: 6, OUTPUT: 10},
+        "gemini",
+        16,
+    ),
     "gemini live": Example(
         "gemini",
         {
@@ -352,6 +364,20 @@ EXAMPLES: Final[dict[str, Example]] = {
         "cohere_billed",
         2716,
     ),
+    "cohere embed of images that are billed each": Example(
+        "cohere",
+        {"billed_units": {"images": 3.0, "input_tokens": 0.0}},
+        {UNCACHED: 0, "images": 3},
+        "cohere_billed",
+        0,
+    ),
+    "cohere embed of text and images": Example(
+        "cohere",
+        {"billed_units": {"text_tokens": 12.0, "image_tokens": 2716.0}},
+        {UNCACHED: 12, "tokens.input.image": 2716},
+        "cohere_billed",
+        2728,
+    ),
     "cohere rerank": Example("cohere", {"billed_units": {"search_units": 1}}, {"rerank.search_units": 1}, None),
     "mistral": Example(
         "mistral_ai",
@@ -359,6 +385,39 @@ EXAMPLES: Final[dict[str, Example]] = {
         {UNCACHED: 5, OUTPUT: 10, "audio.seconds": 203_000_000_000},
         "otel_inclusive",
         15,
+    ),
+    "mistral conversation: its connectors' tokens beside the prompt": Example(
+        "mistral_ai",
+        {
+            "prompt_tokens": 196,
+            "completion_tokens": 485,
+            "total_tokens": 3846,
+            "connector_tokens": 3165,
+            "connectors": {"document_library": 1, "web_search": 2, "code_interpreter": 3, "image_generation": 4},
+        },
+        {
+            UNCACHED: 196 + 3165,
+            OUTPUT: 485,
+            "file_searches": 1,
+            "web_searches": 2,
+            "code_interpreter.sessions": 3,
+            "images": 4,
+        },
+        "tools_exclusive",
+        3846,
+    ),
+    "mistral conversation without connectors": Example(
+        "mistral_ai",
+        {
+            "prompt_tokens": 8,
+            "completion_tokens": 370,
+            "total_tokens": 378,
+            "connector_tokens": None,
+            "connectors": None,
+        },
+        {UNCACHED: 8, OUTPUT: 370},
+        "otel_inclusive",
+        378,
     ),
     "mistral ocr": Example("mistral", {"pages_processed": 29, "doc_size_bytes": 3002783}, {"pages": 29}, None),
     "deepseek": Example(

@@ -55,6 +55,10 @@ _TEXTS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Type of a part → its fields that the model reads or writes."""
 
+_TWO_SIDED: Final = frozenset({"chat", "text_completion", "generate_content", "responses"})
+"""Operations that take tokens in and give tokens out. Sound may be billed by its length, and what is fetched or handed
+on was billed by another call."""
+
 _NO_CALL: Final = frozenset({names.USAGE_INVALID, names.USAGE_DEFERRED})
 
 
@@ -91,7 +95,8 @@ class Estimates:
         """Put estimates in the place of the counts that are missing. For the end of a call, before it is priced."""
         transcript: Transcript | None = call.content
         attributes = call.attributes
-        if transcript is None or not _NO_CALL.isdisjoint(attributes):
+        operation = attributes.get(names.OPERATION_NAME) or call.opened.get(names.OPERATION_NAME)
+        if transcript is None or operation not in _TWO_SIDED or not _NO_CALL.isdisjoint(attributes):
             return
         wanted = [name for name in (names.USAGE_INPUT_TOKENS, names.USAGE_OUTPUT_TOKENS) if name not in attributes]
         if not wanted:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from tollspan.instrumentation import peers
 from tollspan.instrumentation.calls import Call, WrapPoint
-from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.guard import report
 from tollspan.instrumentation.metrics import ClientMetrics
 from tollspan.instrumentation.switches import (
     COST,
@@ -32,7 +32,7 @@ from tollspan.instrumentation.wrapping import Patches
 Began = Callable[[Call, tuple[Any, ...], dict[str, Any]], None]
 Finish = Callable[[Call], None]
 
-_LIBRARY: Final = guard("calls.finish")
+_LIBRARY: Final = "calls.finish"
 _GEN_AI: Final = "gen_ai"
 
 
@@ -42,10 +42,12 @@ class Extras(NamedTuple):
     Attributes:
         metrics: its `ClientMetrics`.
         cost: its `tollspan.instrumentation.cost.LocalCost`.
+        capture: its `tollspan.instrumentation.content.Capture`.
     """
 
     metrics: ClientMetrics | None = None
     cost: Any = None
+    capture: Any = None
 
 
 _OFF: Final = Extras()
@@ -77,7 +79,7 @@ def extended(
         if is_off(METRICS)
         else ClientMetrics(scope, version, options.get("meter_provider"), chunks=text(METRICS).lower() == "chunks")
     )
-    beside = peers.watch(scope, patches)
+    beside = peers.watch(scope, patches, options.get("tracer_provider"))
     began: list[tuple[str, Began]] = []
     finish: list[tuple[str, Finish]] = []
     cost = None
@@ -91,7 +93,6 @@ def extended(
         cost = LocalCost()
         began.append(("extras.cost", cost.began))
         finish.append(("extras.cost", cost.finish))
-    _of[scope] = Extras(metrics, cost)
     if metrics is not None:
         began.append(("extras.metrics", metrics.began))
         finish.append(("extras.metrics", metrics.finish))
@@ -104,6 +105,7 @@ def extended(
 
         capture = Capture(scope, version, options.get("logger_provider"), modes)
         finish.append(("content.finish", capture.finish))
+    _of[scope] = Extras(metrics, cost, capture if modes else None)
     if estimate:
         from tollspan.instrumentation.estimate import Estimates
 
@@ -132,25 +134,31 @@ def extended(
 
 
 def _all_began(hooks: list[tuple[str, Began]]) -> Began:
-    guarded = [(guard(site), hook) for site, hook in hooks]
+    hooks = list(hooks)
 
     def began(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for fence, hook in guarded:
-            with fence:
+        for site, hook in hooks:
+            try:
                 hook(call, args, kwargs)
+            except Exception as error:  # noqa: BLE001
+                report(site, error)
 
     return began
 
 
 def _all_finish(own: Finish | None, hooks: list[tuple[str, Finish]]) -> Finish:
-    guarded = [(guard(site), hook) for site, hook in hooks]
+    hooks = list(hooks)
 
     def finish(call: Call) -> None:
         if own is not None:
-            with _LIBRARY:
+            try:
                 own(call)
-        for fence, hook in guarded:
-            with fence:
+            except Exception as error:  # noqa: BLE001
+                report(_LIBRARY, error)
+        for site, hook in hooks:
+            try:
                 hook(call)
+            except Exception as error:  # noqa: BLE001
+                report(site, error)
 
     return finish

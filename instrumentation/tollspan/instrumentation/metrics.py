@@ -15,13 +15,15 @@ one table.
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
 
-from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, get_meter_provider
+from opentelemetry.environment_variables import OTEL_PYTHON_METER_PROVIDER
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, _internal, get_meter_provider
 
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.exits import dropping
@@ -120,6 +122,9 @@ _PARTS: Final = {
 }
 _COST_DIMENSIONS: Final = (names.USAGE_COST_CURRENCY, names.USAGE_COST_SOURCE)
 _EMBEDDINGS: Final = "embeddings"
+_SET: Final[dict[str, Any]] = vars(_internal)
+"""Where the API keeps the provider that was set. Not public: without it, the API is asked."""
+_UNTOLD: Final[Any] = object()
 _STAND_IN: Final = ("opentelemetry.metrics._internal", "_ProxyMeterProvider")
 
 
@@ -161,10 +166,19 @@ class ClientMetrics:
         self._lock = threading.Lock()
         self._provider: MeterProvider | None = None
         self._instruments: dict[str, Any] | None = None
+        self._named = OTEL_PYTHON_METER_PROVIDER in os.environ
 
     def active(self) -> bool:
         """Whether anybody reads the metrics."""
-        provider = self._given or get_meter_provider()
+        provider = self._given
+        if provider is None:
+            # Until a provider is set, the API looks for the name of one in the environment, which is dear and here the
+            # same for every call.
+            provider = _SET.get("_METER_PROVIDER", _UNTOLD)
+            if provider is None and not self._named:
+                return False
+            if provider is None or provider is _UNTOLD:
+                provider = get_meter_provider()
         if provider is not self._provider:
             self._look_at(provider)
         return self._instruments is not None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call, open_call
-from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.guard import guard, report
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing.attributes import CALL_SENT, ERROR_TYPE, HTTP_STATUS
 
@@ -113,32 +113,37 @@ class Retries:
 
     def _sending(self, target: str, original: Callable[..., Any]) -> Callable[..., Any]:
         self.hooked.add(target)
-        noting = self._noting
+        noting = self._noting.site
 
         # One for both clients: what it returns, an awaitable or not, is the caller's.
         @functools.wraps(original)
         def send(*args: Any, **kwargs: Any) -> Any:
             # Before it is sent: from here on nobody can be sure that nothing reached the provider.
-            with noting:
+            # A guard by hand: every request passes here.
+            try:
                 call = open_call()
                 if call is not None:
                     call.sent = True
+            except Exception as error:  # noqa: BLE001
+                report(noting, error)
             return original(*args, **kwargs)
 
         return send
 
     def _building(self, target: str, original: Callable[..., Any]) -> Callable[..., Any]:
         self.hooked.add(target)
-        noting = self._noting
+        noting = self._noting.site
 
         @functools.wraps(original)
         def build(*args: Any, **kwargs: Any) -> Any:
             request = original(*args, **kwargs)
             # From here on nobody can be sure that nothing reached the provider.
-            with noting:
+            try:
                 call = open_call()
                 if call is not None:
                     call.sent = True
+            except Exception as error:  # noqa: BLE001
+                report(noting, error)
             return request
 
         return build

@@ -15,14 +15,16 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Final
 
 import wrapt
 
 from tollspan.instrumentation import exits
-from tollspan.instrumentation.calls import Call
+from tollspan.instrumentation.calls import Call, attach, get_current
 from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard, report
+from tollspan.instrumentation.proxies import Proxy, stand_in
 from tollspan.pricing.attributes import RESPONSE_TIME_TO_FIRST_CHUNK, STREAM_ABANDONED
 
 _CHUNK: Final = "streams.chunk"
@@ -41,7 +43,7 @@ class Reading:
     the proxy or with the coroutine that reads for it, that tells an abandoned stream.
     """
 
-    __slots__ = ("__weakref__", "_call", "_complete", "_last", "_read", "_source")
+    __slots__ = ("__weakref__", "_call", "_complete", "_last", "_quiet", "_read", "_source")
 
     def __init__(self, call: Call, source: Any, read: ReadChunk) -> None:
         self._call = call
@@ -49,6 +51,7 @@ class Reading:
         self._read = read
         self._complete = False
         self._last = 0.0
+        self._quiet = False
         wanted = call.point.wanted
         if wanted is not None and wanted():
             call.gaps = []
@@ -59,17 +62,25 @@ class Reading:
         call = self._call
         if call.ended:
             return self._source.__next__()
-        before = call.enter()
+        # `Call.enter` and `Call.leave`, without calls where nothing happened to the context meanwhile.
+        before, inside = get_current(), call._context
+        attach(inside)
         try:
             chunk = self._source.__next__()
         except BaseException as error:
             call.leave(before)
             self._stopped(error, StopIteration)
             raise
-        call.leave(before)
+        if get_current() is inside:
+            attach(before)
+        else:
+            call.leave(before)
         # A guard by hand: a context manager would be a tenth of what a chunk costs.
         try:
-            self._seen(chunk)
+            if not self._quiet:
+                self._seen(chunk)
+            if self._read(call, chunk):
+                self._complete = True
         except Exception as error:  # noqa: BLE001
             report(_CHUNK, error)
         return chunk
@@ -79,26 +90,36 @@ class Reading:
         call = self._call
         if call.ended:
             return await self._source.__anext__()
-        before = call.enter()
+        # `Call.enter` and `Call.leave`, without calls where nothing happened to the context meanwhile.
+        before, inside = get_current(), call._context
+        attach(inside)
         try:
             chunk = await self._source.__anext__()
         except BaseException as error:
             call.leave(before)
             self._stopped(error, StopAsyncIteration)
             raise
-        call.leave(before)
+        if get_current() is inside:
+            attach(before)
+        else:
+            call.leave(before)
         # A guard by hand: a context manager would be a tenth of what a chunk costs.
         try:
-            self._seen(chunk)
+            if not self._quiet:
+                self._seen(chunk)
+            if self._read(call, chunk):
+                self._complete = True
         except Exception as error:  # noqa: BLE001
             report(_CHUNK, error)
         return chunk
 
     def _seen(self, chunk: Any) -> None:
+        """What there is to a chunk beside what it says."""
         call = self._call
         if not self._last:
             self._last = now = perf_counter()
             call.attributes.setdefault(RESPONSE_TIME_TO_FIRST_CHUNK, now - call.started)
+            self._quiet = call.gaps is None and call.content is None
         elif call.gaps is not None:
             now = perf_counter()
             call.gaps.append(now - self._last)
@@ -106,8 +127,6 @@ class Reading:
         if call.content is not None:
             with _CONTENT:
                 call.content.chunk(chunk)
-        if self._read(call, chunk):
-            self._complete = True
 
     def _stopped(self, error: BaseException, exhausted: type[Exception]) -> None:
         if not isinstance(error, exhausted):
@@ -134,76 +153,123 @@ class Reading:
 _ObjectProxy: Any = wrapt.ObjectProxy
 
 
-class _StreamProxy(_ObjectProxy):  # type: ignore[misc]
+class Stream(Proxy):
     """What the two kinds of stream share: closing, by whichever name the stream has for it."""
 
-    _self_reading: Reading
-
-    def __init__(self, stream: Any, call: Call, source: Any, read: ReadChunk) -> None:
-        super().__init__(stream)
-        self._self_reading = Reading(call, source, read)
+    __slots__ = ("_tollspan_reading",)
 
     def __getattr__(self, name: str) -> Any:
         # Only names that are not found on the proxy come here, so `close` and `aclose` exist where the stream's do.
-        value = getattr(self.__wrapped__, name)
+        value = getattr(self._tollspan_subject, name)
         if name in ("close", "aclose") and callable(value):
-            return _closing(value, self._self_reading)
+            return _closing(value, self._tollspan_reading)
         return value
 
 
-class SyncStream(_StreamProxy):
+def _iter(self: Any) -> Iterator[Any]:
+    subject = self._tollspan_subject
+    itself = hasattr(type(subject), "__next__") and subject.__iter__() is subject
+    return self if itself else _each(self)
+
+
+def _each(stream: Any) -> Iterator[Any]:
+    # The stream is held, as its own iterator would hold it.
+    while True:
+        try:
+            chunk = stream._tollspan_reading.next()
+        except StopIteration:
+            return
+        yield chunk
+
+
+def _next(self: Any) -> Any:
+    return self._tollspan_reading.next()
+
+
+def _enter(self: Any) -> Any:
+    subject = self._tollspan_subject
+    entered = subject.__enter__()
+    return self if entered is subject else entered
+
+
+def _exit(self: Any, *error: Any) -> Any:
+    try:
+        return self._tollspan_subject.__exit__(*error)
+    finally:
+        self._tollspan_reading.abandon()
+
+
+class SyncStream(Stream):
     """Proxy of a synchronous stream."""
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
+    __slots__ = ()
+    special = MappingProxyType({"__iter__": _iter, "__next__": _next, "__enter__": _enter, "__exit__": _exit})
 
-    def __next__(self) -> Any:
-        return self._self_reading.next()
 
-    def __enter__(self) -> Any:
-        entered = self.__wrapped__.__enter__()
-        return self if entered is self.__wrapped__ else entered
+def _aiter(self: Any) -> AsyncIterator[Any]:
+    subject = self._tollspan_subject
+    itself = hasattr(type(subject), "__anext__") and subject.__aiter__() is subject
+    return self if itself else _aeach(self)
 
-    def __exit__(self, *error: Any) -> Any:
+
+async def _aeach(stream: Any) -> AsyncIterator[Any]:
+    while True:
         try:
-            return self.__wrapped__.__exit__(*error)
-        finally:
-            self._self_reading.abandon()
+            chunk = await stream._tollspan_reading.anext()
+        except StopAsyncIteration:
+            return
+        yield chunk
 
 
-class AsyncStream(_StreamProxy):
+def _anext(self: Any) -> Any:
+    return self._tollspan_reading.anext()
+
+
+async def _aenter(self: Any) -> Any:
+    subject = self._tollspan_subject
+    entered = await subject.__aenter__()
+    return self if entered is subject else entered
+
+
+async def _aexit(self: Any, *error: Any) -> Any:
+    try:
+        return await self._tollspan_subject.__aexit__(*error)
+    finally:
+        self._tollspan_reading.abandon()
+
+
+class AsyncStream(Stream):
     """Proxy of an asynchronous stream."""
 
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    def __anext__(self) -> Any:
-        return self._self_reading.anext()
-
-    async def __aenter__(self) -> Any:
-        entered = await self.__wrapped__.__aenter__()
-        return self if entered is self.__wrapped__ else entered
-
-    async def __aexit__(self, *error: Any) -> Any:
-        try:
-            return await self.__wrapped__.__aexit__(*error)
-        finally:
-            self._self_reading.abandon()
+    __slots__ = ()
+    special = MappingProxyType({"__aiter__": _aiter, "__anext__": _anext, "__aenter__": _aenter, "__aexit__": _aexit})
 
 
-def observe(call: Call, stream: Any, read: ReadChunk) -> Any:
-    """Stand in for a synchronous stream; ``call`` ends with it. The stream is an iterator, or an iterable."""
-    return SyncStream(stream, call, stream if hasattr(stream, "__next__") else iter(stream), read)
+def observe(call: Call, stream: Any, read: ReadChunk, source: Any = None) -> Any:
+    """Stand in for a synchronous stream; ``call`` ends with it. The stream is an iterator, or an iterable; ``source``
+    is an iterator that is read in its place."""
+    if source is None:
+        source = stream if hasattr(stream, "__next__") else iter(stream)
+    return _standing(SyncStream, stream, Reading(call, source, read))
 
 
-def observe_async(call: Call, stream: Any, read: ReadChunk) -> Any:
+def observe_async(call: Call, stream: Any, read: ReadChunk, source: Any = None) -> Any:
     """Stand in for an asynchronous stream; ``call`` ends with it."""
-    return AsyncStream(stream, call, stream if hasattr(stream, "__anext__") else aiter(stream), read)
+    if source is None:
+        source = stream if hasattr(stream, "__anext__") else aiter(stream)
+    return _standing(AsyncStream, stream, Reading(call, source, read))
+
+
+def _standing(kind: type[Stream], stream: Any, reading: Reading) -> Any:
+    proxy = stand_in(kind, stream)
+    object.__setattr__(proxy, "_tollspan_reading", reading)
+    return proxy
 
 
 def abandon(proxy: Any) -> None:
     """Nobody will read on from ``proxy``, made here: end its call, unless the stream has ended."""
-    proxy._self_reading.abandon()
+    # A stream that is watched in place has it on its iterator: what it has itself, the program sees.
+    (proxy if issubclass(type(proxy), Stream) else proxy._iterator)._tollspan_reading.abandon()
 
 
 def _closing(close: Callable[..., Any], reading: exits.Open) -> Callable[..., Any]:

@@ -107,6 +107,8 @@ GEMINI: Final = "gemini"
 beside the prompt. The documented total is the sum of the four."""
 GEMINI_THOUGHTS_INSIDE: Final = "gemini_thoughts_inside"
 """The same where the total says that the candidates already include the thoughts."""
+TOOLS_EXCLUSIVE: Final = "tools_exclusive"
+"""Mistral's conversations: as OpenAI's, but what its connectors gave back to the model beside the prompt."""
 COHERE_BILLED: Final = "cohere_billed"
 """Cohere's ``billed_units``: image tokens beside text tokens, nothing cached."""
 
@@ -116,6 +118,7 @@ BESIDE: Final[dict[str, tuple[str, ...]]] = {
     REASONING_EXCLUSIVE: ("reasoning", "citation"),
     GEMINI: ("reasoning", "tool_input"),
     GEMINI_THOUGHTS_INSIDE: ("tool_input",),
+    TOOLS_EXCLUSIVE: ("tool_input",),
     COHERE_BILLED: ("image_input",),
 }
 """Convention → the counts that it reports beside the input or the output; every other count is part of one of them."""

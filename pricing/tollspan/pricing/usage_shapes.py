@@ -15,6 +15,8 @@ Sources, all read on 2026-11-21 unless they say otherwise:
   sum of prompt, candidates, tool use and thoughts. Vertex AI has the same object.
 * Amazon Bedrock: the service model in botocore 1.44.5 (TokenUsage, CacheDetail) and the user guide's page on prompt
   caching as read in anomalyco/opencode#38427: ``inputTokens`` is what was neither read from nor written to a cache.
+* Mistral's conversations: mistralai 3.7.0; that the total is the sum of prompt, completion and connectors, the examples
+  of docs.mistral.ai, "Connectors" (95 + 209 + 95 = 399; 196 + 485 + 3165 = 3846).
 * Cohere: cohere 7.3.1; vllm-project/vllm#46093, cohere-ai/cohere-python#711 for image tokens beside ``input_tokens``.
 * Mistral: mistralai 3.7.0. Groq: groq 1.7.0. OpenRouter: openrouter 1.3.84 and openrouter.ai/docs, "Usage Accounting".
 * xAI: xai-sdk 1.21.0; docs.x.ai, "Cost Tracking" (10**10 ticks are a dollar) and "Consumption and Rate Limits"; that
@@ -36,6 +38,7 @@ from tollspan.pricing.conventions import (
     GEMINI_THOUGHTS_INSIDE,
     OTEL_INCLUSIVE,
     REASONING_EXCLUSIVE,
+    TOOLS_EXCLUSIVE,
 )
 
 
@@ -103,6 +106,18 @@ SHAPES: Final[tuple[Shape, ...]] = (
         total=("total_token_count",),
     ),
     Shape(
+        "conversation",  # Mistral's, where a connector was used; else it is as any chat
+        ("connector_tokens",),
+        (TOOLS_EXCLUSIVE, OTEL_INCLUSIVE),
+        {
+            "input_tokens": ("prompt_tokens",),
+            "output_tokens": ("completion_tokens",),
+            "cache_read": ("prompt_tokens_details.cached_tokens",),
+            "tool_input": ("connector_tokens",),
+        },
+        total=("total_tokens",),
+    ),
+    Shape(
         "chat",
         ("prompt_tokens", "completion_tokens"),
         (OTEL_INCLUSIVE, REASONING_EXCLUSIVE),
@@ -137,10 +152,10 @@ SHAPES: Final[tuple[Shape, ...]] = (
     ),
     Shape(
         "cohere_billed",
-        ("billed_units.input_tokens", "billed_units.output_tokens", "billed_units.image_tokens"),
+        tuple(f"billed_units.{count}_tokens" for count in ("input", "text", "output", "image")),
         (COHERE_BILLED,),
         {
-            "input_tokens": ("billed_units.input_tokens",),
+            "input_tokens": ("billed_units.input_tokens", "billed_units.text_tokens"),
             "output_tokens": ("billed_units.output_tokens",),
             "image_input": ("billed_units.image_tokens",),
         },
@@ -232,11 +247,16 @@ METER_PATHS: Final[dict[str, tuple[str, ...]]] = {
         "server_side_tool_usage_details.web_search_calls",  # xAI
         "num_search_queries",  # Perplexity
         "tool_calls_details.search_web.invocation",  # Perplexity's Responses
+        "connectors.web_search",  # Mistral's conversations; its premium search has a price of its own, and no meter
     ),
     "web_fetches": ("server_tool_use.web_fetch_requests",),
     "x_searches": ("server_side_tool_usage_details.x_search_calls",),
-    "file_searches": ("server_side_tool_usage_details.file_search_calls",),
-    "code_interpreter.sessions": ("server_side_tool_usage_details.code_interpreter_calls",),
+    "file_searches": ("server_side_tool_usage_details.file_search_calls", "connectors.document_library"),
+    "code_interpreter.sessions": (
+        "server_side_tool_usage_details.code_interpreter_calls",
+        "connectors.code_interpreter",
+    ),
+    "images": ("connectors.image_generation", "billed_units.images"),  # made by Mistral's; embedded by Cohere's
     "server_tools.calls": ("server_side_tool_usage_details.document_search_calls",),
     "audio.seconds": ("prompt_audio_seconds", "billable_audio_seconds"),  # Mistral; xAI's Realtime
     "pages": ("pages_processed", "billed_units.pages"),  # Mistral's OCR; Cohere
@@ -262,10 +282,12 @@ TOTAL_COSTS: Final[tuple[tuple[str, int, frozenset[str] | None], ...]] = (
 TIERS: Final[dict[str, str | None]] = {
     "on_demand_priority": "priority",
     "on_demand_flex": "flex",
+    "on_demand_offpeak": "offpeak",
     "unspecified": None,
     "traffic_type_unspecified": None,
 }
-"""Service tiers by other names, in lower case; None says nothing."""
+"""Service tiers by other names, in lower case; None says nothing. Google's ``provisioned_throughput`` keeps its name:
+such tokens are paid for by the units that were ordered, and a book says so (``included``, when the tier is that)."""
 
 SEARCHES_BILLED_BY_PROMPT: Final = r"(^|/)gemini-[12]\b"
 """Regular expression: models whose searches Google bills by the grounded prompt; later ones, by the query
