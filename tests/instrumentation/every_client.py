@@ -69,7 +69,7 @@ class Client:
         kind: content type of a stream.
         garbage: a piece of a stream that no client can read.
         retrying, retrying_streams: it can try again by itself.
-        lazy: its streams send their request when they are read.
+        silent: it can read answers that tell no usage.
         refusal: body of a refusal with this status.
         headers: headers of a refusal.
     """
@@ -86,7 +86,7 @@ class Client:
     garbage: bytes = b'data: {"id": \n\n'
     retrying: bool = True
     retrying_streams: bool = True
-    lazy: bool = False
+    silent: bool = True
     refusal: Callable[[int], Any] = lambda status: {"message": f"no: {status}"}
     headers: Mapping[str, str] = field(default_factory=lambda: {"retry_after_ms": "1"})
 
@@ -297,6 +297,7 @@ ANTHROPIC = Client(
         **({"usage": anthropic_usage(counts)} if counts else {}),
     },
     events=anthropic_events,
+    silent=False,
     refusal=lambda status: {"type": "error", "error": {"type": "api_error", "message": f"no: {status}"}},
 )
 
@@ -346,7 +347,6 @@ GOOGLE = Client(
     },
     answer=lambda counts: google_stub.content(google_usage(counts)),
     events=google_events,
-    lazy=True,
     refusal=google_stub.refusal,
 )
 
@@ -422,6 +422,7 @@ MISTRAL = Client(
     },
     answer=lambda counts: {**without(mistral_completion(), "usage"), **usage(counts)},
     events=lambda counts: server_sent(mistral_chunks(usage(counts).get("usage"))),
+    silent=False,
 )
 
 
@@ -452,7 +453,6 @@ COHERE = Client(
     answer=lambda counts: cohere_chat(usage=cohere_usage(counts)),
     events=lambda counts: server_sent(cohere_events(cohere_usage(counts)), done=False, named="type"),
     retrying_streams=False,
-    lazy=True,
 )
 
 
@@ -480,7 +480,6 @@ OLLAMA = Client(
     events=lambda counts: lines([ollama_part("Hel"), ollama_part("lo."), ollama_last("", counts)]),
     kind=NDJSON,
     garbage=b'{"id": \n',
-    lazy=True,
     retrying=False,
     retrying_streams=False,
 )

@@ -30,7 +30,7 @@ _OURS: Final = str(Path(tollspan.instrumentation.__path__[0]).resolve())
 _TESTS: Final = str(Path(__file__).resolve().parent)
 _CHANGING: Final = re.compile(
     r"0x[0-9a-f]+|cancel scope [0-9a-f]+|fd=\d+|laddr=\([^)]*\)|raddr=\([^)]*\)"
-    r"|Task-\d+|port=\d+|\('127\.0\.0\.1', \d+\)|\d+\.\d+ ?s\b"
+    r"|Task-\d+|port=\d+|\('127\.0\.0\.1', \d+\)|\d+\.\d+ ?s(?:econds)?\b|created=\d+"
 )
 _ABSTRACT: Final = (
     *(abc.Iterable, abc.Iterator, abc.Generator, abc.AsyncIterable, abc.AsyncIterator, abc.AsyncGenerator),
@@ -150,6 +150,8 @@ class Seen:
         """Note an exception of the block, and swallow it."""
         try:
             yield
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             self.error = type(error)
             self.note(label, described_error(error))
@@ -170,7 +172,11 @@ class Seen:
                 gc.collect()
             finally:
                 sys.unraisablehook = hook
-        self.note("warnings", sorted({(name_of(one.category), tidy(str(one.message))) for one in caught}))
+        # A socket that is left open is told of when the collector comes by, which is not the same moment every time.
+        told = {
+            (name_of(one.category), tidy(str(one.message))) for one in caught if one.category is not ResourceWarning
+        }
+        self.note("warnings", sorted(told))
 
     def in_loop(self) -> None:
         """Note what is raised in the running loop where nobody waits for it."""

@@ -95,6 +95,7 @@ def logs() -> Logs:
 def capture(monkeypatch: pytest.MonkeyPatch, telemetry: Any, logs: Logs) -> Iterator[Callable[[str], Any]]:
     def switch(mode: str, provider: Any = None) -> Any:
         monkeypatch.setenv(VARIABLE, mode)
+        monkeypatch.setenv("TOLLSPAN_PEERS", "beside")  # another test may have imported one
         OpenAIInstrumentor().instrument(tracer_provider=provider or telemetry.provider, logger_provider=logs.provider)
         return telemetry
 

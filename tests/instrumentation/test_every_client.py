@@ -119,7 +119,7 @@ class World:
     async def read(self, stream: Any, most: int = -1) -> None:
         """Read a stream, at most so many chunks."""
         before, read = context.get_current(), 0
-        if hasattr(stream, "__aiter__"):
+        if self.asynchronous and hasattr(stream, "__aiter__"):
             async for chunk in stream:
                 self.seen.value("chunk", chunk)
                 assert context.get_current() == before
@@ -141,7 +141,7 @@ class World:
 
     async def close(self, stream: Any) -> None:
         """Close a stream by whichever name it has for that."""
-        for name in ("aclose", "close", "__aexit__", "__exit__"):
+        for name in ("aclose", "close", "__aexit__") if self.asynchronous else ("close", "__exit__"):
             if hasattr(stream, name):
                 args = (None, None, None) if name.startswith("__") else ()
                 self.seen.note(name, repr(await settled(getattr(stream, name)(*args))))
@@ -454,6 +454,7 @@ def everything_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("TOLLSPAN_CLIENT_METRICS", "chunks")
     monkeypatch.setenv("TOLLSPAN_FINGERPRINT_KEY", "secret")
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "span_and_event")
+    monkeypatch.setenv("TOLLSPAN_PEERS", "beside")  # another test may have imported one
     return {"meter_provider": MeterProvider([InMemoryMetricReader()]), "logger_provider": LoggerProvider()}
 
 
@@ -482,6 +483,8 @@ OF_THE_MOMENT = frozenset(
 def run(client: Client, asynchronous: bool, stub: StubServer, program: Program, ask: Ask) -> Seen:
     """Run a program once; returns what it saw."""
     stub.forget()
+    gc.collect()  # what earlier programs left is not this one's
+    gc.freeze()  # and is not to be searched again and again
     seen = Seen()
     world = World(client, asynchronous, stub, seen)
     before = context.get_current()
@@ -618,6 +621,8 @@ def test_what_the_server_counted_is_on_the_span_of_every_call(
     client: Client, asynchronous: bool, counts: Counts, stub: StubServer, telemetry: Any
 ) -> None:
     needs(client, asynchronous)
+    if counts is None and not client.silent:
+        pytest.skip("the client itself cannot read an answer without usage")
 
     async def program(world: World, ask: Callable[[Any], Any]) -> None:
         plain = ask in [each.of(asynchronous) for each in client.asks.values()]
@@ -746,7 +751,7 @@ def as_it_is(client: Client, asynchronous: bool, stub: StubServer, program: Prog
 def programs(client: Client) -> list[tuple[Program, Ask]]:
     """Programs of the first calls of a client."""
     ask, stream = next(iter(client.asks.values())), next(iter(client.streams.values()))
-    return [(whole_call, ask), (whole_stream, stream), (stream_left, stream), (fails, ask)]
+    return [(whole_call, ask), (whole_stream, stream), (fails, ask)]
 
 
 fails = refused(500)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -21,8 +22,20 @@ ASK: Any = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "hel
 STREAM: Any = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
 
 
+@pytest.fixture
+def put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own functions are put back after the test: a peer's uninstrumenting leaves its own there."""
+    for point in OpenAIInstrumentor.points:
+        home, _, path = point.target.partition(":")
+        kind, _, name = path.partition(".")
+        with suppress(ImportError):
+            owner = getattr(importlib.import_module(home), kind, None)
+            if owner is not None and name in vars(owner):
+                monkeypatch.setattr(owner, name, vars(owner)[name])
+
+
 @pytest.fixture(params=[(peer, first) for peer in PEERS for first in ("ours", "theirs")], ids=lambda it: "-".join(it))
-def beside(request: pytest.FixtureRequest, telemetry: Any) -> Iterator[Any]:
+def beside(request: pytest.FixtureRequest, put_back: None, telemetry: Any) -> Iterator[Any]:
     """Ours and a peer's instrumentation on the same client; the one named first is the inner."""
     module, first = request.param
     ours, theirs = OpenAIInstrumentor(), pytest.importorskip(module).OpenAIInstrumentor()

@@ -14,13 +14,14 @@ import io
 import json
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
-import wrapt
 from opentelemetry.context import get_current
 
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.once import Once, Origin
+from tollspan.instrumentation.proxies import Proxy, stand_in
 from tollspan.instrumentation.sending import FEW, Sender
 from tollspan.instrumentation.tags import current_tags
 
@@ -121,7 +122,7 @@ class BatchFiles:
         tap = _Tap(self, fetch)
         if http.headers.get("content-encoding", "identity") == "identity":
             # What is sent is what is read, and all reading goes through it.
-            http.stream = _Watched(http.stream, http, tap)
+            http.stream = _watched(http, tap)
             return
         # All reading but for that of the bytes as sent goes through this one method, which can be called once. It is
         # gone from the instance before its first byte, and keeps no response that nobody reads.
@@ -228,29 +229,34 @@ class _Tap:
             del self._kept[:end]
 
 
-# wrapt 1 is untyped and wrapt 2 generic; neither form of a typed base suits both.
-_ObjectProxy: Any = wrapt.ObjectProxy
+def _iter(self: Any) -> Iterator[bytes]:
+    return _watching(_gone(self), self._tollspan_tap)
 
 
-class _Watched(_ObjectProxy):  # type: ignore[misc]
+def _aiter(self: Any) -> AsyncIterator[bytes]:
+    return _watching_async(_gone(self), self._tollspan_tap)
+
+
+class _Watched(Proxy):
     """Stands in for the stream of a response until somebody reads it."""
 
-    def __init__(self, stream: Any, http: Any, tap: _Tap) -> None:
-        super().__init__(stream)
-        self._self_http = weakref.ref(http)
-        self._self_tap = tap
+    __slots__ = ("_tollspan_http", "_tollspan_tap")
+    special = MappingProxyType({"__iter__": _iter, "__aiter__": _aiter})
 
-    def _self_gone(self) -> Any:
-        http = self._self_http()
-        if http is not None and http.stream is self:
-            http.stream = self.__wrapped__
-        return self.__wrapped__
 
-    def __iter__(self) -> Iterator[bytes]:
-        return _watching(self._self_gone(), self._self_tap)
+def _watched(http: Any, tap: _Tap) -> Any:
+    proxy = stand_in(_Watched, http.stream)
+    object.__setattr__(proxy, "_tollspan_http", weakref.ref(http))
+    object.__setattr__(proxy, "_tollspan_tap", tap)
+    return proxy
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _watching_async(self._self_gone(), self._self_tap)
+
+def _gone(watched: Any) -> Any:
+    """The stream itself, which is back in its place."""
+    stream, http = watched._tollspan_subject, watched._tollspan_http()
+    if http is not None and http.stream is watched:
+        http.stream = stream
+    return stream
 
 
 def _decoded(http: Any, chunk_size: int | None) -> Any:

@@ -525,6 +525,14 @@ def _begin(
         return None
 
 
+def begin(point: WrapPoint, tracer: trace.Tracer, *args: Any) -> Call | None:
+    """Start the span of a block of the program's own and make it current, as a call of a wrapped function would.
+
+    Whoever calls this calls `Call.returned` or `Call.raised` when the block ends. None: the block has no span.
+    """
+    return _begin(point, _key(point.layer), tracer, args, {})
+
+
 class CallInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Instrumentor of one library: a table of wrap points under a scope name.
 

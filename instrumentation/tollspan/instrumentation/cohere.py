@@ -15,9 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple
-
-import wrapt
 
 from tollspan.instrumentation import cohere_batches, exits
 from tollspan.instrumentation.calls import Call, Opening, WrapPoint
@@ -25,6 +24,7 @@ from tollspan.instrumentation.exits import drop
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.once import OnceInstrumentor
 from tollspan.instrumentation.providers import address_attributes
+from tollspan.instrumentation.proxies import Proxy, stand_in
 from tollspan.instrumentation.streams import ReadChunk, abandon, observe, observe_async
 from tollspan.instrumentation.tables import Attempts, opening, told, word
 from tollspan.instrumentation.usage import put_usage
@@ -218,70 +218,68 @@ class Held:
             drop(self)
 
 
-# wrapt 1 is untyped and wrapt 2 generic; neither form of a typed base suits both.
-_ObjectProxy: Any = wrapt.ObjectProxy
+def _enter(self: Any) -> Any:
+    held = self._tollspan_held
+    before = held.entering()
+    try:
+        response = self._tollspan_subject.__enter__()
+    except BaseException as error:
+        held.failed(before, error)
+        raise
+    held.entered(before, response, observe)
+    return response
 
 
-class Opened(_ObjectProxy):  # type: ignore[misc]
+def _exit(self: Any, *error: Any) -> Any:
+    try:
+        return self._tollspan_subject.__exit__(*error)
+    finally:
+        self._tollspan_held.abandon()
+
+
+async def _aenter(self: Any) -> Any:
+    held = self._tollspan_held
+    before = held.entering()
+    try:
+        response = await self._tollspan_subject.__aenter__()
+    except BaseException as error:
+        held.failed(before, error)
+        raise
+    held.entered(before, response, observe_async)
+    return response
+
+
+async def _aexit(self: Any, *error: Any) -> Any:
+    try:
+        return await self._tollspan_subject.__aexit__(*error)
+    finally:
+        self._tollspan_held.abandon()
+
+
+class Opened(Proxy):
     """Stands in for the context manager of a raw stream, of either kind."""
 
-    _self_held: Held
-
-    def __init__(self, manager: Any, call: Call) -> None:
-        super().__init__(manager)
-        self._self_held = Held(call)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__wrapped__(*args, **kwargs)
-
-    def __enter__(self) -> Any:
-        held = self._self_held
-        before = held.entering()
-        try:
-            response = self.__wrapped__.__enter__()
-        except BaseException as error:
-            held.failed(before, error)
-            raise
-        held.entered(before, response, observe)
-        return response
-
-    def __exit__(self, *error: Any) -> Any:
-        try:
-            return self.__wrapped__.__exit__(*error)
-        finally:
-            self._self_held.abandon()
-
-    async def __aenter__(self) -> Any:
-        held = self._self_held
-        before = held.entering()
-        try:
-            response = await self.__wrapped__.__aenter__()
-        except BaseException as error:
-            held.failed(before, error)
-            raise
-        held.entered(before, response, observe_async)
-        return response
-
-    async def __aexit__(self, *error: Any) -> Any:
-        try:
-            return await self.__wrapped__.__aexit__(*error)
-        finally:
-            self._self_held.abandon()
+    __slots__ = ("_tollspan_held",)
+    special = MappingProxyType({"__enter__": _enter, "__exit__": _exit, "__aenter__": _aenter, "__aexit__": _aexit})
 
 
 def _hold(call: Call, manager: Any) -> Any:
-    return Opened(manager, call)
+    proxy = stand_in(Opened, manager)
+    object.__setattr__(proxy, "_tollspan_held", Held(call))
+    return proxy
 
 
 # -- requests that go out from other threads ---------------------------------------------------------------------------
 
 
-class _Spreading(_ObjectProxy):  # type: ignore[misc]
+class _Spreading(Proxy):
     """A client whose threads have the caller's context, as far as one call of it goes."""
+
+    __slots__ = ()
 
     @property
     def _executor(self) -> _Executor:
-        return _Executor(self.__wrapped__._executor)
+        return _Executor(self._tollspan_subject._executor)
 
 
 class _Executor:
@@ -314,7 +312,7 @@ def _spread(patches: Patches) -> Callable[[Callable[..., Any]], Callable[..., An
         def embed(self: Any, *args: Any, **kwargs: Any) -> Any:
             if patches.active:
                 with _SPREAD:
-                    self = _Spreading(self)
+                    self = stand_in(_Spreading, self)
             return original(self, *args, **kwargs)
 
         return embed

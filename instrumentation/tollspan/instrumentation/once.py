@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,9 @@ _REMEMBERED: Final = 65_536
 _POINT: Final = WrapPoint(target="once:", request=lambda args, kwargs: None)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EXTRAS: Final = guard("once.extras")
+_FILL: Final = guard("once.fill")
+_given: Final = threading.local()
+"""``identity``: the ids of the span that this thread starts now."""
 
 Fill = Callable[[Call], None]
 """Puts what is known in ``call.attributes``, as a reader does."""
@@ -76,8 +80,14 @@ class Remembered:
 
     def __init__(self, most: int = _REMEMBERED) -> None:
         self._most = most
-        self._lock = threading.Lock()
+        self._free()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._free)
         self._known: dict[str, Any] = {}
+
+    def _free(self) -> None:
+        # One that the same thread can take twice: a stream that the garbage collector closes may be billed by that.
+        self._lock = threading.RLock()
 
     def add(self, key: str, value: Any = None) -> bool:
         """Remember ``key``; False when it is known already, and then keeps what is known."""
@@ -106,20 +116,19 @@ class _Derived:
 
     def __init__(self, underneath: Any) -> None:
         self._underneath = underneath
-        self.given = threading.local()
 
     def generate_trace_id(self) -> int:
-        identity: tuple[int, int] | None = getattr(self.given, "identity", None)
+        identity: tuple[int, int] | None = getattr(_given, "identity", None)
         made: int = self._underneath.generate_trace_id() if identity is None else identity[0]
         return made
 
     def generate_span_id(self) -> int:
-        identity: tuple[int, int] | None = getattr(self.given, "identity", None)
+        identity: tuple[int, int] | None = getattr(_given, "identity", None)
         made: int = self._underneath.generate_span_id() if identity is None else identity[1]
         return made
 
     def is_trace_id_random(self) -> bool:
-        if getattr(self.given, "identity", None) is not None:
+        if getattr(_given, "identity", None) is not None:
             return True  # a digest's bits are spread as evenly
         return bool(getattr(self._underneath, "is_trace_id_random", bool)())
 
@@ -263,7 +272,8 @@ class Once:
         call.opened = opened
         if not call.recording and metrics is None:
             return call
-        fill(call)
+        with _FILL:
+            fill(call)
         with _EXTRAS:
             if beside.cost is not None:
                 beside.cost.began(call, (), {})
@@ -299,6 +309,12 @@ def identity_of(key: str, namespace: str = NAMESPACE) -> tuple[int, int]:
     """Trace id and span id that ``key`` has in every process."""
     digest = hashlib.sha256(f"{namespace}\0{key}".encode()).digest()
     return int.from_bytes(digest[:16], "big") or 1, int.from_bytes(digest[16:24], "big") or 1
+
+
+def suppressed() -> bool:
+    """Whether somebody wants nothing to be seen of what is done now."""
+    context = get_current()
+    return bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get(_SUPPRESS_PLAIN))
 
 
 def instant(when: Any) -> int | None:
@@ -341,14 +357,12 @@ def _start(
     # The SDK's tracers say where their ids come from; with any other the span has the ids that it gets.
     ids = getattr(tracing, "id_generator", None)
     if hasattr(ids, "generate_trace_id") and not isinstance(ids, _Derived):
-        ids = tracing.id_generator = _Derived(ids)
-    if not isinstance(ids, _Derived):
-        return start_span()
-    ids.given.identity = identity
+        tracing.id_generator = _Derived(ids)
+    _given.identity = identity
     try:
         return start_span()
     finally:
-        ids.given.identity = None
+        _given.identity = None
 
 
 def _looking(
@@ -356,9 +370,7 @@ def _looking(
 ) -> Callable[..., Any]:
     def seen(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         with fence:
-            context = get_current()
-            suppressed = context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get(_SUPPRESS_PLAIN)
-            if patches.active and not suppressed:
+            if patches.active and not suppressed():
                 look(args[0], kwargs, args[1:], result)
 
     if not asynchronous:

@@ -112,11 +112,12 @@ class Sender:
         if self._thread is None:
             self._patience = PATIENCE_S
             self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="tollspan-batch-results", daemon=True)
+            thread = threading.Thread(target=self._run, name="tollspan-batch-results", daemon=True)
             # Last registered, first called: before the provider shuts down, whenever that was made.
             atexit.unregister(self.finish)
             atexit.register(self.finish)
-            self._thread.start()
+            thread.start()  # raises where no more threads are to be had; the next results try again
+            self._thread = thread
 
     def _run(self) -> None:
         while True:

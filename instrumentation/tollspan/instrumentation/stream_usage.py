@@ -138,14 +138,20 @@ class _Hiding:
     def __init__(self, call: Call, stream: Any, read: streams.ReadChunk, only: Only) -> None:
         self._call, self._stream, self._read, self._only = call, stream, read, only
 
+    def _hides(self, chunk: Any) -> bool:
+        """Whether a chunk is there because of us; it is hidden too where it cannot be read."""
+        hidden = False
+        with _HIDDEN:
+            hidden = self._only(chunk)
+            if hidden:
+                self._read(self._call, chunk)
+        return hidden
+
     def __next__(self) -> Any:
         while True:
             chunk = self._stream.__next__()
-            with _HIDDEN:
-                if self._only(chunk):
-                    self._read(self._call, chunk)
-                    continue
-            return chunk
+            if not self._hides(chunk):
+                return chunk
 
 
 class _HidingAsync(_Hiding):
@@ -156,8 +162,5 @@ class _HidingAsync(_Hiding):
     async def __anext__(self) -> Any:
         while True:
             chunk = await self._stream.__anext__()
-            with _HIDDEN:
-                if self._only(chunk):
-                    self._read(self._call, chunk)
-                    continue
-            return chunk
+            if not self._hides(chunk):
+                return chunk

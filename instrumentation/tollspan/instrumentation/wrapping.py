@@ -113,6 +113,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
+def _find(module: ModuleType, target: str) -> tuple[Any, str, Any]:
+    """Owner and name of a target, and what stands there; None where nothing does."""
+    *path, name = target.partition(":")[2].split(".")
+    owner: Any = module
+    for part in path:
+        owner = getattr(owner, part, None)
+    return owner, name, getattr(owner, name, None)
+
+
 class Patches:
     """A set of attributes that are replaced together and restored together.
 
@@ -154,14 +163,12 @@ class Patches:
         self._pending.append(when_imported(module, imported))
 
     def _place(self, module: ModuleType, target: str, make: Make) -> None:
+        # What a library imports when it is asked for is imported now: its hook may want the lock.
+        _find(module, target)
         with self._lock:
             if not self.active:
                 return  # removed while the library came
-            *path, name = target.partition(":")[2].split(".")
-            owner: Any = module
-            for part in path:
-                owner = getattr(owner, part, None)
-            original = getattr(owner, name, None)
+            owner, name, original = _find(module, target)
             if original is None:
                 _log.debug("%s is not there in this version of the library; its calls are not seen", target)
                 return

@@ -71,8 +71,8 @@ def outlives(call: Call, result: Any) -> Any:
 
 def _of_library(value: Any) -> bool:
     # By where its class comes from: aiobotocore 2 has classes that share no base with botocore's. And by the class that
-    # it says it has, for a peer's proxy may stand there.
-    return value.__class__.__module__.partition(".")[0] in _LIBRARIES
+    # it says it has, for a peer's proxy may stand there; by its own too, for a body of aiobotocore 2 is itself a proxy.
+    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in (type(value), value.__class__))
 
 
 # -- event streams -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
-
 from tollspan.instrumentation import once
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.openai.background import reason
@@ -100,7 +98,7 @@ def _parsing(patches: Patches, original: Callable[..., Any]) -> Callable[..., An
         if patches.active:
             with _EVENT:
                 read = _READERS.get(getattr(event, "type", None))  # type: ignore[arg-type]
-                if read is not None and not get_current().get(_SUPPRESS_INSTRUMENTATION_KEY):
+                if read is not None and not once.suppressed():
                     known = _sessions.get(self)
                     if known is None:
                         known = _sessions[self] = _Session(self)

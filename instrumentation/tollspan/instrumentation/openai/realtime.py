@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
-
 from tollspan.instrumentation import extras, once
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.guard import guard
@@ -102,7 +100,7 @@ def _parsing(patches: Patches, api: str, original: Callable[..., Any]) -> Callab
             with _EVENT:
                 kind = getattr(event, "type", None)
                 read = _READERS.get(kind)  # type: ignore[arg-type]
-                if read is not None and not get_current().get(_SUPPRESS_INSTRUMENTATION_KEY):
+                if read is not None and not once.suppressed():
                     known = _connections.get(self)
                     if known is None:
                         known = _connections[self] = _Connection(self)
