@@ -907,7 +907,8 @@ def test_streams_leave_nothing_behind(
     provider.add_span_processor(counting)
     with instrumented(client, tracer_provider=provider, **everything_on):
         grown, watched = left_behind(client, asynchronous, stub, count)
-    assert grown < 0.1, f"{grown} objects a stream stay"
+    # One way in four of leaving a stream, if it leaked, would leave a call, a span, a reading and more.
+    assert grown < 0.5, f"{grown} objects a stream stay"
     # Where a client's stream is a cycle by itself, what it holds of ours goes with it.
     assert watched <= plain * 1.1 + 0.5, f"{watched} objects a stream are left to the collector, {plain} without us"
     made = WARM + count

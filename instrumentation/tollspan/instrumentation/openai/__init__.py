@@ -11,7 +11,9 @@ either API reaches ``create``, and so gets its span there.
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+import functools
+from importlib import import_module
+from typing import Any, ClassVar, Final
 
 from tollspan.instrumentation import stream_usage
 from tollspan.instrumentation.calls import WrapPoint
@@ -19,11 +21,8 @@ from tollspan.instrumentation.once import OnceInstrumentor
 from tollspan.instrumentation.openai import (
     assistants,
     background,
-    batches,
-    live,
     media,
     readers,
-    realtime,
     videos,
 )
 from tollspan.instrumentation.openai.results import RAW, outliving
@@ -77,6 +76,18 @@ def _points() -> tuple[WrapPoint, ...]:
     )
 
 
+LATER: Final[dict[str, tuple[str, ...]]] = {
+    "batches": ("openai.resources.batches", "openai.resources.files"),
+    "live": ("openai.resources.live.live", "openai.resources.live.sideband", "openai.resources.live.forks"),
+    "realtime": (
+        "openai.resources.realtime.realtime",
+        "openai.resources.beta.realtime.realtime",
+        "openai.resources.responses.responses",
+        "openai.resources.beta.responses.responses",
+    ),
+}
+"""Module of ours that few programs need → modules of the client, of which the first to be imported brings it."""
+
 POINTS: Final = _points()
 """Every wrapped function: each API, synchronous and asynchronous, plain and parsed."""
 
@@ -93,7 +104,13 @@ class OpenAIInstrumentor(stream_usage.AskingInstrumentor, OnceInstrumentor):
         RAW.patch(patches, "openai", legacy=True)
         RETRIES.patch(patches)
         videos.patch(patches)
-        batches.patch(patches)
-        realtime.patch(patches)
-        live.patch(patches)
         assistants.patch(patches)
+        for ours, theirs in LATER.items():
+            once = functools.cache(functools.partial(_patch_later, ours, patches))
+            for module in theirs:
+                patches.when_imported(module, lambda _, once=once: once())
+
+
+def _patch_later(ours: str, patches: Patches) -> None:
+    module: Any = import_module(f"{__name__}.{ours}")
+    module.patch(patches)

@@ -93,7 +93,8 @@ def _read_line(fetch: Fetch, number: int, line: Line) -> None:
     if usage is None and not isinstance(body.get("data"), list):
         return
     kind = body.get("object")
-    operation = OPERATIONS.get(kind, "chat") if isinstance(kind, str) else "image_generation"
+    # Images say not what they are, and neither do all who speak as this provider does.
+    operation = OPERATIONS.get(str(kind), "chat" if kind or "choices" in body else "image_generation")
     attributes = {**client_attributes(fetch.client), names.PROCESSING: BATCH, names.OPERATION_NAME: operation}
     if isinstance(kind, str) and kind in _API_TYPES:
         attributes[names.OPENAI_API_TYPE] = _API_TYPES[kind]
@@ -111,7 +112,8 @@ def _read_line(fetch: Fetch, number: int, line: Line) -> None:
             del call.attributes[names.OPENAI_RESPONSE_SERVICE_TIER]
 
     ONCE.emit(
-        str(told) if told else f"{fetch.name}:{number}",
+        # Not every provider that speaks so gives each line an id of its own.
+        f"{told}:{line.get('custom_id')}" if told else f"{fetch.name}:{number}",
         f"{operation} {model}" if model else operation,
         attributes,
         fill,
