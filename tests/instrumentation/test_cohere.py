@@ -279,6 +279,7 @@ def test_a_raw_stream_is_counted(spans: Any, stub: SmallStub) -> None:
     client = cohere_client(stub.stream(pieces(), SSE).url)
     manager = client.with_raw_response.chat_stream(model=MODEL, messages=HELLO)
     assert isinstance(manager, contextlib.AbstractContextManager)
+    assert not isinstance(manager, contextlib.AbstractAsyncContextManager)
     assert stub.requests == []
     with manager as raw:
         assert type(raw) is HttpResponse

@@ -175,6 +175,26 @@ def test_a_tools_credentials_are_not_told(heard: Any, google: GoogleStub) -> Non
     assert "k-secret" not in str(tool)
 
 
+def test_a_tools_credentials_are_not_told_in_camel_case_either(heard: Any, google: GoogleStub) -> None:
+    api = {"endpoint": "e", "authConfig": {"oidcConfig": {"idToken": "k-secret"}}}
+    google.json(content()).vertex().models.generate_content(
+        **ASK, config={"tools": [{"retrieval": {"externalApi": api}}]}
+    )
+    assert "k-secret" not in str(said(heard)[names.TOOL_DEFINITIONS])
+
+
+def test_a_picture_that_a_tool_gave_stands_beside_what_it_said(heard: Any, google: GoogleStub) -> None:
+    picture = {"inline_data": {"mime_type": "image/png", "data": "AAAA"}}
+    given = {"name": "look", "response": {"seen": "it"}, "parts": [picture]}
+    asked = [{"role": "user", "parts": [{"function_response": given}]}]
+    google.json(content()).client().models.generate_content(model=MODEL, contents=asked)
+    (message,) = said(heard)[names.INPUT_MESSAGES]
+    assert message["parts"][0]["response"] == [
+        {"type": "json", "content": {"seen": "it"}},
+        {"type": "blob", "modality": "image", "mime_type": "image/png", "content": "AAAA"},
+    ]
+
+
 @pytest.mark.parametrize(
     "contents",
     [
@@ -331,6 +351,26 @@ STEPPED = [
     {"type": "text", "content": "Hello."},
     {"type": "tool_call", "id": "f1", "name": "weather", "arguments": {"city": "Rome"}},
 ]
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ({"seen": "it"}, {"seen": "it"}),
+        (
+            [{"type": "text", "text": "It."}, {"type": "image", "mime_type": "image/png", "data": "AAAA"}],
+            [
+                {"type": "text", "content": "It."},
+                {"type": "blob", "modality": "image", "mime_type": "image/png", "content": "AAAA"},
+            ],
+        ),
+    ],
+)
+def test_what_a_tool_gave_in_an_interaction(heard: Any, google: GoogleStub, result: Any, told: Any) -> None:
+    given: Any = [{"type": "function_result", "call_id": "f0", "name": "look", "result": result}]
+    google.json(interaction(steps=STEPS)).client().interactions.create(model=MODEL, input=given)
+    (message,) = said(heard)[names.INPUT_MESSAGES]
+    assert message["parts"][0]["response"] == told
 
 
 def test_an_interaction(heard: Any, google: GoogleStub) -> None:

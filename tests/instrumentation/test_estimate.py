@@ -96,6 +96,16 @@ def test_what_is_no_text_has_no_estimate(estimate: Any, wire: Any, image: Any) -
     assert counts(telemetry) == (None, 6, True)
 
 
+@pytest.mark.parametrize(("told", "expected"), [([IMAGE], None), ([{"type": "text", "text": "Rain."}], 12)])
+def test_a_picture_that_a_tool_gave_is_no_text(estimate: Any, wire: Any, told: Any, expected: int | None) -> None:
+    telemetry = estimate("true")
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    asked = {"role": "assistant", "tool_calls": [call]}
+    given = {"role": "tool", "tool_call_id": "c", "content": told}
+    list(silent(wire).chat.completions.create(model="gpt-5-mini", messages=[asked, given], stream=True))
+    assert counts(telemetry) == (expected, 6, True)
+
+
 def test_input_that_the_provider_kept_has_no_estimate(estimate: Any, wire: Any) -> None:
     telemetry = estimate("true")
     wire.json(wire.response(usage=None)).client().responses.create(

@@ -275,8 +275,16 @@ CREDENTIALS = (
     "db_password",
     "Cookie",
     "vertex_credentials",
+    "idToken",
+    "clientSecret",
+    "credentialSecret",
+    "apiKeyString",
+    "XApiKey",
+    "githubToken",
+    "AccountKey",
+    "passphrase",
 )
-OTHERS = ("max_tokens", "key", "keywords", "tokens", "tokenizer", "secretary", "monkey", "authors", "logit_bias")
+OTHERS = ("max_tokens", "maxOutputTokens", "key", "keywords", "tokens", "tokenizer", "secretary", "monkey", "authors", "logit_bias")
 
 
 @pytest.mark.parametrize("name", [*CREDENTIALS, *OTHERS])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from tollspan.instrumentation import once
+from tollspan.instrumentation import faults, once
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.openai import OpenAIInstrumentor
 from tollspan.instrumentation.switches import COST
@@ -133,6 +136,62 @@ def test_another_process_makes_the_same_span(instrumented: Any) -> None:
         [sys.executable, "-c", OTHER_PROCESS % START], capture_output=True, text=True, timeout=60, check=True
     )
     assert other.stdout.split() == [str(each) for each in (span.context.trace_id, span.context.span_id, START)]
+
+
+def test_a_fault_in_a_reader_leaves_a_span_that_says_less(faulty_telemetry: Any) -> None:
+    def fault(call: Call) -> None:
+        raise ValueError
+
+    made = once.Once("faulty")
+    made.start(faulty_telemetry.provider)
+    assert made.emit("a", "chat", ATTRIBUTES, fault, start_ns=START)
+    assert made.record("chat", ATTRIBUTES, fault) is not None
+    assert len(faulty_telemetry.spans()) == 2
+    assert faults()["once.fill"] == 2
+
+
+def test_ids_are_derived_also_when_two_threads_come_first_together(
+    instrumented: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_span = Tracer.start_span
+
+    def overtaken(self: Any, *args: Any, **options: Any) -> Any:
+        self.id_generator = once._Derived(RandomIdGenerator())  # the other thread's
+        return start_span(self, *args, **options)
+
+    monkeypatch.setattr(Tracer, "start_span", overtaken)
+    emit()
+    span = instrumented.only()
+    assert (span.context.trace_id, span.context.span_id) == once.identity_of("a")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_child_waits_for_no_thread_of_its_parent() -> None:
+    known = once.Remembered()
+    with known._lock:
+        child = os.fork()
+        if child == 0:
+            thread = threading.Thread(target=known.add, args=("a",), daemon=True)
+            thread.start()
+            thread.join(5)
+            os._exit(thread.is_alive())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_a_destructor_remembers_meanwhile_does_no_harm() -> None:
+    known = once.Remembered(1)
+
+    class Key(str):
+        """A string while whose looking up something is dropped."""
+
+        def __hash__(self) -> int:
+            known.add("b")
+            return super().__hash__()
+
+    adding = threading.Thread(target=known.add, args=(Key("a"),), daemon=True)
+    adding.start()
+    adding.join(5)
+    assert not adding.is_alive()
 
 
 def test_ids_are_a_namespaces_own() -> None:

@@ -162,6 +162,14 @@ def test_lines_of_every_kind(openai_spans: Any, wire: Any) -> None:
     assert rows["video_generation"] == {"video.seconds": 8}
 
 
+def test_lines_that_share_the_batchs_id_are_billed_each(openai_spans: Any, wire: Any) -> None:
+    """As Zhipu writes them, whose answers have no ``object`` either."""
+    lines = [{**chat(number, created=CREATED, object=None), "id": "batch_17"} for number in (1, 2)]
+    fetched(wire, lines).client().files.content("file-out")
+    rows = ledger(openai_spans.spans())
+    assert [(row["operation"], row["cost"]) for row in rows] == [("chat", Decimal("0.000225"))] * 2
+
+
 def test_the_time_in_an_id_serves_where_no_other_is_told(openai_spans: Any, wire: Any) -> None:
     embedded = {"object": "list", "data": [], "usage": {"prompt_tokens": 8, "total_tokens": 8}}
     told = {**line(1, embedded), "id": f"batch_req_{CREATED:08x}{'0' * 24}"}
@@ -261,6 +269,21 @@ def test_a_flush_that_fails_is_tried_again(queued: Any, wire: Any, monkeypatch: 
     fetched(wire, [chat(number) for number in range(3000)]).client().files.content("file-out")
     SENDER.join()
     assert len(queued.names) == 3000
+
+
+def test_where_no_thread_is_to_be_had_the_next_file_finds_one(
+    queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    client = fetched(wire, [chat(number) for number in range(300)]).client()
+    with monkeypatch.context() as patched:
+        patched.setattr(sending.threading.Thread, "start", refused)
+        client.files.content("file-out")
+    client.files.content("file-out")
+    SENDER.join()
+    assert len(queued.names) == 600
 
 
 def test_many_small_files_are_flushed_too(queued: Any, wire: Any) -> None:

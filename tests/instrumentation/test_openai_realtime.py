@@ -10,7 +10,8 @@ from typing import Any
 
 import openai
 import pytest
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
+from opentelemetry.instrumentation.utils import _suppress_instrumentation
 from opentelemetry.trace import StatusCode
 
 from tollspan.instrumentation import faults, tag
@@ -221,11 +222,12 @@ def test_responses_over_a_websocket(openai_spans: Any, serving: Any, wire: Any) 
     assert ledger(openai_spans.spans())[0]["meters"]["tokens.output.reasoning"] == 7
 
 
-def test_suppressed_and_uninstrumented_connections_are_left_alone(telemetry: Any, serving: Any) -> None:
+@pytest.mark.parametrize("key", [_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"])
+def test_suppressed_and_uninstrumented_connections_are_left_alone(telemetry: Any, serving: Any, key: str) -> None:
     OpenAIInstrumentor().instrument(tracer_provider=telemetry.provider)
     client = openai.OpenAI(api_key="none", base_url=serving([SESSION, *answered(), *answered("resp_2")]))
     with client.realtime.connect(model="gpt-realtime") as connection:
-        with suppress_instrumentation():
+        with _suppress_instrumentation(key):
             for _ in range(6):
                 connection.recv()
         OpenAIInstrumentor().uninstrument()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tollspan.instrumentation import stream_usage
+from tollspan.instrumentation import faults, stream_usage
 from tollspan.instrumentation.stream_usage import OLD_VARIABLE, VARIABLE
 
 from .every_client import CLIENTS, Client, Make
@@ -47,6 +47,16 @@ def stub() -> Iterator[StubServer]:
 @pytest.fixture
 def asking(client: Client, telemetry: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The client instrumented with the option on."""
+    yield from _asking(client, telemetry, monkeypatch)
+
+
+@pytest.fixture
+def faulty_asking(client: Client, faulty_telemetry: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The same, for a test that breaks something of ours on purpose."""
+    yield from _asking(client, faulty_telemetry, monkeypatch)
+
+
+def _asking(client: Client, telemetry: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip(client.module)
     monkeypatch.setenv(VARIABLE, "true")
     instrumentors = [resolve_name(f"tollspan.instrumentation.{each}")() for each in client.instrumentor.split()]
@@ -88,6 +98,19 @@ async def test_usage_is_asked_for_and_its_chunk_hidden_async(client: Client, ask
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello."
     assert asked(stub) == ASKED
     assert meters(asking) == {"tokens.input.uncached": 1000, "tokens.output": 100}
+
+
+@CLIENT
+async def test_it_is_hidden_too_where_it_cannot_be_read(
+    client: Client, faulty_asking: Any, stub: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = faults().get("stream_usage.hidden", 0)
+    monkeypatch.setattr(resolve_name("tollspan.instrumentation.usage"), "_tables", dict)
+    assert "".join(texts(STREAMS[client.name](client.make(Make(stub.url), False)))) == "Hello."
+    stream = await STREAMS[client.name](client.make(Make(stub.url), True))
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello."
+    if client.name != "litellm":  # which hides it itself
+        assert faults()["stream_usage.hidden"] == before + 2
 
 
 @CLIENT

@@ -104,6 +104,7 @@ def test_the_outermost_call_is_one_span_with_all_that_is_known(spans: Spans) -> 
         attributes.OPERATION: "inference",
         attributes.PROVIDER: "pytorch",
         attributes.MODEL: "Ranker",
+        attributes.MODEL_DTYPE: "float32",
         attributes.DEVICE_TYPE: "cpu",
         attributes.BATCH_SIZE: 3,
         attributes.COLD_START: True,

@@ -121,6 +121,31 @@ def test_those_who_wait_are_called_in_order_and_a_fault_of_one_takes_nothing_fro
     assert sum(faults().values()) == counted + 1
 
 
+def test_a_library_that_imports_what_is_asked_for_is_patched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Any
+) -> None:
+    monkeypatch.delitem(sys.modules, "lazy_part_of_the_library", raising=False)
+    (tmp_path / "lazy_part_of_the_library.py").write_text(SOURCE)
+    lazy = """
+def __getattr__(name):
+    if name != "Client":
+        raise AttributeError(name)
+    from lazy_part_of_the_library import Client
+    return Client
+"""
+    (tmp_path / f"{LIBRARY}.py").write_text(lazy)
+    patches = Patches()
+    patches.add(f"{LIBRARY}:Client.ask", loud)
+    patches.add("lazy_part_of_the_library:ask", loud)
+    importing = threading.Thread(target=library, daemon=True)
+    importing.start()
+    importing.join(10)
+    assert not importing.is_alive()
+    assert library().Client().ask() == "ASKED"
+    patches.remove()
+    assert library().Client().ask() == "asked"
+
+
 def test_half_of_a_module_is_left_to_its_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
     patches = Patches()
     patches.add(TARGETS[0], loud)

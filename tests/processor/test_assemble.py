@@ -147,6 +147,8 @@ def test_a_corrected_row_keeps_what_is_not_tokens() -> None:
     assert fixed["charges.meter"] == ["cpu.seconds"]
     assert fixed["cost_status"] == "priced"
     assert fixed["cost_reasons"] == "rollup"
+    estimated = row | {"cost_reasons": "unknown_device,usage_incomplete,usage_estimated"}
+    assert correct(estimated)["cost_reasons"] == "unknown_device,rollup"
     unknown = row | {"charges.status": ["priced", "priced", "unpriced"], "charges.cost": [Decimal(2), Decimal(5), None]}
     assert (correct(unknown)["cost_status"], correct(unknown)["cost"]) == ("unpriced", None)
 

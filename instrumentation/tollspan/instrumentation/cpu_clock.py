@@ -12,7 +12,11 @@ So:
   what the program's unmeasured threads used meanwhile is in it too.
 * ``thread``: another one did. The calling thread's CPU time alone: never somebody else's, and a lower bound.
 
-A call made inside a measured call on the same thread is part of it, not a second one in flight.
+A call made inside a measured call on the same thread is no second one in flight, and what it used is its own: it is
+taken off the outer one, so that of a model that calls another each says what it used itself, and nothing counts twice.
+
+A call that runs on threads of the runtime while its caller goes on (`CpuClock.begin_apart`) has no thread to ask: it has
+the process's time where nothing else was in flight, and none otherwise.
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ Source = Literal["process", "thread"]
 class CpuMark:
     """A call in flight: made by `CpuClock.begin`, read once by `CpuClock.end`."""
 
-    __slots__ = ("alone", "outer", "process_ns", "thread_ns")
+    __slots__ = ("alone", "began_process_ns", "began_thread_ns", "outer", "process_ns", "thread_ns")
 
     def __init__(self, outer: CpuMark | None) -> None:
         self.outer = outer
         self.alone = True
-        self.process_ns = 0
-        self.thread_ns = 0
+        self.process_ns = self.began_process_ns = 0
+        self.thread_ns = self.began_thread_ns = 0
 
 
 class CpuClock:
@@ -64,32 +68,63 @@ class CpuClock:
         thread = get_ident()
         outer = in_flight.get(thread)
         mark = CpuMark(outer)
-        if outer is None:
-            in_flight[thread] = mark
-            if len(in_flight) > 1:
-                for other in tuple(in_flight.values()):
-                    other.alone = False
-        mark.process_ns = process_time_ns()
-        mark.thread_ns = thread_time_ns()
+        in_flight[thread] = mark
+        if outer is None and len(in_flight) > 1:
+            for other in tuple(in_flight.values()):
+                other.alone = False
+        mark.process_ns = mark.began_process_ns = process_time_ns()
+        mark.thread_ns = mark.began_thread_ns = thread_time_ns()
         return mark
 
     def end(self, mark: CpuMark) -> tuple[int, Source]:
-        """CPU time since `begin`, in nanoseconds, and which clock it is of. To be called on the thread that began."""
-        thread_ns = thread_time_ns() - mark.thread_ns
-        process_ns = process_time_ns() - mark.process_ns
-        outermost = mark.outer or mark
-        if mark.outer is None:
-            thread = get_ident()
-            if self._in_flight.get(thread) is mark:
-                del self._in_flight[thread]
-        if outermost.alone:
+        """CPU time since `begin`, in nanoseconds, and which clock it is of. To be called on the thread that began.
+
+        What measured calls inside this one used is not in it.
+        """
+        thread_now = thread_time_ns()
+        process_now = process_time_ns()
+        thread_ns, process_ns = thread_now - mark.thread_ns, process_now - mark.process_ns
+        self._leave(mark)
+        alone, outer = mark.alone, mark.outer
+        if outer is not None:
+            if not alone:
+                outer.alone = False  # whoever came meanwhile saw only the innermost
+            # As if the outer one had begun so much later: with what it has taken off for others inside this one.
+            outer.thread_ns += thread_now - mark.began_thread_ns
+            outer.process_ns += process_now - mark.began_process_ns
+            while alone and outer is not None:
+                alone, outer = outer.alone, outer.outer
+        if alone:
             return process_ns, "process"
         return thread_ns, "thread"
 
+    def begin_apart(self) -> CpuMark:
+        """Starts the clock for a call that runs on other threads than this one, and may outlast what this one does."""
+        mark = CpuMark(None)
+        self._in_flight[~id(mark)] = mark  # negative: no thread's
+        if len(self._in_flight) > 1:
+            for other in tuple(self._in_flight.values()):
+                other.alone = False
+        mark.process_ns = process_time_ns()
+        return mark
+
+    def end_apart(self, mark: CpuMark) -> int | None:
+        """CPU time of the process since `begin_apart`, in nanoseconds; None where another call was in flight."""
+        process_ns = process_time_ns() - mark.process_ns
+        self._in_flight.pop(~id(mark), None)
+        return process_ns if mark.alone else None
+
     def cancel(self, mark: CpuMark) -> None:
         """Takes back a `begin` whose call will not be measured after all."""
-        if mark.outer is None and self._in_flight.get(get_ident()) is mark:
-            del self._in_flight[get_ident()]
+        self._leave(mark)
+
+    def _leave(self, mark: CpuMark) -> None:
+        thread = get_ident()
+        if self._in_flight.get(thread) is mark:
+            if mark.outer is None:
+                del self._in_flight[thread]
+            else:
+                self._in_flight[thread] = mark.outer
 
 
 CPU: Final = CpuClock()

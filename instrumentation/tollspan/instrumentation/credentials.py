@@ -11,12 +11,15 @@ from functools import lru_cache
 from typing import Final
 
 _CREDENTIAL: Final = re.compile(
-    r"(?:.*_)?(?:(?:api|access|private|secret|signing|subscription)_?key(?:_id|_string)?|secret|password|authorization"
-    r"|cookie|credentials?|(?:access|auth|bearer|session|identity|refresh)?_?token)"
+    r"(?:.*_)?(?:(?:account|api|access|private|secret|signing|subscription)_?key(?:_id|_string)?|secret|password|passwd"
+    r"|passphrase|authorization|cookie|credentials?|connection_string|jwt"
+    r"|(?:access|api|auth|bearer|session|identity|refresh)?_?token)"
 )
+_WORD: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|-")
+"""Where a word of a name begins, in whatever spelling."""
 
 
 @lru_cache(maxsize=4096)
 def is_credential(name: str) -> bool:
-    """Whether a name stands for a credential, in whatever spelling: ``api_key``, ``apiKey``, ``X-Api-Key``."""
-    return _CREDENTIAL.fullmatch(name.lower().replace("-", "_")) is not None
+    """Whether a name stands for a credential, in whatever spelling: ``id_token``, ``idToken``, ``X-Id-Token``."""
+    return _CREDENTIAL.fullmatch(_WORD.sub("_", name).lower()) is not None

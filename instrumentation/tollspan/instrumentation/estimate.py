@@ -27,7 +27,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call
-from tollspan.instrumentation.content import Message, Transcript
+from tollspan.instrumentation.content import Message, Part, Transcript
 from tollspan.pricing import attributes as names
 
 Count = Callable[[str, str | None], int]
@@ -52,6 +52,7 @@ _TEXTS: Final[dict[str, tuple[str, ...]]] = {
     "reasoning": ("content",),
     "tool_call": ("name", "arguments"),
     "tool_call_response": ("response",),
+    "json": ("content",),  # in a tool's response
 }
 """Type of a part → its fields that the model reads or writes."""
 
@@ -124,12 +125,19 @@ class Estimates:
 
     def _messages(self, messages: Iterable[Message], model: str | None) -> int | None:
         """Tokens of all parts; None where there is one that is no text."""
+        return self._parts((part for message in messages for part in message["parts"]), model)
+
+    def _parts(self, parts: Iterable[Part], model: str | None) -> int | None:
         total = 0
-        for part in (part for message in messages for part in message["parts"]):
+        for part in parts:
             fields = _TEXTS.get(part.get("type", ""))
             if fields is None:
                 return None
-            total += sum(self._of(_json(part[field]), model) for field in fields if part.get(field) is not None)
+            for value in (part[field] for field in fields if part.get(field) is not None):
+                told = self._parts(value, model) if _in_parts(value) else self._of(_json(value), model)
+                if told is None:
+                    return None
+                total += told
         return total
 
     def _of(self, text: str, model: str | None) -> int:
@@ -141,6 +149,11 @@ class Estimates:
         if type(counted) is not int or counted < 0:
             raise ValueError(f"{self._said} returned {counted!r} for a number of tokens")
         return counted
+
+
+def _in_parts(value: Any) -> bool:
+    """Whether what a tool gave is told in parts, of which one may be a picture."""
+    return isinstance(value, list) and all(isinstance(item, dict) and "type" in item for item in value)
 
 
 def _json(value: Any) -> str:

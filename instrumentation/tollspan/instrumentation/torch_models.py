@@ -1,4 +1,4 @@
-"""What a PyTorch module is: its name, the device it lives on, whether it was called before; and what a call gave it.
+"""What a PyTorch module is: its name, the devices it lives on, whether it was called before; and what a call gave it.
 
 In: module instances and the arguments of their calls. Out: what `torch.py` puts on a span. Where it stands: beside
 `torch.py`, and like it without importing torch.
@@ -6,50 +6,105 @@ In: module instances and the arguments of their calls. Out: what `torch.py` puts
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from itertools import count
 from typing import Any, Final
 
 from tollspan.instrumentation.instances import PerInstance
+from tollspan.instrumentation.torch_execution import PROVIDER, Place
 from tollspan.pricing import attributes
 
 
-class Model:
-    """What is known of one module instance between its calls."""
+class Part:
+    """One tensor that stands for all of a model's on its device. Where it hangs is remembered, not the tensor."""
 
-    __slots__ = ("_bare", "_key", "_module", "_owner", "_table", "calls", "name", "span_name")
+    __slots__ = ("device", "dtype", "key", "owner", "table")
+
+    def __init__(self, owner: Any, table: str, key: str, tensor: Any) -> None:
+        self.owner = weakref.ref(owner)
+        self.table = table
+        self.key = key
+        self.device = tensor.device
+        self.dtype = tensor.dtype
+
+
+class Model:
+    """What is known of one module instance between its calls.
+
+    Attributes:
+        name: its identity.
+        span_name: of its executions.
+        calls: counts them.
+        about: attributes of its spans, with those of its place. Copy before you add to it.
+        place: where it was when `about` was made.
+    """
+
+    __slots__ = ("_devices", "_module", "_parts", "_placed", "about", "calls", "name", "place", "span_name")
 
     def __init__(self, module: Any) -> None:
         self._module = weakref.ref(module)
         self.name = model_name(module)
         self.span_name = f"{attributes.OPERATION_INFERENCE} {self.name}"
         self.calls = count()
-        self._bare = False
-        self._owner: weakref.ref[Any] | None = None
-        self._table = self._key = ""
+        self._parts: tuple[Part, ...] | None = None
+        self._devices: tuple[Any, ...] = ()
+        self._placed: tuple[Any, ...] | None = None
+        self.about: dict[str, Any] = self._base()
+        self.place: Place | None = None
 
-    def device(self) -> Any | None:
-        """Device of the first parameter, else of the first buffer, as torch gives it; None where there is neither.
+    def devices(self) -> tuple[Any, ...]:
+        """Devices of its parameters and buffers, as torch gives them, in the order in which they come; the same tuple
+        until they change. Empty for a model without either: that one works where its input is.
 
-        Where that tensor hangs is remembered, not the tensor nor its device: ``module.to(...)`` changes both.
+        ``module.to(...)`` changes them, so one tensor of each device is looked at again at every call; a part that
+        moves by itself is seen when it is such a one.
         """
-        owner = self._owner() if self._owner is not None else None
-        if owner is not None:
-            with suppress(KeyError, AttributeError):  # the program has changed its model since
-                return getattr(owner, self._table)[self._key].device
+        parts = self._parts
+        if parts is not None:
+            for part in parts:
+                owner = part.owner()
+                tensor = None if owner is None else owner.__dict__.get(part.table, _NOTHING).get(part.key)
+                if tensor is None or tensor.device != part.device or tensor.dtype is not part.dtype:
+                    break
+            else:
+                return self._devices
+        self._look()
+        return self._devices
+
+    def placed(self, place: Place, devices: tuple[Any, ...]) -> None:
+        """Makes `about` anew: the model is at ``place`` now."""
+        about = self._base()
+        if self._parts:
+            about[attributes.MODEL_DTYPE] = str(self._parts[0].dtype).removeprefix("torch.")
+        about.update(place.attributes)
+        self.about, self.place, self._placed = about, place, devices
+
+    def is_placed(self, devices: tuple[Any, ...]) -> bool:
+        """Whether `about` is of these devices."""
+        return self._placed is devices
+
+    def _base(self) -> dict[str, Any]:
+        return {
+            attributes.OPERATION: attributes.OPERATION_INFERENCE,
+            attributes.PROVIDER: PROVIDER,
+            attributes.MODEL: self.name,
+        }
+
+    def _look(self) -> None:
+        found: dict[Any, Part] = {}
         module = self._module()
-        if module is None or self._bare:
-            return None
-        for table in ("_parameters", "_buffers"):
-            for part in module.modules():
+        for part in module.modules() if module is not None else ():
+            for table in ("_parameters", "_buffers"):
                 for key, tensor in getattr(part, table).items():
-                    if tensor is not None:
-                        self._owner, self._table, self._key = weakref.ref(part), table, key
-                        return tensor.device
-        self._bare = True  # and is not searched again at every call
-        return None
+                    if tensor is not None and tensor.device not in found:
+                        found[tensor.device] = Part(part, table, key, tensor)
+        self._parts = tuple(found.values())
+        self._devices = tuple(found)
+
+
+_NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Models:
@@ -67,40 +122,59 @@ class Models:
 
 
 _WRAPPERS: Final = {
-    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
-    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
-    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
+    "OptimizedModule": ("torch._dynamo.eval_frame", "_orig_mod"),
+    "DistributedDataParallel": ("torch.nn.parallel.distributed", "module"),
+    "DataParallel": ("torch.nn.parallel.data_parallel", "module"),
 }
-"""(module, name) of a class that is not the model but holds it → the name it holds it under."""
+"""Name of a class that is not the model but holds it → its module, the name it holds the model under."""
 
 
 def unwrap(module: Any) -> Any:
     """The model itself, out of what torch wraps around one."""
     while True:
         kind = type(module)
-        held = _WRAPPERS.get((kind.__module__, kind.__name__))
-        inner = module.__dict__["_modules"].get(held) if held is not None else None
+        wrapper = _WRAPPERS.get(kind.__name__)
+        if wrapper is None or wrapper[0] != kind.__module__:
+            return module
+        inner = module.__dict__["_modules"].get(wrapper[1])
         if inner is None:
             return module
         module = inner
 
 
 def model_name(module: Any) -> str:
-    """Class name of the model; of a TorchScript module that of the class it was made from."""
+    """Identity of a model: what transformers loaded it as, else the name of its class; of a TorchScript module that of
+    the class it was made from."""
     kind = type(module)
     if kind.__module__.startswith("torch.jit."):
         return str(getattr(module, "original_name", kind.__name__))
+    loaded = getattr(module.__dict__.get("config"), "_name_or_path", None)
+    if isinstance(loaded, str) and loaded:
+        # A path says where on this machine it lies, which is nobody else's business.
+        return os.path.basename(loaded.rstrip("/\\")) if os.path.isabs(loaded) or loaded.startswith(".") else loaded
     return kind.__name__
 
 
 def first_tensor(tensor_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any | None:
     """The first tensor among positional, then keyword arguments; within a mapping given as one argument (as tokenizers
     return it) its first. None where there is none: a list of tensors has no one batch dimension."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, tensor_class):
-            return value
-        if isinstance(value, Mapping):
-            for inner in value.values():
-                if isinstance(inner, tensor_class):
-                    return inner
+    for values in (args, kwargs.values()) if kwargs else (args,):
+        for value in values:
+            if isinstance(value, tensor_class):
+                return value
+            if isinstance(value, Mapping):
+                for inner in value.values():
+                    if isinstance(inner, tensor_class):
+                        return inner
+    return None
+
+
+def sequence_length(tensor_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """Positions in each row of ``input_ids``, given by that name or in a mapping; None where there is none: the second
+    dimension of another tensor may be anything."""
+    ids = kwargs.get("input_ids")
+    if ids is None and args and isinstance(args[0], Mapping):
+        ids = args[0].get("input_ids")
+    if isinstance(ids, tensor_class) and ids.dim() == 2 and type(length := ids.shape[1]) is int:  # type: ignore[attr-defined]
+        return length
     return None

@@ -30,6 +30,10 @@ MAX_DEPTH: Final = 4096
 
 MAX_GENERATIONS: Final = 12
 
+USAGE_INCOMPLETE: Final = "usage_incomplete"
+USAGE_ESTIMATED: Final = "usage_estimated"
+"""Reasons that tell of a row's tokens, and go with them."""
+
 _EMBEDDING: Final = np.uint64(0x5851F42D4C957F2D)
 """Sets the keys of embeddings apart, see `billing_keys`."""
 
@@ -260,6 +264,7 @@ def correct(row: dict[str, Any]) -> dict[str, Any]:
         fixed["cost_status"] = states.pop() if states in ({"free"}, {"included"}) else "priced"
     else:
         fixed["cost_status"] = "partial" if costs else "unpriced"
-    fixed["cost_reasons"] = ",".join(filter(None, [row["cost_reasons"], "rollup"]))
+    reasons = [each for each in row["cost_reasons"].split(",") if each not in ("", USAGE_INCOMPLETE, USAGE_ESTIMATED)]
+    fixed["cost_reasons"] = ",".join([*reasons, "rollup"])
     fixed["revision"] = revisions.rolled_up(row["revision"])
     return fixed

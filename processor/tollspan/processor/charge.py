@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
 from tollspan.processor import revisions
-from tollspan.processor.assemble import is_model
+from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_model
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.normalize import Normalized
 
@@ -34,9 +34,6 @@ SELECTORS: Final = (
     "residency",
 )
 """What a price is chosen by, as columns of `Normalized.table` and of the ledger: a row can be priced again."""
-
-USAGE_INCOMPLETE: Final = "usage_incomplete"
-USAGE_ESTIMATED: Final = "usage_estimated"
 
 _TEXT: Final = (
     "service",

@@ -174,7 +174,7 @@ class Pivot:
         if found is None:
             return pa.nulls(self.length, kind)
         values, given, wrong = found
-        fits = given & (wrong == GOOD) & (values <= np.iinfo(kind.to_pandas_dtype()).max)
+        fits = given & (wrong == GOOD) & (values <= (1 << kind.bit_width - 1) - 1)
         return pa.array(np.where(fits, values, 0), kind, mask=~fits)
 
     def flag(self, keys: Iterable[str]) -> Any:

@@ -26,7 +26,8 @@ from tollspan.pricing.engine import IMPLIED
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.resolve import IMPLIED_MARK, INPUT_TOKENS, TIER_ASSUMED
 from tollspan.processor import revisions
-from tollspan.processor.charge import SELECTORS, USAGE_ESTIMATED, USAGE_INCOMPLETE, plain, settled
+from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE
+from tollspan.processor.charge import SELECTORS, plain, settled
 from tollspan.processor.dialects import TWO_SIDED
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.schema import LEDGER

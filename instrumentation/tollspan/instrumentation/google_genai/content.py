@@ -122,7 +122,10 @@ def _uri(part: Any, data: Any) -> Part:
 
 
 def _response(part: Any, response: Any) -> Part:
-    said = form.tool_response(_field(response, "id"), form.plain(_field(response, "response")))
+    told: Any = form.plain(_field(response, "response"))
+    if media := list(_parts(listed(_field(response, "parts")))):
+        told = [form.generic("json", content=told), *media]
+    said = form.tool_response(_field(response, "id"), told)
     # Not every response has an id: then the name is what tells which call it is for.
     return {**said, "name": name} if (name := _field(response, "name")) is not None else said
 
@@ -291,7 +294,9 @@ def _step(step: Any) -> Message:
             "assistant", [form.tool_call(*(_field(step, name) for name in ("id", "name", "arguments")))]
         )
     if kind == "function_result":
-        return form.message("tool", [form.tool_response(_field(step, "call_id"), form.plain(_field(step, "result")))])
+        given = _field(step, "result")
+        result = [_content(item) for item in given] if isinstance(given, list) else form.plain(given)
+        return form.message("tool", [form.tool_response(_field(step, "call_id"), result)])
     if kind.endswith(("_call", "_result")):
         return form.message("assistant", [_server_step(kind, step)])
     return form.message("user", [_content(step)])
