@@ -175,7 +175,7 @@ def read(call: Call, response: Any) -> bool:
     usage = fields.get("usage") or fields.get("usage_info")  # OCR
     if usage is None or not (counts := given(usage)):
         return False
-    put_usage(call, call.state.provider, _searches(counts))
+    put_usage(call, call.state.provider, counts)
     pages = call.attributes.pop(_PAGES, None) if call.state.annotated else None
     if pages is not None:
         call.attributes[_ANNOTATED_PAGES] = pages
@@ -194,16 +194,6 @@ def read_event(call: Call, event: Any) -> bool:
     has_usage = read(call, data)
     # Chat tells the usage with the reason why it finished; the other streams, in their last event.
     return has_usage and (bool(call.state.reasons) or "choices" not in fields)
-
-
-def _searches(usage: Any) -> Any:
-    """A conversation's usage with its searches where they are looked for."""
-    connectors = usage.get("connectors")
-    if not isinstance(connectors, dict) or "web_search" not in connectors:
-        return usage
-    rest = {name: count for name, count in connectors.items() if name != "web_search"}
-    searches = {"web_search_requests": connectors["web_search"]}
-    return {**usage, "connectors": rest, "server_tool_use": searches}
 
 
 def _response(call: Call, response: Any) -> None:

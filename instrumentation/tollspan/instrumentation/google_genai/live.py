@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call, Opening
 from tollspan.instrumentation.google_genai.providers import client_attributes
-from tollspan.instrumentation.google_genai.readers import GENERATE, State, fields, short_model, told
+from tollspan.instrumentation.google_genai.readers import GENERATE, State, fields, grounded, short_model, told
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.streams import observe_async
 from tollspan.instrumentation.wrapping import Patches
@@ -78,10 +78,7 @@ def read_message(call: Call, message: Any) -> bool:
         else:
             generations.append(usage)
     content = fields(message.get("server_content"))
-    grounding = fields(content.get("grounding_metadata"))
-    for query in grounding.get("web_search_queries") or ():
-        if isinstance(query, str) and query not in state.queries:
-            state.queries.append(query)
+    grounded(state, content.get("grounding_metadata"))
     if content.get("turn_complete") is True:
         state.reasons[0] = "interrupted" if content.get("interrupted") is True else "stop"
         state.complete = bool(state.generations)

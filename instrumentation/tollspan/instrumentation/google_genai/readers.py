@@ -8,7 +8,7 @@ end of a stream was not seen, its output is not told: what came so far is less t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call, Opening
@@ -281,12 +281,7 @@ def _note(call: Call, state: State, answer: Mapping[str, Any]) -> None:
             reason = str(getattr(reason, "value", reason))
             if reason != "FINISH_REASON_UNSPECIFIED":
                 state.reasons[candidate.get("index") or _FIRST] = reason.lower()
-        grounding = candidate.get("grounding_metadata")
-        if grounding is not None:
-            grounding = fields(grounding)
-            _searches(state.queries, grounding.get("web_search_queries") or ())
-            sources = grounding.get("grounding_chunks") or ()
-            state.places = state.places or any(fields(source).get("maps") is not None for source in sources)
+        grounded(state, candidate.get("grounding_metadata"))
     feedback = answer.get("prompt_feedback")
     if feedback is None:
         return
@@ -302,8 +297,15 @@ def _is_there(item: Mapping[str, Any]) -> bool:
     return bool(image.get("image_bytes") or image.get("gcs_uri"))
 
 
-def _searches(queries: list[str], said: Iterable[Any]) -> None:
+def grounded(state: State, grounding: Any) -> None:
+    """Note what an answer is grounded in: searches, and places on Google Maps."""
+    if grounding is None:
+        return
+    grounding, queries = fields(grounding), state.queries
+    said = grounding.get("web_search_queries") or ()
     queries.extend(query for query in said if isinstance(query, str) and query not in queries)
+    sources = grounding.get("grounding_chunks") or ()
+    state.places = state.places or any(fields(source).get("maps") is not None for source in sources)
 
 
 def _served_tier(headers: Any) -> str | None:

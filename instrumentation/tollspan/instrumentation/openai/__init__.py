@@ -105,12 +105,13 @@ class OpenAIInstrumentor(stream_usage.AskingInstrumentor, OnceInstrumentor):
         RETRIES.patch(patches)
         videos.patch(patches)
         assistants.patch(patches)
+        brought: set[str] = set()
         for ours, theirs in LATER.items():
-            once = functools.cache(functools.partial(_patch_later, ours, patches))
             for module in theirs:
-                patches.when_imported(module, lambda _, once=once: once())
+                patches.when_imported(module, functools.partial(_bring, ours, patches, brought))
 
 
-def _patch_later(ours: str, patches: Patches) -> None:
-    module: Any = import_module(f"{__name__}.{ours}")
-    module.patch(patches)
+def _bring(ours: str, patches: Patches, brought: set[str], module: Any) -> None:
+    if ours not in brought:
+        brought.add(ours)
+        import_module(f"{__name__}.{ours}").patch(patches)
