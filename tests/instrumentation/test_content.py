@@ -13,6 +13,8 @@ import openai
 import pytest
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
@@ -149,6 +151,24 @@ def test_a_call_that_nobody_samples_is_not_listened_to(
     wire.json(wire.completion()).client().chat.completions.create(**ASK)
     assert logs.events() == []
     assert faults() == counted
+
+
+def test_what_nobody_samples_is_put_nowhere_though_its_metrics_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, logs: Logs, wire: Any
+) -> None:
+    monkeypatch.setenv(VARIABLE, "span_and_event")
+    reader = InMemoryMetricReader()
+    OpenAIInstrumentor().instrument(
+        tracer_provider=TracerProvider(sampler=ALWAYS_OFF),
+        logger_provider=logs.provider,
+        meter_provider=MeterProvider([reader]),
+    )
+    try:
+        wire.json(wire.completion()).client().chat.completions.create(**ASK)
+    finally:
+        OpenAIInstrumentor().uninstrument()
+    assert reader.get_metrics_data() is not None
+    assert logs.events() == []
 
 
 def test_nothing_of_it_is_imported_while_it_is_off() -> None:

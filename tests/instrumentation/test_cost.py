@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -97,6 +100,23 @@ def test_a_stream_has_its_cost_at_its_end(costed: Any, wire: Any) -> None:
         .chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
     )
     assert Decimal(costed.attributes()[names.COST_LOCAL]) == row(costed.spans())["cost"]
+
+
+def test_a_destructor_does_not_wait_for_prices(costed: Any, wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+    monkeypatch.setattr(LocalCost, "_load", lambda self: loaded.wait())
+    try:
+        stream = wire.stream(wire.completion_chunks()).client().chat.completions.create(**ASK, stream=True)
+        while next(stream).usage is None:
+            pass
+        began = time.perf_counter()
+        del stream
+        gc.collect()
+        assert time.perf_counter() - began < 3
+    finally:
+        loaded.set()
+    assert costed.attributes()[names.USAGE_INPUT_TOKENS] == 100
+    assert names.COST_LOCAL not in costed.attributes()
 
 
 def test_off_by_default(openai_spans: Any, wire: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tollspan.instrumentation import faults
+from tollspan.instrumentation.content import Transcript
 from tollspan.instrumentation.estimate import tokens
 from tollspan.instrumentation.openai import OpenAIInstrumentor
 from tollspan.pricing import attributes as names
@@ -112,6 +113,12 @@ def test_input_that_the_provider_kept_has_no_estimate(estimate: Any, wire: Any) 
         model="gpt-5-mini", input="And now?", previous_response_id="resp_6"
     )
     assert counts(telemetry) == (None, 2, True)
+
+
+@pytest.mark.parametrize("kept", ["previous_response_id", "conversation", "cached_content", "prompt_id"])
+def test_what_names_input_that_the_provider_has_is_not_the_whole_of_it(kept: str) -> None:
+    assert Transcript((), {"messages": []}).whole
+    assert not Transcript((), {"messages": [], kept: "x"}).whole
 
 
 def test_tools_and_calls_are_text_too(estimate: Any, wire: Any) -> None:

@@ -74,7 +74,7 @@ def test_one_that_cannot_be_ended_leaves_the_others_theirs(faulty_telemetry: Any
     stream = open_stream(faulty_telemetry, [1])
     broken = [Broken() for _ in range(5)]
     for holder in broken:
-        exits.remember(stream._self_reading._call, holder)
+        exits.remember(stream._tollspan_reading._call, holder)
     counted = faults().get("exits.abandon", 0)
     exits.abandon_all()
     assert faults()["exits.abandon"] == counted + 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollspan.instrumentation.content_parts import plain
 from tollspan.instrumentation.fingerprint import NOT_THE_REQUEST, Fingerprints, canonical
 from tollspan.instrumentation.openai import OpenAIInstrumentor
 from tollspan.pricing import attributes as names
@@ -85,6 +87,14 @@ def test_the_same_request_in_other_types_is_the_same() -> None:
     assert form(0, stop={"b", "a"}) == form(0, stop=["a", "b"])
     assert form(0, response_format=Message) != form(0, response_format=Size)
     assert form(0, image=b"abc") == form(0, image=bytearray(b"abc")) != form(0, image=b"abd")
+
+
+def test_a_model_that_holds_what_its_class_does_not_expect_warns_nobody() -> None:
+    odd = Message.model_construct(role="user", content=5)  # as clients make them of whatever a server sent
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert form(0, messages=[odd]) == form(0, messages=[{"role": "user", "content": 5}])
+        assert plain(odd) == {"role": "user", "content": 5}
 
 
 def test_what_has_no_form_has_no_fingerprint_and_is_not_read() -> None:

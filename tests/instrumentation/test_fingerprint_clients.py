@@ -284,7 +284,18 @@ CREDENTIALS = (
     "AccountKey",
     "passphrase",
 )
-OTHERS = ("max_tokens", "maxOutputTokens", "key", "keywords", "tokens", "tokenizer", "secretary", "monkey", "authors", "logit_bias")
+OTHERS = (
+    "max_tokens",
+    "maxOutputTokens",
+    "key",
+    "keywords",
+    "tokens",
+    "tokenizer",
+    "secretary",
+    "monkey",
+    "authors",
+    "logit_bias",
+)
 
 
 @pytest.mark.parametrize("name", [*CREDENTIALS, *OTHERS])

@@ -4,6 +4,7 @@ batches. Each is billed once, whichever process finds it done and however often.
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from google.genai import files, types
 
-from tollspan.instrumentation import faults, once, tag
+from tollspan.instrumentation import batch_files, faults, once, sending, tag
 from tollspan.instrumentation.google_genai import GoogleGenAIInstrumentor, batches, interactions, videos
 from tollspan.pricing import attributes as names
 
@@ -343,12 +344,33 @@ async def test_answers_in_a_file_async_of_a_job_that_nobody_asked_after(google_s
     assert {span.start_time % DAY for span in google_spans.spans()} == {0}
 
 
-def test_answers_that_are_written_to_a_file_at_once(google_spans: Any, google: GoogleStub, tmp_path: Any) -> None:
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_answers_that_are_written_at_once(
+    google_spans: Any, google: GoogleStub, tmp_path: Any, in_memory: bool
+) -> None:
     if "destination" not in inspect.signature(files.Files.download).parameters:
         pytest.skip("this version writes no files")
     client = in_file(google, *KEYED).client()
-    client.files.download(file="files/out7", destination=tmp_path / "out")
-    assert (tmp_path / "out").read_bytes().count(b"\n") == 3
+    destination = io.BytesIO() if in_memory else tmp_path / "out"
+    client.files.download(file="files/out7", destination=destination)
+    assert (destination.getvalue() if in_memory else destination.read_bytes()).count(b"\n") == 3
+    check(google_spans)
+
+
+@pytest.mark.parametrize("little", [2, 300])
+def test_a_large_file_is_read_by_another_thread_even_if_it_is_gone_by_then(
+    google_spans: Any, google: GoogleStub, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, little: int
+) -> None:
+    if "destination" not in inspect.signature(files.Files.download).parameters:
+        pytest.skip("this version writes no files")
+    monkeypatch.setattr(batch_files, "LITTLE", little)
+    monkeypatch.setattr(sending, "MOST_BYTES", 1)
+    client = in_file(google, *KEYED).client()
+    with batches.FILES.sender._lock:
+        client.files.download(file="files/out7", destination=tmp_path / "out")
+        assert google_spans.spans() == []
+        (tmp_path / "out").unlink()
+    batches.FILES.sender.join()
     check(google_spans)
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -784,3 +785,35 @@ async def test_a_moderation_is_seen(spans: Any, provider: Provider) -> None:
     provider.json({"id": "modr-7", "model": "omni-moderation-latest", "results": []})
     await litellm.amoderation(input="hello", model="omni-moderation-latest", **provider.openai)
     assert spans.attributes()[names.OPERATION_NAME] == "moderation"
+
+
+# -- beside others ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_peer_that_was_there_first_is_above_all_the_same(
+    telemetry: Any, provider: Provider, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    peer = "openinference.instrumentation.litellm"
+    original, tracer = litellm.acompletion, telemetry.provider.get_tracer(peer)
+
+    async def theirs(*args: Any, **kwargs: Any) -> Any:
+        with tracer.start_as_current_span("completion"):
+            return await original(*args, **kwargs)
+
+    monkeypatch.setattr(litellm, "acompletion", theirs)
+    monkeypatch.setitem(sys.modules, peer, ModuleType(peer))
+    LiteLLMInstrumentor().instrument(tracer_provider=telemetry.provider)
+    try:
+        (provider.stream(completion_chunks()) if streamed else provider.json(completion()))
+        result = await litellm.acompletion(
+            model="openai/gpt-5-mini", messages=MESSAGES, stream=streamed, **provider.openai
+        )
+        if streamed:
+            async for _ in result:
+                pass
+    finally:
+        LiteLLMInstrumentor().uninstrument()
+    (ours,) = bearing(telemetry)
+    (above,) = [span for span in telemetry.spans() if span.name == "completion"]
+    assert ours.parent.span_id == above.context.span_id

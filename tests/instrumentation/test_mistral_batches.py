@@ -106,6 +106,13 @@ def test_results_in_a_file(mistral_spans: Any, stub: SmallStub, how: str) -> Non
     assert (span.name, span.start_time) == ("chat mistral-small-latest", (CREATED + 1) * 10**9)
 
 
+def test_results_without_any_name_are_billed_each(mistral_spans: Any, stub: SmallStub) -> None:
+    lines = [{**line(number, mistral_completion(id=None, created=CREATED)), "id": None} for number in (1, 2)]
+    body = output(*({**each, "custom_id": None} for each in lines))
+    mistral_client(stub.stream(body, FILE).url).files.download(file_id="file-out").read()
+    check(mistral_spans)
+
+
 async def test_results_in_a_file_async(mistral_spans: Any, stub: SmallStub) -> None:
     client = mistral_client(stub.stream(output(line(1), line(2)), FILE).url)
     response = await client.files.download_async(file_id="file-out")

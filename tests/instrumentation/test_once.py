@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -192,6 +194,30 @@ def test_what_a_destructor_remembers_meanwhile_does_no_harm() -> None:
     adding.start()
     adding.join(5)
     assert not adding.is_alive()
+
+
+def test_a_warning_of_the_programs_that_was_shown_is_not_shown_again(instrumented: Any) -> None:
+    def warned() -> None:
+        warnings.warn("the program's own", UserWarning, stacklevel=1)
+
+    emit()  # the tracer is there
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for key in "bcd":
+            warned()
+            emit(key)
+    assert len(shown) == 1
+
+
+def test_derived_spans_leave_no_cycle(instrumented: Any) -> None:
+    gc.collect()
+    gc.disable()
+    before = sum(type(held) is Call for held in gc.get_objects())
+    try:
+        emit()
+        assert sum(type(held) is Call for held in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_ids_are_a_namespaces_own() -> None:

@@ -87,8 +87,12 @@ def test_a_load_from_a_file_says_what_it_read(spans: Spans, model_file: Path) ->
         attributes.OPERATION: "model_load",
         attributes.PROVIDER: "onnxruntime",
         attributes.MODEL: "intent",
+        attributes.MODEL_DTYPE: "float32",
+        attributes.MODEL_SOURCE: "file",
+        attributes.MODEL_FORMAT: "onnx",
         attributes.MODEL_SIZE: model_file.stat().st_size,
         STORAGE_BYTES: model_file.stat().st_size,
+        attributes.EXECUTION_PROVIDERS_ASKED: ("CPUExecutionProvider",),
         attributes.EXECUTION_PROVIDERS: ("CPUExecutionProvider",),
         attributes.DEVICE_TYPE: "cpu",
     }
@@ -98,6 +102,7 @@ def test_a_load_from_bytes_has_a_size_and_read_nothing(spans: Spans) -> None:
     onnxruntime.InferenceSession(path_or_bytes=model_bytes())
     (span,) = spans()
     assert span.name == "model_load intent"
+    assert values(span)[attributes.MODEL_SOURCE] == "buffer"
     assert values(span)[attributes.MODEL_SIZE] == len(model_bytes())
     assert STORAGE_BYTES not in values(span)
 
@@ -167,6 +172,7 @@ def test_a_run_is_an_inference_with_all_that_is_known(spans: Spans, model_file: 
         attributes.OPERATION: "inference",
         attributes.PROVIDER: "onnxruntime",
         attributes.MODEL: "intent",
+        attributes.MODEL_DTYPE: "float32",
         attributes.DEVICE_TYPE: "cpu",
         attributes.BATCH_SIZE: 3,
         attributes.COLD_START: True,

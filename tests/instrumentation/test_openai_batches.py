@@ -354,6 +354,45 @@ def test_the_end_of_a_program_waits_a_little(collector: str) -> None:
         assert done.stderr == b""
 
 
+LEFT_OPEN = """
+import gc, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import openai
+from opentelemetry.sdk.trace import TracerProvider
+from tollspan.instrumentation.openai import OpenAIInstrumentor
+
+class Service(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+
+body = sys.argv[1].encode()
+server = HTTPServer(("127.0.0.1", 0), Service)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+OpenAIInstrumentor().instrument(tracer_provider=TracerProvider())
+client = openai.OpenAI(api_key="none", base_url=f"http://127.0.0.1:{server.server_port}")
+
+def half():
+    lines = client.files.with_streaming_response.content("file-out").__enter__().iter_lines()
+    assert "chatcmpl-0" in next(lines)
+    kept = [lines]
+    kept.append(kept)  # as an error's traceback keeps what it met
+
+gc.disable()
+half()
+"""
+
+
+def test_a_program_ends_that_left_a_file_half_read() -> None:
+    body = output([chat(number) for number in range(3)]).decode()
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN, body], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def streaming(wire: Any, body: bytes, packed: bool = False) -> Any:
     headers = {"content-type": "application/octet-stream", **({"content-encoding": "gzip"} if packed else {})}
     sent = gzip.compress(body) if packed else body

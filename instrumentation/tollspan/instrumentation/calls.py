@@ -257,11 +257,11 @@ class Call:
         with _DEPART:
             current = get_current()
             inside = current.get(self._key) is self
-            if inside and (current.get(_SUPPRESS_INSTRUMENTATION_KEY) or current.get(_SUPPRESS_PLAIN)):
-                # By a peer that means to tell of the call alone.
-                self.recording = False
-                return
             point = self.point
+            if inside and (current.get(_SUPPRESS_INSTRUMENTATION_KEY) or current.get(_SUPPRESS_PLAIN)):
+                # By a peer that means to tell of the call alone. What `prepare` changed has to be undone all the same.
+                self.recording = point.prepare is not None
+                return
             above = point.above(self._before) if point.above is not None else None
             if inside and _same_way(late.tracer, trace.get_current_span(current)):
                 parent = current

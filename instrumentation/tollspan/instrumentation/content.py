@@ -6,8 +6,8 @@ a library's reader makes of its requests, responses and chunks: a `Transcript`. 
 JSON on the span, as structures in the event ``gen_ai.client.inference.operation.details``. With the switch off nothing
 of this is imported.
 
-The input is taken when the call begins: programs go on with their lists of messages while a stream is read. Only calls
-whose span is recorded are looked at.
+The input is taken when the call begins: programs go on with their lists of messages while a stream is read. What is
+said in a call whose span is not recorded is put nowhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import guard
 from tollspan.pricing import attributes as names
 
-_KEPT: Final = ("previous_response_id", "previous_interaction_id", "conversation", "cached_content")
+_KEPT: Final = ("previous_response_id", "previous_interaction_id", "conversation", "cached_content", "prompt_id")
 """Arguments that name input which the provider has kept; so does a ``prompt`` that is not the text itself."""
 
 EVENT: Final = "gen_ai.client.inference.operation.details"
@@ -163,7 +163,7 @@ class Capture:
     def finish(self, call: Call) -> None:
         """Put what was said where it was asked for."""
         transcript, call.content = call.content, None
-        if transcript is None or not self._modes:
+        if transcript is None or not self._modes or not call.span.is_recording():
             return
         said = {
             names.SYSTEM_INSTRUCTIONS: transcript.system,

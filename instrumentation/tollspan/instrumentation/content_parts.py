@@ -67,7 +67,7 @@ def plain(value: Any, hidden: Callable[[str], bool] | None = None) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return encoded(value)
     dump = getattr(type(value), "model_dump", None)
-    return str(value) if dump is None else plain(dump(value, exclude_none=True), hidden)
+    return str(value) if dump is None else plain(dump(value, exclude_none=True, warnings=False), hidden)
 
 
 def shown(value: Any) -> Any:

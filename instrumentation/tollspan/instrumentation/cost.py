@@ -8,7 +8,7 @@ It is a convenience for whoever looks at a trace. The ledger is priced by the pr
 these: they are not what a provider reported.
 
 Prices are loaded while the first request is on its way, by a thread of their own; a call that ends sooner waits for
-them. Prices are those of the instant at which the call started.
+them, but not one that the garbage collector ends. Prices are those of the instant at which the call started.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from time import perf_counter, time_ns
 from typing import Any, Final
 
 from tollspan.instrumentation.calls import Call
+from tollspan.instrumentation.exits import dropping
 from tollspan.instrumentation.switches import PRICES, text
 from tollspan.pricing import attributes as names
 
@@ -157,7 +158,8 @@ class LocalCost:
     def _waited(self) -> Any:
         """The engine, when it has been loaded; None if it cannot be."""
         loading = self._loading
-        if loading is None or self._failed:
+        # A destructor may have come while this thread holds what loading needs.
+        if loading is None or self._failed or dropping():
             return None
         loading.join(_LONGEST_WAIT)
         if self._engine is None and not loading.is_alive() and not self._failed:

@@ -8,7 +8,7 @@ that every figure made of them can say so. What the provider did count is left a
 
 Only what can be estimated is: an input with anything but text in it, or one that the provider has kept from earlier
 calls, has no estimate, and nor has a call that failed before there was an answer. Hidden reasoning is not in the text;
-with such models the output is too low.
+with such models the output is too low, and the input where an answer is to follow a schema.
 
 The estimate of ``true`` reads no vocabulary and asks no network: it counts words, numbers and signs as today's
 tokenizers divide them. Against the four vocabularies that it was tried on it is within an eighth for English prose,

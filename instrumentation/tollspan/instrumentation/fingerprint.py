@@ -80,7 +80,9 @@ def _form(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if hasattr(type(value), "model_dump"):
-        return _form(_tagged(value, type(value).model_dump(value, mode="json", exclude_unset=True)))
+        # What a server sent may be of other types than its model says; the program is not to be warned by us.
+        dumped = type(value).model_dump(value, mode="json", exclude_unset=True, warnings=False)
+        return _form(_tagged(value, dumped))
     if type(value).__name__ in _UNSET:
         return None
     raise _NoForm

@@ -149,6 +149,7 @@ class Once:
         self.asked = Remembered()
         self._made = Remembered()  # identity's key → the span's start, ns since the epoch
         self._provider: list[trace.TracerProvider | None] = []  # while instrumented; None in it is the global one
+        self._tracer: tuple[trace.TracerProvider, trace.Tracer] | None = None
         self._after = guard(f"{library}.after")
 
     def start(self, provider: trace.TracerProvider | None) -> None:
@@ -159,6 +160,7 @@ class Once:
     def stop(self) -> None:
         """The library is not instrumented any more."""
         self._provider.clear()
+        self._tracer = None
 
     def forget(self) -> None:
         """Know nothing of what was asked for and made, as another process would."""
@@ -167,14 +169,25 @@ class Once:
 
     def tracer(self) -> trace.Tracer | None:
         """The tracer of results; None while the library is not instrumented."""
-        # Without a version: tracers are shared by all that describes them, and this one has ids of its own.
-        return trace.get_tracer(self.scope, tracer_provider=self._provider[0]) if self._provider else None
+        provider = self._used()
+        if provider is None:
+            return None
+        kept = self._tracer
+        if kept is None or kept[0] is not provider:
+            # Asked for once: the SDK changes the program's filters of warnings whenever it is asked, and a warning that
+            # was shown is shown again. Without a version: tracers are shared by all that describes them, and this one
+            # has ids of its own.
+            kept = self._tracer = (provider, provider.get_tracer(self.scope))
+        return kept[1]
+
+    def _used(self) -> trace.TracerProvider | None:
+        """Where spans go; None while the library is not instrumented."""
+        return (self._provider[0] or trace.get_tracer_provider()) if self._provider else None
 
     def flush(self, timeout_ms: int) -> bool | None:
         """Have what was made exported. Whether that went well, as far as the provider tells; None: it cannot be
         asked."""
-        provider = (self._provider[0] or trace.get_tracer_provider()) if self._provider else None
-        force = getattr(provider, "force_flush", None)
+        force = getattr(self._used(), "force_flush", None)
         return force(timeout_ms) is not False if callable(force) else None
 
     def emit(
@@ -269,6 +282,7 @@ class Once:
         metrics = beside.metrics if counts and beside.metrics is not None and beside.metrics.active() else None
         # A call that nobody made: what readers put their findings in.
         call = Call(_POINT, "", span, Context(), None)
+        call._context = call._before  # nobody is to be inside of it, and its own would hold it until it is collected
         call.opened = opened
         if not call.recording and metrics is None:
             return call

@@ -126,6 +126,11 @@ PEERS: Final[dict[str, Library]] = {
         ("groq._base_client:BaseClient._build_request",),
         afterwards=(("openlit.instrumentation.groq", ""),),
     ),
+    "litellm": Library(
+        ("openinference.instrumentation.litellm", "openlit.instrumentation.litellm"),
+        # Of each call, also of those that LiteLLM makes inside another; where it is handed on, its request.
+        tuple(f"litellm.litellm_core_utils.litellm_logging:Logging.{name}" for name in ("__init__", "pre_call")),
+    ),
     "mistral": Library(
         (
             "opentelemetry.instrumentation.mistralai",

@@ -70,7 +70,8 @@ class Sender:
             os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        # One that the same thread can take twice: a stream that the garbage collector closes may be sent by that.
+        self._lock = threading.RLock()
         self._waiting: deque[Results | None] = deque()
         self._bytes = 0
         self._current: Results | None = None
@@ -135,7 +136,7 @@ class Sender:
                 self._current = None
                 self._bytes -= results.size if results is not None else 0
         if not self._stop.is_set():
-            self._warn("the collector took them too slowly")
+            self._warn("they came faster than they could be sent")
 
     def _send(self, results: Results) -> None:
         since = 0

@@ -6,11 +6,13 @@ and its place in it, made as `batch_files` says. Where this process submitted th
 submission and bear its tags.
 
 A file says neither its job's time nor, for embeddings, its model: whoever downloads it has mostly asked after the job,
-which tells both. Vertex AI writes its answers to Cloud Storage or BigQuery, where no client of ours looks.
+which tells both. What it has written to a file that it opened itself is not seen. Vertex AI writes its answers to Cloud
+Storage or BigQuery, where no client of ours looks.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -76,7 +78,9 @@ def _downloaded(instance: Any, kwargs: dict[str, Any], args: tuple[Any, ...], re
     destination = kwargs.get("destination")
     if isinstance(result, bytes):
         FILES.whole(fetch, result)
-    elif result is None and isinstance(destination, (str, os.PathLike)):
+    elif isinstance(destination, io.BytesIO):
+        FILES.whole(fetch, destination.getvalue())
+    elif isinstance(destination, (str, os.PathLike)):
         FILES.stored(fetch, destination)
 
 
