@@ -13,6 +13,7 @@ class FakeDevice:
         hot: set while the user's call is under way; nothing may be asked then.
         capturing_now: a graph is being captured: asking would break it.
         dead: an error that lasts.
+        ticks: what `now` becomes before each of the next queries: the device goes on while it is asked.
     """
 
     source = "cuda_event"
@@ -24,8 +25,8 @@ class FakeDevice:
         self.hot = False
         self.capturing_now = False
         self.dead = False
+        self.ticks: list[int] = []
         self.made = 0
-        self.queries = 0
 
     def launch(self, nanoseconds: int, stream: object | None = None) -> None:
         stream = self.current if stream is None else stream
@@ -63,7 +64,8 @@ class FakeEvent:
 
     def query(self) -> bool:
         device = self.device
-        device.queries += 1
+        if device.ticks:
+            device.now = device.ticks.pop(0)
         assert self.at is not None, "an event that was never recorded is complete to the driver"
         assert not device.hot, "the device was asked on the hot path"
         assert not device.capturing_now, "asked during a capture"

@@ -5,6 +5,7 @@ Every test drives a real store on sqlite and files, and the last ones a real fea
 
 from __future__ import annotations
 
+import ast
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 os.environ.setdefault("FEAST_USAGE", "False")  # older versions report home
 
+import feast
 import pandas as pd
 import pytest
 import requests
@@ -42,6 +44,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from tollspan.instrumentation.data_reads import ages
 from tollspan.instrumentation.feast import FeastInstrumentor
+from tollspan.instrumentation.feast.offline import BASE, JOBS
 from tollspan.instrumentation.feast.remote import REMOTE
 from tollspan.instrumentation.feast.writes import ONLINE_STORES
 from tollspan.pricing import attributes as names
@@ -226,6 +229,20 @@ def test_an_execution_that_fails_raises_its_own_error(
     assert READS not in feast_spans.attributes()
 
 
+def test_the_table_of_jobs_has_every_class_of_feasts_that_runs_a_query() -> None:
+    running = {"to_df", "to_arrow", "to_feast_df", "persist", "to_remote_storage"}
+    root = Path(feast.__file__).parent
+    theirs: dict[str, set[str]] = {}
+    for path in (root / "infra" / "offline_stores").rglob("*.py"):
+        module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(kind, ast.ClassDef) and kind.name.endswith("RetrievalJob") and kind.name != "RetrievalJob":
+                methods = {each.name for each in kind.body if isinstance(each, ast.FunctionDef)}
+                theirs[f"{module}:{kind.name}"] = methods & running
+    ours = {job: set(methods) & running for job, methods in JOBS.items() if job != BASE}
+    assert ours == theirs
+
+
 # -- writes ------------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +299,7 @@ def test_a_write_that_reaches_no_store_counts_nothing(store: FeatureStore, feast
 def test_the_table_of_stores_is_feasts_own() -> None:
     ours = {store.rpartition(":")[2] for store in ONLINE_STORES}
     theirs = {path.rpartition(".")[2] for path in ONLINE_STORE_CLASS_FOR_TYPE.values()}
-    assert ours == theirs - {"HybridOnlineStore"}
+    assert ours == (theirs | {"IKVOnlineStore"}) - {"HybridOnlineStore"}
 
 
 # -- documents ---------------------------------------------------------------------------------------------------------

@@ -43,7 +43,10 @@ from tollspan.processor.normalize import normalize
 MODULES = ("opentelemetry.instrumentation.openai", "openinference.instrumentation.openai")
 OURS = "tollspan.instrumentation.openai"
 ASK: Any = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "hello"}]}
-RESOURCES = ("chat.completions.completions", "completions", "embeddings", "images", "responses.responses")
+RESOURCES = (
+    *("chat.completions.completions", "completions", "embeddings", "images", "responses.responses"),
+    *("beta.assistants", "beta.threads.messages", "beta.threads.runs.runs"),
+)
 STREAM: Any = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
 
 

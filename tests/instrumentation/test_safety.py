@@ -140,8 +140,8 @@ def test_the_walk_finds_every_instrumentor_that_is_registered() -> None:
     names = {kind.__name__ for kind in INSTRUMENTORS}
     assert {kind.__name__ for kind in tables | stands} <= names
     assert tables | stands
-    # And every one of them can be registered.
-    assert names == {value.__name__ for value in vars(launch).values() if getattr(value, "real", "")}
+    # And every one of them can be registered, beside those that are of no model client.
+    assert names <= {value.__name__ for value in vars(launch).values() if getattr(value, "real", "")}
 
 
 @every_instrumentor

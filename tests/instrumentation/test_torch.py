@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -20,8 +21,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from torch import nn
 
+from tollspan.instrumentation.device_clock import DeviceClock, unmeasured
 from tollspan.instrumentation.tags import tag
 from tollspan.instrumentation.torch import TRAINING_ENV, TorchInstrumentor
+from tollspan.instrumentation.torch_execution import Places
 from tollspan.instrumentation.torch_models import Models
 from tollspan.pricing import attributes
 
@@ -160,6 +163,61 @@ def test_the_device_follows_the_model_and_is_absent_where_nothing_tells(spans: S
     Calling(lambda: None).eval()()
 
     assert [attribute(span, attributes.DEVICE_TYPE) for span in spans()] == ["cpu", "meta", "cpu", None]
+
+
+def test_token_ids_have_a_length_and_nothing_else_has(spans: Spans) -> None:
+    ids = torch.ones(2, 7, dtype=torch.long)
+    Calling(lambda: None).eval()(input_ids=ids)
+    Calling(lambda: None).eval()({"input_ids": ids})
+    Calling(lambda: None).eval()(ids)
+    assert [attribute(span, attributes.SEQUENCE_LENGTH) for span in spans()] == [7, 7, None]
+
+
+def test_the_type_of_the_numbers_follows_the_model(spans: Spans) -> None:
+    model = ranker()
+    model(torch.ones(2, 4))
+    model.to(torch.bfloat16)(torch.ones(2, 4, dtype=torch.bfloat16))
+    assert [attribute(span, attributes.MODEL_DTYPE) for span in spans()] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "name"),
+    [
+        ("acme/ranker-7b", "acme/ranker-7b"),
+        ("/models/secret/ranker", "ranker"),
+        ("./ranker/", "ranker"),
+        ("", "Ranker"),
+    ],
+)
+def test_a_model_of_transformers_has_the_name_it_was_loaded_by(spans: Spans, loaded: str, name: str) -> None:
+    model = ranker()
+    model.config = type("Config", (), {"_name_or_path": loaded})()
+    model(torch.ones(1, 4))
+    assert attribute(spans()[0], attributes.MODEL) == name
+
+
+def test_a_model_on_several_devices_is_where_the_accelerators_are() -> None:
+    asked = []
+
+    def clock(devices: Sequence[torch.device]) -> DeviceClock:
+        asked.append([str(device) for device in devices])
+        return unmeasured()
+
+    places = Places(lambda device_type, index: {attributes.DEVICE_NAME: f"{device_type} {index}"}, clock)
+    devices = tuple(torch.device(name) for name in ("cpu", "cuda:1", "cuda:0", "meta"))
+    place = places.of(devices)
+    assert places.of(devices) is place
+    assert place.attributes == {attributes.DEVICE_TYPE: "cuda", attributes.DEVICE_NAME: "cuda 1"}
+    assert asked == [["cuda:1", "cuda:0"]]
+
+
+def test_a_model_that_is_moved_in_parts_is_found_on_all_its_devices() -> None:
+    model = ranker()
+    note = Models().of(model)
+    before = note.devices()
+    assert note.devices() is before
+    model.body[0].to("meta")
+    assert [str(device) for device in note.devices()] == ["meta", "cpu"]
 
 
 def test_tags_are_on_the_span(spans: Spans) -> None:
@@ -309,6 +367,40 @@ def test_uninstrument_leaves_a_later_wrapper_in_place_and_falls_silent(spans: Sp
         assert spans() == ()
     finally:
         nn.Module.__call__ = ORIGINAL_CALL
+
+
+def test_a_wrapper_that_was_there_before_us_sees_every_inner_module(provider: TracerProvider) -> None:
+    seen = []
+
+    def theirs(self: nn.Module, *args: object, **kwargs: object) -> object:
+        seen.append(type(self).__name__)
+        return ORIGINAL_CALL(self, *args, **kwargs)
+
+    nn.Module.__call__ = theirs
+    try:
+        TorchInstrumentor().instrument(tracer_provider=provider)
+        ranker()(torch.ones(1, 4))
+        TorchInstrumentor().uninstrument()
+        assert nn.Module.__call__ is theirs
+    finally:
+        nn.Module.__call__ = ORIGINAL_CALL
+    assert seen == ["Ranker", "Sequential", "Linear", "ReLU", "Linear"]
+
+
+def test_a_hundred_thousand_calls_leave_nothing_behind() -> None:
+    provider, model, x = TracerProvider(), nn.Identity().eval(), torch.ones(1, 1)
+    TorchInstrumentor().instrument(tracer_provider=provider)
+    try:
+        for _ in range(1_000):
+            model(x)
+        gc.collect()
+        objects = len(gc.get_objects())
+        for _ in range(100_000):
+            model(x)
+        gc.collect()
+        assert len(gc.get_objects()) - objects < 100
+    finally:
+        TorchInstrumentor().uninstrument()
 
 
 def test_a_dropped_model_is_forgotten() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan
 
 from tollspan.instrumentation.device_clock import GPU_SECONDS, Together
 from tollspan.instrumentation.torch_events import EventClock, Mark
@@ -20,7 +22,7 @@ from tollspan.instrumentation.torch_sweep import sweep
 from tollspan.pricing import attributes
 
 from .conftest import Telemetry
-from .fake_device import FakeDevice
+from .fake_device import FakeDevice, FakeEvent
 
 STATUS = attributes.GPU_TIME_STATUS
 MS = 1_000_000
@@ -111,6 +113,16 @@ def test_a_call_that_goes_on_bears_its_part_of_those_that_end_meanwhile(bench: B
     assert bench.told(GPU_SECONDS) == [0.005, 0.095]
 
 
+def test_what_begins_or_ends_while_the_device_is_asked_is_not_missed(bench: Bench) -> None:
+    bench.device.launch(MS, "b")
+    bench.call(5 * MS, "b")  # from 1 to 6 ms
+    bench.call(4 * MS, "a")  # from 0 to 4 ms
+    bench.device.ticks = [0, 0, 10 * MS]  # b has not begun; a has begun; a has ended, and b too by now
+    assert bench.resolver.poll() == 1  # what b was given after the end of a is not known yet
+    assert bench.resolver.poll() == 0
+    assert bench.told(GPU_SECONDS) == [0.0035, 0.0025]
+
+
 def test_threads_that_share_a_stream_share_its_time(bench: Bench) -> None:
     one, other = bench.begin(), bench.begin()
     bench.device.launch(4 * MS)
@@ -156,6 +168,20 @@ def test_after_an_error_of_the_device_no_span_waits_for_it(faulty_telemetry: Tel
     assert bench.told(GPU_SECONDS) == [None, None]
 
 
+def test_a_driver_that_cannot_tell_a_distance_loses_no_span(
+    faulty_telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FakeEvent, end: FakeEvent) -> float:
+        raise RuntimeError("invalid resource handle")
+
+    monkeypatch.setattr(FakeEvent, "elapsed_time", refuse)
+    bench = Bench(faulty_telemetry)
+    bench.call(MS, "a")
+    bench.call(MS, "b")
+    assert bench.at(2 * MS) == 0
+    assert bench.told(STATUS) == ["error", "error"]
+
+
 def test_events_are_used_again(bench: Bench) -> None:
     for n in range(1000):
         bench.call(MS)
@@ -167,8 +193,6 @@ def test_events_are_used_again(bench: Bench) -> None:
 def test_after_hours_of_silence_a_microsecond_is_a_microsecond(bench: Bench) -> None:
     """The driver tells distances as 32-bit floats."""
     import struct
-
-    from .fake_device import FakeEvent
 
     exact = FakeEvent.elapsed_time
 
@@ -189,7 +213,34 @@ def test_after_hours_of_silence_a_microsecond_is_a_microsecond(bench: Bench) -> 
     assert sum(bench.told(GPU_SECONDS)) == pytest.approx(3 * 2e-05, rel=0.03)
 
 
+def test_a_hundred_thousand_calls_leave_nothing_behind() -> None:
+    bench = Bench(Telemetry())
+    span = NonRecordingSpan(INVALID_SPAN_CONTEXT)
+    for n in range(100_000):
+        mark = bench.clock.begin(f"stream {n % 7}")
+        bench.device.launch(MS, f"stream {n % 7}")
+        bench.clock.end(mark)
+        assert bench.clock.settle(mark, span, 1)
+        bench.at((n + 1) * MS)
+    assert bench.clock.held == 0
+    assert bench.device.made < 50
+    assert not bench.clock._waiting
+    assert not bench.clock._open
+    assert not bench.clock._known
+    assert bench.clock.busy_ns == 100_000 * MS
+
+
 # -- conservation ------------------------------------------------------------------------------------------------------
+
+
+def union(windows: Iterable[tuple[int, int]]) -> int:
+    """Length of what any of the windows covers."""
+    covered, last = 0, -1
+    for start, stop in sorted(windows):
+        covered += max(0, stop - max(start, last))
+        last = max(last, stop)
+    return covered
+
 
 Step = tuple[str, int, int]
 steps = st.lists(
@@ -225,12 +276,8 @@ def test_shares_add_up_to_the_time_in_which_anything_was_open(plan: list[Step]) 
         finish(mark)
     assert bench.at(10**12) == 0
 
-    covered, last = 0, -1
-    for start, stop in sorted(windows):
-        covered += max(0, stop - max(start, last))
-        last = max(last, stop)
     shares = [round(share * 1e9) for share in bench.told(GPU_SECONDS)]
-    assert sum(shares) == bench.clock.busy_ns == covered
+    assert sum(shares) == bench.clock.busy_ns == union(windows)
     assert len(shares) == len(windows)
     for share, window in zip(shares, bench.told(attributes.GPU_WINDOW), strict=True):
         assert 0 <= share <= round(window * 1e9)
@@ -316,14 +363,18 @@ def test_several_threads_and_streams_conserve(telemetry: Telemetry) -> None:
     bench = Bench(telemetry, most_pending=10_000)
     bench.resolver = Resolver(interval=0.001)
     bench.clock = EventClock(bench.device, bench.resolver, 10_000)
+    marks: list[Any] = []
+    ticking = threading.Lock()
 
     def work(stream: str) -> None:
         for _ in range(200):
             mark = bench.clock.begin(stream)
             bench.device.launch(1_000, stream)
             bench.clock.end(mark)
+            marks.append(mark)
             bench.clock.settle(mark, bench.tracer.start_span("call"), 1)
-            bench.device.now += 400
+            with ticking:
+                bench.device.now += 400
 
     threads = [threading.Thread(target=work, args=(f"stream {n}",)) for n in range(4)]
     for thread in threads:
@@ -334,7 +385,7 @@ def test_several_threads_and_streams_conserve(telemetry: Telemetry) -> None:
     assert telemetry.provider.force_flush()
     shares = [round(share * 1e9) for share in bench.told(GPU_SECONDS)]
     assert len(shares) == 800
-    assert sum(shares) == bench.clock.busy_ns
+    assert sum(shares) == bench.clock.busy_ns == union((mark.start_ns, mark.stop_ns) for mark in marks)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
