@@ -5,8 +5,10 @@
 All variants run in one process, one thread, and take turns round by round, so that the machine's moods fall on all of
 them alike. Times are CPU time of the thread, in microseconds a call; what is added is the median over rounds of the
 variant's round less the same round of the plain program. Global hooks, the usual way to see every module, only set and
-clear a flag here: they make no span and stand beside our variant without one. The encoder shows what the same span
-costs where the model has emptied the processor's caches: several times what it costs in a loop of its own.
+clear a flag here: they make no span and stand beside our variant without one. "SDK span" is a span of the SDK made by
+hand round the plain call, with as many attributes and nothing else: what no instrumentation can go below. The encoder
+shows what the same span costs where the model has emptied the processor's caches: several times what it costs in a loop
+of its own. The generation needs transformers, and is left out without it.
 
 Not a test: prints figures, and exits with 1 only when global hooks add less to an inner module than we do.
 """
@@ -19,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -29,15 +31,34 @@ from torch import nn
 
 from tollspan.instrumentation.torch import TorchInstrumentor
 
-PLAIN, NO_SPAN, UNSAMPLED, SPAN, HOOKS = "plain", "no span", "not sampled", "span", "global hooks"
+PLAIN, NO_SPAN, UNSAMPLED, SPAN, HOOKS, SDK = "plain", "no span", "not sampled", "span", "global hooks", "SDK span"
 INNER = 100
 
 
-def workloads() -> dict[str, tuple[nn.Module, torch.Tensor, int]]:
+class Generation:
+    """Twenty tokens of a tiny GPT-2."""
+
+    def __init__(self) -> None:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        self.model = GPT2LMHeadModel(GPT2Config(n_layer=5, n_head=4, n_embd=64, vocab_size=1000, n_positions=64)).eval()
+
+    def eval(self) -> None:
+        pass
+
+    def __call__(self, ids: torch.Tensor) -> object:
+        return self.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+
+
+def workloads() -> dict[str, tuple[nn.Module | Generation, torch.Tensor, int]]:
     """Name → model, input, calls a round."""
     mlp = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(128, 4, 256, batch_first=True), 6)
+    generations: dict[str, tuple[nn.Module | Generation, torch.Tensor, int]] = {}
+    with suppress(ImportError):
+        generations["GPT-2 generate"] = (Generation(), torch.ones(1, 5, dtype=torch.long), 3)
     return {
+        **generations,
         "Identity": (nn.Identity(), torch.ones(1, 1), 1000),
         f"{INNER} Identity": (nn.Sequential(*(nn.Identity() for _ in range(INNER))), torch.ones(1, 1), 200),
         "MLP of 4 modules": (mlp, torch.ones(8, 64), 500),
@@ -85,12 +106,30 @@ VARIANTS: dict[str, Callable[[], object]] = {
     UNSAMPLED: lambda: instrumented(ALWAYS_OFF),
     SPAN: lambda: instrumented(ALWAYS_ON),
     HOOKS: hooks,
+    SDK: plain,
 }
 
 
-def microseconds(model: nn.Module, x: torch.Tensor, calls: int) -> float:
+class WithSdkSpan:
+    """A model in a span made by hand."""
+
+    def __init__(self, model: Callable[[torch.Tensor], object]) -> None:
+        provider = TracerProvider()
+        provider.add_span_processor(SpanProcessor())
+        self.model, self.tracer = model, provider.get_tracer("bare")
+
+    def __call__(self, x: torch.Tensor) -> object:
+        span = self.tracer.start_span("inference", attributes={"a": "1", "b": "2", "c": "3", "d": 4, "e": "5", "f": 6})
+        try:
+            return self.model(x)
+        finally:
+            span.set_attributes({"g": 0.5, "h": "process"})
+            span.end()
+
+
+def microseconds(model: Callable[[torch.Tensor], object], x: torch.Tensor, calls: int) -> float:
     """CPU time of one call, after as many unmeasured ones as let the interpreter settle on what it finds."""
-    for _ in range(max(calls // 10, 5)):
+    for _ in range(max(calls // 10, min(calls, 5))):
         model(x)
     start = time.thread_time_ns()
     for _ in range(calls):
@@ -109,7 +148,8 @@ def measure(rounds: int) -> list[dict[str, object]]:
             for _ in range(rounds):
                 for variant, switch in VARIANTS.items():
                     with switch():  # type: ignore[attr-defined]
-                        times[variant].append(microseconds(model, x, calls))
+                        called = WithSdkSpan(model) if variant == SDK else model
+                        times[variant].append(microseconds(called, x, calls))
             base = statistics.median(times[PLAIN])
             added = {
                 variant: statistics.median(a - b for a, b in zip(times[variant], times[PLAIN], strict=True))
@@ -127,12 +167,12 @@ def main() -> None:
     options = parser.parse_args()
 
     rows = measure(options.rounds)
-    one, many = rows[0], rows[1]
+    one, many = (next(row for row in rows if row["model"] == name) for name in ("Identity", f"{INNER} Identity"))
     inner = {variant: (float(many[variant]) - float(one[variant])) / INNER for variant in (NO_SPAN, SPAN, HOOKS)}  # type: ignore[arg-type]
     if options.json:
         print(json.dumps({"added_us": rows, "added_us_per_inner_module": inner}))
     else:
-        added = (NO_SPAN, UNSAMPLED, SPAN, HOOKS)
+        added = (NO_SPAN, UNSAMPLED, SPAN, SDK, HOOKS)
         print(f"{'added µs a call':24}{PLAIN:>10}" + "".join(f"{variant:>22}" for variant in added))
         for row in rows:
             base = float(row["plain"])  # type: ignore[arg-type]

@@ -170,7 +170,8 @@ def test_wall_time_within_a_call_on_the_same_device_is_that_calls(gpu_spans: Tel
 
 def test_an_asynchronous_run_has_wall_time_until_it_is_called_back(gpu_spans: Telemetry) -> None:
     done = threading.Event()
-    Streamed(model_bytes()).run_async(None, {"x": batch()}, lambda *_: done.set(), None)
+    session = Streamed(model_bytes())  # has to outlive its run: older versions wait for ever
+    session.run_async(None, {"x": batch()}, lambda *_: done.set(), None)
     assert done.wait(10)
     assert about(gpu_spans)[attributes.GPU_TIME_SOURCE] == "wall_sync"
 

@@ -114,7 +114,7 @@ def test_a_binding_tells_its_batch_as_it_was_bound_last(onnx_spans: Telemetry, s
     binding.bind_output("y")
     session.run_with_iobinding(binding)
     binding.clear_binding_inputs()
-    with pytest.raises(Exception):  # noqa: B017 (whatever the library raises)
+    with pytest.raises(Exception):
         session.run_with_iobinding(binding)
     assert [dict(s.attributes or {}).get(attributes.BATCH_SIZE) for s in onnx_spans.spans()] == [6, 2, None]
 

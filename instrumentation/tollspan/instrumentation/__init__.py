@@ -1,9 +1,11 @@
 """OpenTelemetry instrumentation that says what every inference used, and for whom.
 
-This package runs in the user's process. `tag`, `feature_read` and `cache_lookup` are what a program calls; everything
-else is switched on by ``opentelemetry-instrument`` through entry points, or by each instrumentor's ``instrument()``.
+This package runs in the user's process. `tag`, `observe`, `feature_read` and `cache_lookup` are what a program calls;
+everything else is switched on by ``opentelemetry-instrument`` through entry points, or by each instrumentor's
+``instrument()``.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tollspan.instrumentation.guard import faults
@@ -11,25 +13,31 @@ from tollspan.instrumentation.tags import TagsInstrumentor, current_tags, tag
 
 if TYPE_CHECKING:
     from tollspan.instrumentation.data_reads import CacheLookup, FeatureRead, cache_lookup, feature_read
+    from tollspan.instrumentation.torch_observe import observe
+    from tollspan.instrumentation.torch_shares import Request
 
 __all__ = [
     "CacheLookup",
     "FeatureRead",
+    "Request",
     "TagsInstrumentor",
     "cache_lookup",
     "current_tags",
     "faults",
     "feature_read",
+    "observe",
     "tag",
 ]
 
-_LATER = frozenset({"CacheLookup", "FeatureRead", "cache_lookup", "feature_read"})
-"""Names of `data_reads`, which is imported by the program that asks for one: the launcher's every program imports us."""
+_LATER = {
+    **dict.fromkeys(("CacheLookup", "FeatureRead", "cache_lookup", "feature_read"), "data_reads"),
+    "observe": "torch_observe",
+    "Request": "torch_shares",
+}
+"""Name → its module, imported by the program that asks for one: every program that is launched imports us."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tollspan.instrumentation import data_reads
-
-    return getattr(data_reads, name)
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

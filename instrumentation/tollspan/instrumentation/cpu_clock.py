@@ -15,8 +15,8 @@ So:
 A call made inside a measured call on the same thread is no second one in flight, and what it used is its own: it is
 taken off the outer one, so that of a model that calls another each says what it used itself, and nothing counts twice.
 
-A call that runs on threads of the runtime while its caller goes on (`CpuClock.begin_apart`) has no thread to ask: it has
-the process's time where nothing else was in flight, and none otherwise.
+A call that runs on threads of the runtime while its caller goes on (`CpuClock.begin_apart`) has no thread to ask: it
+has the process's time where nothing else was in flight, and none otherwise.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ Source = Literal["process", "thread"]
 class CpuMark:
     """A call in flight: made by `CpuClock.begin`, read once by `CpuClock.end`."""
 
-    __slots__ = ("alone", "began_process_ns", "began_thread_ns", "outer", "process_ns", "thread_ns")
+    __slots__ = ("alone", "ended", "outer", "process_ns", "thread_ns")
+
+    process_ns: int
+    thread_ns: int
 
     def __init__(self, outer: CpuMark | None) -> None:
         self.outer = outer
         self.alone = True
-        self.process_ns = self.began_process_ns = 0
-        self.thread_ns = self.began_thread_ns = 0
+        self.ended = False
 
 
 class CpuClock:
@@ -72,8 +74,8 @@ class CpuClock:
         if outer is None and len(in_flight) > 1:
             for other in tuple(in_flight.values()):
                 other.alone = False
-        mark.process_ns = mark.began_process_ns = process_time_ns()
-        mark.thread_ns = mark.began_thread_ns = thread_time_ns()
+        mark.process_ns = process_time_ns()
+        mark.thread_ns = thread_time_ns()
         return mark
 
     def end(self, mark: CpuMark) -> tuple[int, Source]:
@@ -81,19 +83,19 @@ class CpuClock:
 
         What measured calls inside this one used is not in it.
         """
-        thread_now = thread_time_ns()
-        process_now = process_time_ns()
-        thread_ns, process_ns = thread_now - mark.thread_ns, process_now - mark.process_ns
-        self._leave(mark)
+        thread_ns = thread_time_ns() - mark.thread_ns
+        process_ns = process_time_ns() - mark.process_ns
+        self.cancel(mark)
         alone, outer = mark.alone, mark.outer
         if outer is not None:
             if not alone:
                 outer.alone = False  # whoever came meanwhile saw only the innermost
-            # As if the outer one had begun so much later: with what it has taken off for others inside this one.
-            outer.thread_ns += thread_now - mark.began_thread_ns
-            outer.process_ns += process_now - mark.began_process_ns
-            while alone and outer is not None:
-                alone, outer = outer.alone, outer.outer
+            while outer is not None:
+                # As if it had begun so much later: each has taken off what the others inside it used.
+                outer.thread_ns += thread_ns
+                outer.process_ns += process_ns
+                alone = alone and outer.alone
+                outer = outer.outer
         if alone:
             return process_ns, "process"
         return thread_ns, "thread"
@@ -116,15 +118,17 @@ class CpuClock:
 
     def cancel(self, mark: CpuMark) -> None:
         """Takes back a `begin` whose call will not be measured after all."""
-        self._leave(mark)
-
-    def _leave(self, mark: CpuMark) -> None:
+        mark.ended = True
         thread = get_ident()
-        if self._in_flight.get(thread) is mark:
-            if mark.outer is None:
-                del self._in_flight[thread]
-            else:
-                self._in_flight[thread] = mark.outer
+        if self._in_flight.get(thread) is not mark:
+            return
+        outer = mark.outer
+        while outer is not None and outer.ended:  # before the one inside it, as generators may
+            outer = outer.outer
+        if outer is None:
+            del self._in_flight[thread]
+        else:
+            self._in_flight[thread] = outer
 
 
 CPU: Final = CpuClock()

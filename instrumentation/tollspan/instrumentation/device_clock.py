@@ -80,7 +80,7 @@ class DeviceClock(Protocol):
         """Completes what the device has finished. Off the hot path only.
 
         Returns:
-            How many calls are still pending.
+            How many spans it still holds.
         """
         ...
 
@@ -119,10 +119,11 @@ class UnmeasuredClock(HostClock):
 class _Part:
     """One device's part of a call on several: what the device's clock takes for the call's span."""
 
-    __slots__ = ("about", "whole")
+    __slots__ = ("_span_processor", "about", "whole")
 
-    def __init__(self, whole: _Whole) -> None:
+    def __init__(self, whole: _Whole, span: Span) -> None:
         self.whole = whole
+        self._span_processor = getattr(span, "_span_processor", None)
         self.about: dict[str, Any] = {}
 
     def set_attribute(self, key: str, value: Any) -> None:
@@ -141,7 +142,7 @@ class _Whole:
     __slots__ = ("_end_time", "_lock", "_open", "_span", "parts")
 
     def __init__(self, span: Span, end_time: int, devices: int) -> None:
-        self.parts = [_Part(self) for _ in range(devices)]
+        self.parts = [_Part(self, span) for _ in range(devices)]
         self._span = span
         self._end_time = end_time
         self._open = devices
@@ -199,7 +200,7 @@ class Together:
     def settle(self, mark: object | None, span: Span, end_time: int) -> bool:
         whole = _Whole(span, end_time, len(self._clocks))
         for clock, part, told in zip(self._clocks, mark, whole.parts, strict=True):  # type: ignore[call-overload]
-            if not clock.settle(part, told, end_time):  # type: ignore[arg-type]
+            if not clock.settle(part, told, end_time):
                 told.end()
         return True
 

@@ -131,9 +131,10 @@ def _read_line(fetch: Fetch, number: int, line: Line) -> None:
         if _PAGES in call.attributes and _is_annotated(answer):
             call.attributes[_ANNOTATED] = call.attributes.pop(_PAGES)
 
-    told = line.get("id") or answer.get("id")
+    told, which = line.get("id") or answer.get("id"), line.get("custom_id")
     ONCE.emit(
-        told if isinstance(told, str) else f"{fetch.name}:{line.get('custom_id')}",
+        # The program need not have named its requests, and not every answer has an id.
+        f"{told}:{which}" if told else f"{fetch.name}:{number if which is None else which}",
         f"{operation} {model}" if model else operation,
         attributes,
         fill,

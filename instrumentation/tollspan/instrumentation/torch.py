@@ -16,7 +16,9 @@ What keeps the user's program the same:
 * Left alone as well: calls under ``jit.trace``, a checkpoint's recomputation during backward, the replicas of
   ``DataParallel``, and training steps (``module.training`` with gradients enabled) unless they are asked for.
 
-It cannot see a compiled *function* that calls a model, nor ``module.forward(...)`` called directly.
+It cannot see a compiled *function* that calls a model, nor ``module.forward(...)`` called directly: `torch_observe` is
+for these. ``generate`` of transformers (`torch_generate`) and the replay of a CUDA graph (`torch_graphs`) are outermost
+calls too.
 """
 
 from __future__ import annotations
@@ -28,13 +30,19 @@ from typing import Any, Final
 
 from opentelemetry import trace
 
+# The key under which suppression travels has no public name; the SDK's own exporters take it from here too.
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
+
 from tollspan.instrumentation.calls import CallInstrumentor, get_current
 from tollspan.instrumentation.device_clock import HOST, clock_for
 from tollspan.instrumentation.guard import report
 from tollspan.instrumentation.switches import is_on
 from tollspan.instrumentation.tags import current_tags
-from tollspan.instrumentation.torch_execution import INSIDE, Execution, suppressed
-from tollspan.instrumentation.torch_hardware import Hardware
+from tollspan.instrumentation.torch_cuda import RESOLVER
+from tollspan.instrumentation.torch_execution import INSIDE, Execution
+from tollspan.instrumentation.torch_generate import Generate
+from tollspan.instrumentation.torch_graphs import CAPTURE, graph_points
+from tollspan.instrumentation.torch_hardware import Hardware, install, uninstall
 from tollspan.instrumentation.torch_models import first_tensor, sequence_length
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes
@@ -71,6 +79,14 @@ class TorchInstrumentor(CallInstrumentor):
         hardware = Hardware(tracer, self._options.get("clock_for") or clock_for)
         wrapper = ModuleCall(hardware, patches, training=training)
         patches.add("torch:nn.Module.__call__", wrapper.make)
+        patches.add("transformers.generation.utils:GenerationMixin.generate", Generate(hardware, patches).make)
+        for target, make in graph_points(hardware, patches, RESOLVER).items():
+            patches.add(target, make)
+        install(hardware)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        uninstall()
+        super()._uninstrument(**kwargs)
 
 
 class ModuleCall:
@@ -96,10 +112,17 @@ class ModuleCall:
         inside = INSIDE
         open_call = self._opener(torch)
 
-        # Read from the top: under a tracer the first line is all there is of this function.
+        direct = _only_dispatches(original)
+
+        # Read from the top: under a tracer the first two lines are all there is of this function.
         @functools.wraps(original)
         def module_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or inside.active:
+            if is_compiling():
+                return original(self, *args, **kwargs)
+            if inside.active:
+                if direct:  # what the original would do: one call less for every inner module
+                    compiled = self._compiled_call_impl
+                    return self._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
                 return original(self, *args, **kwargs)
             if compiling_frames() is not None:  # within a compiled region: what we called next would be compiled too
                 return original(self, *args, **kwargs)
@@ -150,7 +173,8 @@ class ModuleCall:
                 or current_graph_task() != -1
                 or "_is_replica" in module.__dict__
                 or not patches.active
-                or suppressed(context)
+                or context.get(_SUPPRESS_INSTRUMENTATION_KEY)
+                or context.get("suppress_instrumentation")
             ):
                 return None
             model = of(module)
@@ -171,13 +195,17 @@ class ModuleCall:
                     # One dimension may be one unbatched item as well as a batch: then nothing is said.
                     if tensor.dim() > 1 and type(size := tensor.shape[0]) is int:
                         about[attributes.BATCH_SIZE] = size
-                        if (length := sequence_length(tensor_class, args, kwargs)) is not None:
-                            about[attributes.SEQUENCE_LENGTH] = length
+                        if not args or args[0] is not tensor:  # else it is not called ``input_ids``
+                            length = sequence_length(tensor_class, args, kwargs)
+                            if length is not None:
+                                about[attributes.SEQUENCE_LENGTH] = length
                     if not devices:
                         place = places.of((tensor.device,))
                         about.update(place.attributes)
                 if place is not None:
                     clock = place.clock
+                if CAPTURE.note is not None:
+                    CAPTURE.note.holds(model.span_name, about, clock)
             except Exception as fault:  # noqa: BLE001
                 report(_DESCRIBE, fault)
             return Execution(tracer, model.span_name, about, context, clock)
@@ -190,6 +218,13 @@ def _frame_callback(torch: ModuleType) -> Callable[[], Any]:
     frames: Any = getattr(torch._C._dynamo, "eval_frame", None)
     callback: Callable[[], Any] | None = getattr(frames, "get_eval_frame_callback", None)
     return callback if callback is not None else lambda: None
+
+
+def _only_dispatches(original: Callable[..., Any]) -> bool:
+    """Whether ``nn.Module.__call__`` is torch's own, and does nothing but choose between a module's two implementations
+    of a call. These have no public name, so that is read from its code."""
+    code = getattr(original, "__code__", None)
+    return code is not None and (code.co_names, code.co_consts) == (("_compiled_call_impl", "_call_impl"), (None,))
 
 
 def _skip_frame(torch: ModuleType, function: Callable[..., Any]) -> None:
