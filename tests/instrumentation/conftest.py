@@ -243,3 +243,15 @@ def openai_spans(telemetry: Telemetry) -> Iterator[Telemetry]:
     OpenAIInstrumentor().instrument(tracer_provider=telemetry.provider)
     yield telemetry
     OpenAIInstrumentor().uninstrument()
+
+
+@pytest.fixture
+def heard(switched: Any) -> Any:
+    """Spans with content, of the client that the module's ``switched`` instruments."""
+    return switched(OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only")
+
+
+@pytest.fixture
+def keyed(switched: Any) -> Any:
+    """Spans with fingerprints, likewise."""
+    return switched(TOLLSPAN_FINGERPRINT_KEY="secret of the tests")

@@ -10,8 +10,10 @@ in the table is a generic one, which needs a type and nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import pytest
 
 from tollspan.pricing import attributes as names
 
@@ -83,3 +85,16 @@ def check_tool(tool: Any) -> None:
     if tool["type"] == "function":
         assert tool.keys() <= {"type", "name", "description", "parameters"}, tool
         assert isinstance(tool.get("parameters"), (dict, type(None))), tool
+
+
+def switching(instrumentor: Any, monkeypatch: pytest.MonkeyPatch, telemetry: Any) -> Iterator[Callable[..., Any]]:
+    """For a fixture ``switched``: instruments a client with variables of the environment set."""
+
+    def on(**variables: str) -> Any:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        instrumentor.instrument(tracer_provider=telemetry.provider)
+        return telemetry
+
+    yield on
+    instrumentor.uninstrument()

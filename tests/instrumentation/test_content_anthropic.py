@@ -16,7 +16,7 @@ from tollspan.instrumentation.anthropic import AnthropicInstrumentor, content
 from tollspan.pricing import attributes as names
 
 from .anthropic_stub import MODEL, Stub, batch_results, events, message, serve
-from .content_form import check
+from .content_form import check, switching
 
 VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 ASK: dict[str, Any] = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": "hello"}]}
@@ -36,28 +36,7 @@ def stub() -> Iterator[Stub]:
 
 @pytest.fixture
 def switched(monkeypatch: pytest.MonkeyPatch, telemetry: Any) -> Iterator[Callable[..., Any]]:
-    """Instruments the client with variables of the environment set."""
-
-    def on(**variables: str) -> Any:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        AnthropicInstrumentor().instrument(tracer_provider=telemetry.provider)
-        return telemetry
-
-    yield on
-    AnthropicInstrumentor().uninstrument()
-
-
-@pytest.fixture
-def heard(switched: Any) -> Any:
-    """Spans with content."""
-    return switched(**{VARIABLE: "span_only"})
-
-
-@pytest.fixture
-def keyed(switched: Any) -> Any:
-    """Spans with fingerprints."""
-    return switched(TOLLSPAN_FINGERPRINT_KEY="secret of the tests")
+    yield from switching(AnthropicInstrumentor(), monkeypatch, telemetry)
 
 
 def said(telemetry: Any) -> dict[str, Any]:

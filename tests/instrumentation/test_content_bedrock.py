@@ -17,7 +17,7 @@ from tollspan.pricing import attributes as names
 
 from . import anthropic_stub
 from .bedrock_stub import CLAUDE, MODEL, Stub, chunks, converse, converse_events, metrics, serve
-from .content_form import check
+from .content_form import check, switching
 
 VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 HELLO = [{"role": "user", "parts": [{"type": "text", "content": "hello"}]}]
@@ -37,28 +37,7 @@ def stub() -> Iterator[Stub]:
 
 @pytest.fixture
 def switched(monkeypatch: pytest.MonkeyPatch, telemetry: Any) -> Iterator[Callable[..., Any]]:
-    """Instruments the client with variables of the environment set."""
-
-    def on(**variables: str) -> Any:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        BedrockInstrumentor().instrument(tracer_provider=telemetry.provider)
-        return telemetry
-
-    yield on
-    BedrockInstrumentor().uninstrument()
-
-
-@pytest.fixture
-def heard(switched: Any) -> Any:
-    """Spans with content."""
-    return switched(**{VARIABLE: "span_only"})
-
-
-@pytest.fixture
-def keyed(switched: Any) -> Any:
-    """Spans with fingerprints."""
-    return switched(TOLLSPAN_FINGERPRINT_KEY="secret of the tests")
+    yield from switching(BedrockInstrumentor(), monkeypatch, telemetry)
 
 
 def said(telemetry: Any) -> dict[str, Any]:

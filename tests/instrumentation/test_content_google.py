@@ -18,7 +18,7 @@ from tollspan.instrumentation.google_genai import GoogleGenAIInstrumentor
 from tollspan.instrumentation.google_genai import content as readers
 from tollspan.pricing import attributes as names
 
-from .content_form import check
+from .content_form import check, switching
 from .google_stub import MODEL, GoogleStub, calling, chunks, content
 from .test_google_genai_usage import DONE, INTERACT, SAYS, LiveStub, events, interaction, talk
 
@@ -41,28 +41,7 @@ def google() -> Iterator[GoogleStub]:
 
 @pytest.fixture
 def switched(monkeypatch: pytest.MonkeyPatch, telemetry: Any) -> Iterator[Callable[..., Any]]:
-    """Instruments the client with variables of the environment set."""
-
-    def on(**variables: str) -> Any:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        GoogleGenAIInstrumentor().instrument(tracer_provider=telemetry.provider)
-        return telemetry
-
-    yield on
-    GoogleGenAIInstrumentor().uninstrument()
-
-
-@pytest.fixture
-def heard(switched: Any) -> Any:
-    """Spans with content."""
-    return switched(**{VARIABLE: "span_only"})
-
-
-@pytest.fixture
-def keyed(switched: Any) -> Any:
-    """Spans with fingerprints."""
-    return switched(TOLLSPAN_FINGERPRINT_KEY="secret of the tests")
+    yield from switching(GoogleGenAIInstrumentor(), monkeypatch, telemetry)
 
 
 def said(telemetry: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter, time_ns
@@ -418,7 +418,14 @@ def wrap(point: WrapPoint, tracer: trace.Tracer, patches: Patches, original: Cal
             raise
         return call.returned(result)
 
-    # The wrapper looks to introspection exactly as the original does, which need not be like a coroutine function.
+    return awaited(original, run)
+
+
+def awaited(original: Callable[..., Any], run: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """A function that does ``run(args, kwargs)`` and looks to introspection exactly as ``original`` does.
+
+    What returns an awaitable need not look like a coroutine function.
+    """
     if inspect.iscoroutinefunction(original):
 
         @functools.wraps(original)

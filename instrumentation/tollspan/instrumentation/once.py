@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import os
 import threading
 import time
@@ -32,7 +31,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_cu
 from opentelemetry.trace import Link, SpanKind
 
 from tollspan.instrumentation import extras
-from tollspan.instrumentation.calls import _SUPPRESS_PLAIN, Call, CallInstrumentor, WrapPoint
+from tollspan.instrumentation.calls import _SUPPRESS_PLAIN, Call, CallInstrumentor, WrapPoint, awaited
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.wrapping import Patches
@@ -402,16 +401,4 @@ def _looking(
         seen(args, kwargs, result)
         return result
 
-    if inspect.iscoroutinefunction(original):
-
-        @functools.wraps(original)
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await run(args, kwargs)
-
-    else:
-
-        @functools.wraps(original)
-        def call_async(*args: Any, **kwargs: Any) -> Any:
-            return run(args, kwargs)
-
-    return call_async
+    return awaited(original, run)
