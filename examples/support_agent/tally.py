@@ -65,6 +65,8 @@ CPU_HOUR = Decimal("0.0425")
 """USD for one hour of one vCPU of the machines that the assistant runs on."""
 FEATURE_READS_MILLION = Decimal("0.28")
 """USD per million feature values read."""
+FEATURE_WRITES_MILLION = Decimal("1.25")
+"""USD per million feature values written."""
 STORAGE_READ_GB = Decimal("0.0125")
 """USD per 10^9 bytes read from the feature store or the model store."""
 
@@ -149,6 +151,8 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
             parts["compute"] += charge(Decimal(seconds), CPU_HOUR, Decimal(3600))
         if (reads := attributes.get("tollspan.usage.feature.reads")) is not None:
             parts["storage"] += charge(Decimal(reads), FEATURE_READS_MILLION, MILLION)
+        if (writes := attributes.get("tollspan.usage.feature.writes")) is not None:
+            parts["storage"] += charge(Decimal(writes), FEATURE_WRITES_MILLION, MILLION)
         if (size := attributes.get("tollspan.usage.storage.read.bytes")) is not None:
             parts["storage"] += charge(Decimal(size), STORAGE_READ_GB, Decimal(10) ** 9)
 

@@ -452,7 +452,7 @@ def test_the_program_runs_under_the_launcher_with_the_console_exporter_and_the_t
     assert operations.count("inference") == (24 if torch else 12)
     result = tally(stub.served, spans)
     assert result["spans"] == len(printed)
-    assert result["traces"] == 13  # one for each request, and the model load at start
+    assert result["traces"] == 14  # one for each request; at the start the model load, and the filling of the store
     assert all(Decimal(result[part]) > 0 for part in ("llm", "compute", "storage"))
 
 
@@ -521,7 +521,7 @@ def test_the_demo_ends_with_ledger_and_tally_equal_to_the_last_digit(tmp_path: P
     assert answer["total_cost"] == answer["tally_cost"]
     assert Decimal(answer["total_cost"]) > 0
     assert answer["spans_sent"] == answer["spans_acked"] > 300
-    assert answer["traces"] == 61
+    assert answer["traces"] == 62
     assert 0 < answer["spans_kept"] < answer["spans_sent"]
     assert sum(map(Decimal, answer["by_component"].values())) == Decimal(answer["total_cost"])
     assert set(answer["by_component"]) == {"model", "compute", "storage"}
