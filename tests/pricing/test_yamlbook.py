@@ -640,7 +640,7 @@ BAD: Final = [
         (
             "2: adjustments[0].allotment: the meters that match have different units: byte, byte-second, "
             "call, character, fetch, image, page, query, read, request, search, search unit, second, "
-            "session, token, token-second, unit-second. Name one meter under 'match:'."
+            "session, token, token-second, unit-second, write. Name one meter under 'match:'."
         ),
         SENSE,
     ),
