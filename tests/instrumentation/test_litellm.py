@@ -806,9 +806,8 @@ async def test_a_peer_that_was_there_first_is_above_all_the_same(
     LiteLLMInstrumentor().instrument(tracer_provider=telemetry.provider)
     try:
         (provider.stream(completion_chunks()) if streamed else provider.json(completion()))
-        result = await litellm.acompletion(
-            model="openai/gpt-5-mini", messages=MESSAGES, stream=streamed, **provider.openai
-        )
+        usage: Any = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+        result = await litellm.acompletion(model="openai/gpt-5-mini", messages=MESSAGES, **usage, **provider.openai)
         if streamed:
             async for _ in result:
                 pass
