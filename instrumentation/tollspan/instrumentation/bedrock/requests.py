@@ -16,10 +16,9 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from tollspan.instrumentation.calls import Opening
-from tollspan.instrumentation.providers import said_of
+from tollspan.instrumentation.providers import address_attributes
 from tollspan.pricing import attributes as names
 
 PROVIDER: Final = "aws.bedrock"
@@ -113,16 +112,10 @@ def operation_of(model: str) -> str:
     return next((operation for pattern, operation in KINDS if pattern.search(model)), "chat")
 
 
-@functools.lru_cache(maxsize=256)
 def client_attributes(url: str, region: str | None) -> dict[str, Any]:
-    """Attributes of every span of a client. Shared: copy before adding to it."""
-    attributes: dict[str, Any] = {names.PROVIDER_NAME: PROVIDER}
-    parts = urlsplit(url)
-    if parts.hostname:
-        attributes[names.SERVER_ADDRESS] = parts.hostname
-        attributes[names.SERVER_PORT] = port = parts.port or (80 if parts.scheme == "http" else 443)
-        # A gateway of the user's own, or a server that poses as Bedrock: only the user can say so.
-        attributes[names.PROVIDER_NAME] = said_of(parts.hostname, port) or PROVIDER
+    """Attributes of every span of a client; a new dict."""
+    # A gateway of the user's own, or a server that poses as Bedrock: only the user can say so.
+    attributes = address_attributes(url, PROVIDER)
     if region:
         # The region of the call, by which it is priced; the program itself may run elsewhere.
         attributes[names.CLOUD_REGION] = region
