@@ -43,7 +43,6 @@ def instrument(client: Client, peer: str, first: str, provider: TracerProvider) 
 def billed(spans: list[Any]) -> list[dict[str, Any]]:
     """Rows that are billed, of all spans of a call together."""
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
@@ -53,7 +52,7 @@ def billed(spans: list[Any]) -> list[dict[str, Any]]:
     from tollspan.processor.decode import decode
     from tollspan.processor.identity import span_keys, trace_keys, words
     from tollspan.processor.normalize import normalize
-    from tollspan.processor.pipeline import used
+    from tollspan.processor.pipeline import silent, used
 
     normalized = normalize(decode([encode_spans(spans).SerializeToString()]), received_ns=time.time_ns())
     table = normalized.table
@@ -63,7 +62,7 @@ def billed(spans: list[Any]) -> list[dict[str, Any]]:
         span_keys(traces, words(table["span_id"], 1)[:, 0]),
         span_keys(traces, parents),
         parents == 0,
-        np.asarray(table["token_bearing"]) | np.asarray(pc.equal(table["kind"].cast(pa.string()), "inference")),
+        np.asarray(table["token_bearing"]) | silent(normalized),
         0.0,
         used=used(normalized) & ~elsewhere,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opentelemetry import context
+from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -327,3 +327,11 @@ def test_the_names_of_the_package_are_there() -> None:
     assert all(hasattr(tollspan.instrumentation, name) for name in tollspan.instrumentation.__all__)
     with pytest.raises(AttributeError):
         _ = tollspan.instrumentation.no_such_name  # type: ignore[attr-defined]
+
+
+def test_a_provider_that_has_no_hash_is_no_error(monkeypatch: pytest.MonkeyPatch, telemetry: Any) -> None:
+    monkeypatch.setattr(type(telemetry.provider), "__hash__", None)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: telemetry.provider)
+    with feature_read(store="redis", view="users", features=2) as read:
+        read.rows = 3
+    assert telemetry.attributes()["tollspan.usage.feature.reads"] == 6

@@ -295,6 +295,16 @@ def test_a_call_without_usage_above_the_same_call_with_usage_is_no_second_call(l
     assert total(line)[0] == 3
 
 
+def test_a_call_that_tells_a_fee_and_no_tokens_keeps_its_fee_above_one_that_tells_tokens(line: Line) -> None:
+    fee = {"tollspan.usage.web_searches": 2}
+    line.send(chat(1, tokens=None, **fee), chat(2, trace=1, parent=1))
+    line.drain()
+    rows = line.rows("SELECT cost_status AS s, charges.meter AS m FROM ledger FINAL ORDER BY span_id")
+    assert rows[0]["s"] != "rollup"
+    assert "web_searches" in rows[0]["m"]
+    assert rows[1]["s"] == "priced"
+
+
 @pytest.mark.parametrize("below", [{}, {"parent": 1}])
 def test_a_span_whose_usage_stands_on_another_is_not_billed(line: Line, below: dict[str, Any]) -> None:
     line.send(chat(1), chat(2, trace=1, **below, **{"tollspan.usage_elsewhere": True}))

@@ -222,9 +222,17 @@ class _Block:
         return cast("_F", wrapper)
 
 
-@functools.lru_cache(maxsize=1)
+_last: tuple[trace.TracerProvider, trace.Tracer] | None = None
+"""The provider of the last read, and its tracer."""
+
+
 def _tracer(provider: trace.TracerProvider) -> trace.Tracer:
-    return trace.get_tracer(__name__, tracer_provider=provider)
+    global _last
+    last = _last
+    # By identity: a provider need not be hashable.
+    if last is None or last[0] is not provider:
+        _last = last = provider, trace.get_tracer(__name__, tracer_provider=provider)
+    return last[1]
 
 
 def _told(call: Call, result: Any) -> None:

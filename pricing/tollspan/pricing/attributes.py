@@ -221,8 +221,8 @@ USAGE_INVALID: Final = "tollspan.usage_invalid"
 
 
 USAGE_ESTIMATED: Final = "tollspan.usage_estimated"
-"""True where token counts on the span are no provider's: the instrumentation estimated them from the text, because the
-user has asked for that. The ledger's row says ``usage_estimated`` among its reasons."""
+"""True where usage on the span is an estimate of the instrumentation's that the user has asked for: tokens counted in
+the text, or one request's share of a batch. The ledger's row says ``usage_estimated`` among its reasons."""
 
 
 def usage(meter: str) -> str:

@@ -161,7 +161,7 @@ def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask) ->
     Args:
         costs: from `PriceEngine.price_columns`, n rows.
         incomplete: shape (n,), calls that tell one side of their tokens only: at best priced in part.
-        estimated: shape (n,), calls whose tokens are an estimate and not a provider's count.
+        estimated: shape (n,), calls whose usage is an estimate, and not counted or measured.
         rolled: shape (n,), roll-ups, whose remaining charges are priced.
 
     Returns:

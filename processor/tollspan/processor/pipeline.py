@@ -92,6 +92,17 @@ def used(normalized: Normalized) -> Mask:
     return right
 
 
+def silent(normalized: Normalized) -> Mask:
+    """Model calls that tell no usage at all, shape (n,): roll-ups where a call below tells any.
+
+    A peer's span that lost it, or a wrapper's. One that tells a fee and no tokens keeps its fee.
+    """
+    found: Mask = np.array(pc.equal(plain(normalized.table["kind"]), "inference"), np.bool_)
+    for values in normalized.quantities.values():
+        found &= ~np.asarray(pc.is_valid(plain(values)))
+    return found
+
+
 class Pipeline:
     """Everything behind the journal.
 
@@ -228,9 +239,7 @@ class Pipeline:
         spans = span_keys(traces, words(table["span_id"], 1)[:, 0])
         parent = words(table["parent_span_id"], 1)[:, 0]
         root = parent == 0
-        # A call that tells no usage is a roll-up too where one below it does: a peer's span that lost it, a wrapper's.
-        silent = np.asarray(pc.equal(plain(table["kind"]), "inference"))
-        tokens = np.asarray(table["token_bearing"]) | silent
+        tokens = np.asarray(table["token_bearing"]) | silent(normalized)
         embeddings = np.asarray(pc.fill_null(pc.equal(plain(table["operation"]), "embeddings"), False))
         # What stands elsewhere accounts for nobody's bill, or a call with such a span beneath it would have none.
         elsewhere = np.asarray(pc.fill_null(plain(table["elsewhere"]), False))

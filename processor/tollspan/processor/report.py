@@ -113,7 +113,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if total["estimated_inferences"]:
         count = total["estimated_inferences"]
         cost = "unknown" if total["estimated_cost"] is None else f"{text(total['estimated_cost'])} {currency}"
-        lines.append(f"{text(count)} {_s(count, 'inference')} with estimated tokens ({cost} of these sums)")
+        lines.append(f"{text(count)} {_s(count, 'inference')} with estimated usage ({cost} of these sums)")
     if total["not_billed"]:
         count = total["not_billed"]
         lines.append(f"{text(count)} failed {_s(count, 'call')} that the provider did not bill")

@@ -10,11 +10,12 @@ SELECT
     -- Whatever its kind: all that the cost leaves out.
     countIf(cost_status IN ('unpriced', 'invalid')) AS unpriced_rows,
     countIf(kind = 'inference' AND cost_status = 'partial') AS partial_inferences,
-    -- Calls whose tokens were estimated in the program that made them, and how much of the cost is theirs.
-    countIf(cost_status != 'rollup' AND has(splitByChar(',', cost_reasons), 'usage_estimated')) AS estimated_inferences,
+    -- Calls whose usage was estimated in the program that made them, and how much of the cost is theirs.
+    countIf(kind = 'inference' AND cost_status != 'rollup'
+        AND has(splitByChar(',', cost_reasons), 'usage_estimated')) AS estimated_inferences,
     if(estimated_inferences = 0, toDecimal128(0, 12),
-       sumIf(ledger.cost, cost_status != 'rollup' AND has(splitByChar(',', cost_reasons), 'usage_estimated')))
-        AS estimated_cost,
+       sumIf(ledger.cost, kind = 'inference' AND cost_status != 'rollup'
+           AND has(splitByChar(',', cost_reasons), 'usage_estimated'))) AS estimated_cost,
     countIf(cost_status = 'not_billed') AS not_billed,
     -- NULL when no call tells.
     sum(ledger.retries) AS retries,
