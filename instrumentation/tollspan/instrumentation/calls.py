@@ -42,8 +42,9 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from tollspan.instrumentation.guard import guard, report
+from tollspan.instrumentation.later import LaterAttributes, plain
 from tollspan.instrumentation.switches import content_modes
-from tollspan.instrumentation.tags import current_tags
+from tollspan.instrumentation.tags import BAGGAGE, current_tags
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing.attributes import ERROR_TYPE, HTTP_STATUS, RETRIES
 
@@ -87,13 +88,19 @@ class Opening(NamedTuple):
 
     Attributes:
         name: span name, ``{operation} {model}``.
-        attributes: attributes known before the call; a fresh dict, the engine adds to it.
+        attributes: attributes known before the call; a fresh dict, the engine adds to it. `LaterAttributes` where
+            reading them is most of what a call costs that is not sampled.
         state: anything that the point wants to find again on `Call.state`.
     """
 
     name: str
-    attributes: dict[str, Any]
+    attributes: dict[str, Any] | LaterAttributes
     state: Any = None
+
+
+opening: Final[Callable[[tuple[str, dict[str, Any] | LaterAttributes, Any]], Opening]]
+opening = functools.partial(tuple.__new__, Opening)  # type: ignore[arg-type]
+"""`Opening` of a tuple of all three, for readers that every call passes: its own constructor is two calls more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -343,7 +350,7 @@ class Call:
 
     def end(self) -> None:
         """End the span with what is known. Only the first time counts, whichever thread it comes from."""
-        if not self._once.acquire(blocking=False):
+        if not self._once.acquire(False):
             return
         self.ended = True
         if self._process is not _process:
@@ -511,14 +518,17 @@ def _begin(
         if opening is None:
             return None
         name, attributes, state = opening
-        if tags := current_tags(context):
+        # Most calls of most programs have no baggage.
+        if (BAGGAGE is None or BAGGAGE in context) and (tags := current_tags(context)):
+            attributes = plain(attributes)
             attributes.update(tags)
         if point.late is not None and point.late():
-            late = Late(tracer, name, attributes, time_ns())
+            late = Late(tracer, name, plain(attributes), time_ns())
             call = Call(point, key, trace.INVALID_SPAN, context, state, late)
         else:
             call = Call(point, key, tracer.start_span(name, context, point.kind, attributes), context, state)
-        call.opened = attributes
+        if call.recording:
+            call.opened = plain(attributes)
         if point.began is not None and call.recording:
             with _BEGAN:
                 point.began(call, args, kwargs)

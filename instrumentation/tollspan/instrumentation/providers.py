@@ -123,8 +123,9 @@ _ROW: Final = re.compile(r"\s*(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::(\d{1,5}))
 Rows = dict[tuple[str, int | None], str]
 """Host and port (None: every port) → provider."""
 
-_known: Final[weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, Any]]]] = weakref.WeakKeyDictionary()
-"""Client → its base URL and what was made of it. The URL can be changed on a client, so it is compared by identity."""
+_known: Final[dict[int, tuple[weakref.ref[Any], Any, dict[str, Any]]]] = {}
+"""A client's identity → the client, its base URL and what was made of it. The URL can be changed on a client, so it is
+compared by identity. No `weakref.WeakKeyDictionary`: every call asks here, and that hashes and compares clients."""
 
 _addresses: Final[dict[tuple[Any, str], tuple[Rows, Any, dict[str, Any]]]] = {}
 """URL, or its identity where it is an object, and a client's own provider → the user's rows at the time, the URL (held,
@@ -140,11 +141,12 @@ def client_attributes(client: Any, url: Any, own: Callable[[type], str]) -> dict
         url: its base URL, the object that it holds.
         own: provider that a class of clients is made for.
     """
-    known = _known.get(client)
-    if known is not None and known[0] is url:
-        return known[1]
+    key = id(client)
+    known = _known.get(key)
+    if known is not None and known[1] is url and known[0]() is client:
+        return known[2]
     attributes = address_attributes(url, own(type(client)))
-    _known[client] = (url, attributes)
+    _known[key] = (weakref.ref(client, lambda _, forget=_known.pop: forget(key, None)), url, attributes)  # type: ignore[misc]
     return attributes
 
 

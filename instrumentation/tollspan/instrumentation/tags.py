@@ -33,7 +33,7 @@ from tollspan.pricing.attributes import TAGS
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _KEYS: Final = tuple(TAGS.values())
-_BAGGAGE: Final[str | None] = getattr(baggage, "_BAGGAGE_KEY", None)
+BAGGAGE: Final[str | None] = getattr(baggage, "_BAGGAGE_KEY", None)
 """Where baggage stands in a context. Not public: without it, baggage is asked."""
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _FRAME: Final = "tollspan.tags.frame"
@@ -47,8 +47,8 @@ def current_tags(context: Context | None = None) -> Mapping[str, str]:
     Args:
         context: where to look; None = the current context.
     """
-    if context is not None and _BAGGAGE is not None and _BAGGAGE not in context:
-        return _NONE  # most calls of most programs
+    if context is not None and BAGGAGE is not None and BAGGAGE not in context:
+        return _NONE
     entries = baggage.get_all(context)
     if not entries:
         return _NONE

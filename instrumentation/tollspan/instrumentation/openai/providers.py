@@ -15,9 +15,10 @@ _AZURE_CLIENTS: Final = frozenset({"AzureOpenAI", "AsyncAzureOpenAI"})
 
 def client_attributes(client: Any) -> dict[str, Any]:
     """Attributes of every span of ``client``, an ``OpenAI`` or one of its kin. Shared: copy before adding to it."""
-    return providers.client_attributes(client, client._base_url, _own)
+    return providers.client_attributes(client, client._base_url, own)
 
 
-def _own(kind: type) -> str:
+def own(kind: type) -> str:
+    """Provider that a class of clients is made for."""
     azure = any(base.__name__ in _AZURE_CLIENTS for base in kind.__mro__)
     return providers.AZURE if azure else providers.OPENAI

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tollspan.instrumentation.calls import Call, Opening
+from tollspan.instrumentation.calls import Call, Opening, opening
+from tollspan.instrumentation.later import LaterAttributes
 from tollspan.instrumentation.openai import background
-from tollspan.instrumentation.openai.providers import client_attributes
+from tollspan.instrumentation.openai.providers import own
+from tollspan.instrumentation.providers import client_attributes
 from tollspan.instrumentation.usage import put_usage
 from tollspan.pricing import attributes as names
 
@@ -111,13 +113,10 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
 
     doubles, integers = dict(NUMBERS), dict(limits)
 
-    def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
-        client = args[0]._client
-        attributes = client_attributes(client).copy()
+    def read(client: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        attributes = client_attributes(client, client._base_url, own).copy()
         attributes[names.OPERATION_NAME] = "chat"
         attributes[names.OPENAI_API_TYPE] = api_type
-        name = "chat"
-        streamed = False
         # Over what was given, which is little, and not over all that could be. Parameters may also be given as
         # sentinels of the library's, so every value is taken by its type.
         for field, value in kwargs.items():
@@ -130,10 +129,9 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
             elif field == "model":
                 if isinstance(value, str) and value:
                     attributes[names.REQUEST_MODEL] = value
-                    name = f"chat {value}"
             elif field == "stream":
                 if value is True:
-                    attributes[names.REQUEST_STREAM] = streamed = True
+                    attributes[names.REQUEST_STREAM] = True
             elif field == "service_tier":
                 if isinstance(value, str) and value != "auto":
                     attributes[names.OPENAI_REQUEST_SERVICE_TIER] = value
@@ -141,7 +139,13 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
                 conversation = value.get("id") if isinstance(value, dict) else value
                 if isinstance(conversation, str):
                     attributes[names.CONVERSATION_ID] = conversation
-        return Opening(name, attributes, State(client, streamed))
+        return attributes
+
+    def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
+        client = args[0]._client
+        model = kwargs.get("model")
+        name = f"chat {model}" if isinstance(model, str) and model else "chat"
+        return opening((name, LaterAttributes(read, client, kwargs), State(client, kwargs.get("stream") is True)))
 
     return request
 
