@@ -221,7 +221,7 @@ def work(variant: str, pipe: Connection) -> None:
 
 
 def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
-    """Figures by variant, µs: ``off`` a call, ``call`` with it on, ``added`` the difference, ``chunk`` added a chunk."""
+    """Figures by variant, µs: ``off`` a call, ``call`` with it, ``added`` the difference, ``chunk`` added a chunk."""
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     workers = []

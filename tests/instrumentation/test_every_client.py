@@ -903,8 +903,8 @@ def left_behind(client: Client, asynchronous: bool, stub: StubServer, count: int
 
 
 WARM = 40
-POOL = 400
-"""Streams of one client, of which it may keep the connections of half."""
+POOL = 100
+"""Streams of one client, of which it may keep the connections of half: of a hundred, where it is Mistral's."""
 
 
 @every_client

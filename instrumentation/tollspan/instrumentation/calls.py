@@ -22,7 +22,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter, time_ns
@@ -42,7 +42,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from tollspan.instrumentation.guard import guard, report
-from tollspan.instrumentation.later import LaterAttributes, plain
+from tollspan.instrumentation.later import plain
 from tollspan.instrumentation.switches import content_modes
 from tollspan.instrumentation.tags import BAGGAGE, current_tags
 from tollspan.instrumentation.wrapping import Patches
@@ -94,13 +94,8 @@ class Opening(NamedTuple):
     """
 
     name: str
-    attributes: dict[str, Any] | LaterAttributes
+    attributes: MutableMapping[str, Any]
     state: Any = None
-
-
-opening: Final[Callable[[tuple[str, dict[str, Any] | LaterAttributes, Any]], Opening]]
-opening = functools.partial(tuple.__new__, Opening)  # type: ignore[arg-type]
-"""`Opening` of a tuple of all three, for readers that every call passes: its own constructor is two calls more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -520,7 +515,6 @@ def _begin(
         name, attributes, state = opening
         # Most calls of most programs have no baggage.
         if (BAGGAGE is None or BAGGAGE in context) and (tags := current_tags(context)):
-            attributes = plain(attributes)
             attributes.update(tags)
         if point.late is not None and point.late():
             late = Late(tracer, name, plain(attributes), time_ns())

@@ -6,11 +6,11 @@ a call begins with is never read from its arguments. A sampler that does look at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 
-class LaterAttributes(Mapping[str, Any]):
+class LaterAttributes(MutableMapping[str, Any]):
     """``read(*args)`` as a mapping, called once and not before it is needed.
 
     Args:
@@ -37,6 +37,12 @@ class LaterAttributes(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         return self.now()[key]
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.now()[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.now()[key]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.now())
 
@@ -60,6 +66,8 @@ class LaterAttributes(Mapping[str, Any]):
         return {**other, **self.now()}
 
 
-def plain(attributes: dict[str, Any] | LaterAttributes) -> dict[str, Any]:
-    """The attributes as a dict: the very one, which may be added to."""
-    return attributes if type(attributes) is dict else attributes.now()  # type: ignore[union-attr, return-value]
+def plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes as a dict that is to be read, or added to by who made them."""
+    if type(attributes) is dict:
+        return attributes
+    return attributes.now() if isinstance(attributes, LaterAttributes) else dict(attributes)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tollspan.instrumentation.calls import Call, Opening, opening
+from tollspan.instrumentation.calls import Call, Opening
 from tollspan.instrumentation.later import LaterAttributes
 from tollspan.instrumentation.openai import background
 from tollspan.instrumentation.openai.providers import own
@@ -145,7 +145,7 @@ def request_reader(api_type: str, limits: Table) -> Callable[[tuple[Any, ...], d
         client = args[0]._client
         model = kwargs.get("model")
         name = f"chat {model}" if isinstance(model, str) and model else "chat"
-        return opening((name, LaterAttributes(read, client, kwargs), State(client, kwargs.get("stream") is True)))
+        return Opening(name, LaterAttributes(read, client, kwargs), State(client, kwargs.get("stream") is True))
 
     return request
 
