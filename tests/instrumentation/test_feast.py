@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("FEAST_USAGE", "False")  # older versions report home
@@ -39,7 +40,11 @@ Spans = Callable[[], Sequence[ReadableSpan]]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    folder = tmp_path_factory.mktemp("feast")
+    return made(tmp_path_factory.mktemp("feast"))
+
+
+def made(folder: Path) -> FeatureStore:
+    """A store of two customers on sqlite."""
     now = datetime.now(UTC)
     rows = pd.DataFrame({"customer_id": [1, 2], "orders": [3, 5], "spend": [7.5, 9.25], "event_timestamp": [now, now]})
     rows.to_parquet(folder / "customers.parquet")

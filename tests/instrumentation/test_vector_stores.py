@@ -7,6 +7,7 @@ here that speak their wire formats. A client that is not installed is skipped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socketserver
 import threading
@@ -265,6 +266,13 @@ class RedisServer(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def redis_port() -> Iterator[int]:
+    with redis_serving() as port:
+        yield port
+
+
+@contextlib.contextmanager
+def redis_serving() -> Iterator[int]:
+    """The port of a stub of Redis."""
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), RedisServer) as server:
         server.daemon_threads = True
