@@ -121,7 +121,7 @@ def main() -> None:
             journal = folder / f"journal{number}"
             ours = [sys.executable, "-m", "tollspan.processor.main", "serve", "--keep", "0.1", "--log-level", "warning"]
             ours += ["--store", f"clickhouse://127.0.0.1:{sink_port}/bench", "--journal", str(journal)]
-            ours += ["--listen", f"127.0.0.1:{port}"]
+            ours += ["--listen", f"127.0.0.1:{port}", "--http", "off"]
             cpu, wall = measure(ours, port, payloads, settle=1.0)
             stats = json.loads((journal / "stats.json").read_text())
             assert stats["spans_acked"] == spans + 4 * 512, stats

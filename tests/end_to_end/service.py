@@ -45,6 +45,7 @@ class Service:
     def start(self) -> Service:
         ready = self.folder / "serve.json"
         command = [*TOLLSPAN, "serve", "--store", self.url, "--listen", "127.0.0.1:0", "--sql", "127.0.0.1:0"]
+        command += ["--http", "127.0.0.1:0"]
         self.process = subprocess.Popen([*command, *self.options], stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

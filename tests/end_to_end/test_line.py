@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import random
 import socket
 import subprocess
@@ -225,7 +226,7 @@ def test_sql_on_clickhouses_http_interface_is_read_only(folder: Path) -> None:
     ],
 )
 def test_bad_settings_are_one_line_and_no_traceback(tmp_path: Path, options: list[str], says: str) -> None:
-    base = ["--store", f"chdb://{tmp_path}/s", "--listen", "127.0.0.1:0", "--sql", "off"]
+    base = ["--store", f"chdb://{tmp_path}/s", "--listen", "127.0.0.1:0", "--http", "off", "--sql", "off"]
     done = tollspan("serve", *base, *options)
     assert done.returncode != 0
     assert says in done.stderr
@@ -252,12 +253,41 @@ def test_a_port_in_use_and_a_store_in_use_say_so(folder: Path, tmp_path: Path) -
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = tollspan("serve", "--store", f"chdb://{tmp_path}/other", "--listen", address, "--sql", "off")
+        done = tollspan(
+            "serve", "--store", f"chdb://{tmp_path}/other", "--listen", address, "--http", "off", "--sql", "off"
+        )
         assert done.returncode != 0
         assert address in done.stderr
         assert "Traceback" not in done.stderr
     with Service(folder) as service:
-        done = tollspan("serve", "--store", service.url, "--listen", "127.0.0.1:0", "--sql", "off")
+        done = tollspan("serve", "--store", service.url, "--listen", "127.0.0.1:0", "--http", "off", "--sql", "off")
         assert done.returncode != 0
         assert str(service.info["pid"]) in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_same_spans_over_http_and_grpc_cost_once(folder: Path) -> None:
+    spans = [chat(number, tokens=(100, 10)) for number in range(1, 21)]
+    body = payload(spans)
+    with Service(folder) as service:
+        url = f"http://{service.info['http']}/v1/traces"
+        for encoding, sent in (("gzip", gzip.compress(body)), ("identity", body)):
+            headers = {"content-type": "application/x-protobuf", "content-encoding": encoding}
+            with urllib.request.urlopen(urllib.request.Request(url, sent, headers), timeout=20) as answer:
+                assert answer.status == 200
+        with grpc.insecure_channel(service.info["grpc"]) as channel:
+            channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")(body, timeout=20)
+        assert urllib.request.urlopen(f"http://{service.info['http']}/readyz", timeout=20).read() == b"ok\n"
+        metrics = urllib.request.urlopen(f"http://{service.info['http']}/metrics", timeout=20).read().decode()
+        assert "tollspan_receive_accepted_total 3\n" in metrics
+        service.stop()
+        total = service.query("total")
+    assert total["inferences"] == 20
+    assert Decimal(total["cost"]) == 20 * (100 * INPUT + 10 * OUTPUT)
+
+
+def test_a_certificate_without_its_key_is_one_line(tmp_path: Path) -> None:
+    done = tollspan("serve", "--store", f"chdb://{tmp_path}/s", "--tls-cert", "cert.pem")
+    assert done.returncode != 0
+    assert "--tls-key" in done.stderr
+    assert "Traceback" not in done.stderr

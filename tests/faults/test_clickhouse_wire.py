@@ -60,6 +60,7 @@ class Wire:
 def served(url: str, journal: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A ``tollspan serve`` on a server's store, and where it takes spans."""
     command = [*TOLLSPAN, "serve", "--store", url, "--journal", str(journal), "--listen", "127.0.0.1:0"]
+    command += ["--http", "off"]
     process = subprocess.Popen(
         [*command, "--sql", "off", "--keep", "1", "--decision-wait", "0"],
         stderr=subprocess.PIPE,

@@ -26,8 +26,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError, JournalFull
+from tollspan.processor.intake import Intake, parses
 from tollspan.processor.journal import Journal
-from tollspan.processor.receive import EXPORT, SERVICE, Receiver, is_loopback, parse_address, parses
+from tollspan.processor.receive import EXPORT, SERVICE, Receiver, is_loopback, parse_address
 
 LIMIT = 1 << 20
 
@@ -38,8 +39,9 @@ class Line:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.counters = Counters()
         self.journal = Journal(directory, counters=self.counters)
+        self.intake = Intake(self.journal, validate=options.pop("validate", None), counters=self.counters)
         options = {"address": "127.0.0.1:0", "max_request_bytes": LIMIT, **options}
-        self.receiver = Receiver(self.journal, counters=self.counters, **options)
+        self.receiver = Receiver(self.intake, **options)
         self.address = self.receiver.start()
         self.channel = grpc.insecure_channel(self.address)
 
@@ -286,7 +288,7 @@ def test_draining_lets_requests_in_flight_finish(line: Line, monkeypatch: pytest
 
 
 def test_a_disk_that_hangs_is_told_before_the_sender_gives_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tollspan.processor.receive.COMMIT_LIMIT_S", 0.01)
+    monkeypatch.setattr("tollspan.processor.intake.COMMIT_LIMIT_S", 0.01)
     release, original = threading.Event(), os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (release.wait(10), original(fd)))
     error: Any = line.refused(request())
@@ -298,10 +300,10 @@ def test_a_disk_that_hangs_is_told_before_the_sender_gives_up(line: Line, monkey
 
 def test_stop_can_be_called_before_start_and_twice(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
-    receiver = Receiver(journal, address="127.0.0.1:0")
+    receiver = Receiver(Intake(journal), address="127.0.0.1:0")
     assert receiver.drain(0.1)
     receiver.stop()
-    receiver = Receiver(journal, address="127.0.0.1:0")
+    receiver = Receiver(Intake(journal), address="127.0.0.1:0")
     address = receiver.start()
     receiver.stop()
     receiver.stop()
@@ -316,7 +318,7 @@ def test_stop_can_be_called_before_start_and_twice(tmp_path: Path) -> None:
 
 def test_a_taken_port_is_one_line_with_what_to_do(line: Line) -> None:
     with pytest.raises(ConfigError) as caught:
-        Receiver(line.journal, address=line.address).start()
+        Receiver(line.intake, address=line.address).start()
     text = str(caught.value)
     assert f"Cannot listen on {line.address}: address already in use." in text
     assert "--listen" in text
@@ -328,8 +330,8 @@ def test_a_taken_port_is_one_line_with_what_to_do(line: Line) -> None:
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
 def test_an_open_address_needs_the_flag(line: Line, address: str) -> None:
     with pytest.raises(ConfigError, match="--insecure-listen"):
-        Receiver(line.journal, address=address).start()
-    receiver = Receiver(line.journal, address=address, insecure_listen=True)
+        Receiver(line.intake, address=address).start()
+    receiver = Receiver(line.intake, address=address, insecure_listen=True)
     try:
         bound = receiver.start()
     except ConfigError:
@@ -341,12 +343,12 @@ def test_an_open_address_needs_the_flag(line: Line, address: str) -> None:
 @pytest.mark.parametrize("address", ["", "4317", "host:", ":4317", "127.0.0.1:99999", "127.0.0.1:-1", "http://x:y"])
 def test_what_is_no_address_is_said(line: Line, address: str) -> None:
     with pytest.raises(ConfigError, match="no address to listen on"):
-        Receiver(line.journal, address=address).start()
+        Receiver(line.intake, address=address).start()
 
 
 def test_an_address_of_another_machine_is_said(line: Line) -> None:
     with pytest.raises(ConfigError, match=r"Cannot listen on 192\.0\.2\.1:0: cannot assign requested address"):
-        Receiver(line.journal, address="192.0.2.1:0", insecure_listen=True).start()
+        Receiver(line.intake, address="192.0.2.1:0", insecure_listen=True).start()
 
 
 def test_loopback_is_what_resolves_to_loopback() -> None:

@@ -226,7 +226,7 @@ def _run(
         seed = ["--seed", str(options.seed)]
         command = [sys.executable, str(example / "llm_stub.py"), "--tally", str(served), "--ready", str(ready), *seed]
         stub = start("LLM stub", command, child_environment())
-        command = [sys.executable, "-m", "tollspan.processor.main", "serve", "--listen", "127.0.0.1:0"]
+        command = [sys.executable, "-m", "tollspan.processor.main", "serve", "--listen", "127.0.0.1:0", "--http", "off"]
         command += ["--sql", "127.0.0.1:0", "--keep", options.keep, "--prices", str(example / "prices.yaml")]
         command += [] if isinstance(location, Embedded) else ["--journal", str(home)]
         # The URL may hold a password, so it goes by the environment and not where `ps` shows it.

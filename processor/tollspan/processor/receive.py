@@ -19,60 +19,37 @@ requests and the same for 8-span ones; aio would keep slow senders from holding 
 from __future__ import annotations
 
 import ipaddress
-import logging
 import socket
-import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc.code_pb2 import UNAVAILABLE
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tollspan.processor.counters import Counters
-from tollspan.processor.errors import ConfigError, JournalFull
-from tollspan.processor.journal import Journal, JournalError
-
-log = logging.getLogger(__name__)
-
-Validate: TypeAlias = Callable[[bytes], str | None]
-"""None when bytes can be acknowledged as an OTLP trace request, else the reason why not."""
+from tollspan.processor.errors import ConfigError
+from tollspan.processor.intake import Intake
+from tollspan.processor.tls import Tls
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 EXPORT: Final = f"/{SERVICE}/Export"
 _OK: Final = b""
 """An ``ExportTraceServiceResponse`` without partial success."""
 
-RETRY_S: Final = 1.0
-"""Delay asked of refused senders. Short, because the Python SDK tries again only within its deadline of 10 s."""
-COMMIT_LIMIT_S: Final = 30.0
-"""A disk that takes longer than this for a sync is treated as away."""
 _DETAILS: Final = "grpc-status-details-bin"
 
 
-class _Refusal(NamedTuple):
-    """Why a request was not taken: counted under ``receive.refused.<reason>``."""
-
-    reason: str
-    code: Any
-    message: str
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Receiver:
     """The OTLP/gRPC server.
 
     Args:
-        journal: where payloads are made durable.
+        intake: the way into the journal; its counters also count ``receive.calls`` begun (more of them than of
+            ``receive.requests``: the difference was too large or broken off).
         address: ``host:port``; port 0 takes a free one.
-        validate: check before the journal; a full parse by protobuf when None.
-        counters: counts ``receive.*``: ``calls`` begun, ``requests`` whose body arrived (the difference was too large
-            or broken off), ``accepted`` and ``bytes`` made durable, ``empty``, and ``refused.<reason>``.
+        tls: certificate, and whose certificates senders need; None for no encryption.
         insecure_listen: allow addresses other than loopback although nothing is encrypted.
         max_request_bytes: size of a decompressed request at the most.
         threads: requests served at once.
@@ -84,20 +61,17 @@ class Receiver:
 
     def __init__(
         self,
-        journal: Journal,
+        intake: Intake,
         *,
         address: str = "127.0.0.1:4317",
-        validate: Validate | None = None,
-        counters: Counters | None = None,
+        tls: Tls | None = None,
         insecure_listen: bool = False,
         max_request_bytes: int = 64 << 20,
         threads: int = 64,
         max_connection_age_s: float = 180.0,
     ) -> None:
-        self.journal = journal
-        self.counters = counters or Counters()
-        self._address, self._insecure_listen = address, insecure_listen
-        self._validate = validate or parses
+        self._intake = intake
+        self._address, self._tls, self._insecure_listen = address, tls, insecure_listen
         self._threads = threads
         self._options = (
             # Without this a second server would share the port, and each would get some of the spans.
@@ -112,9 +86,6 @@ class Receiver:
         )
         self._server: Any = None
         self._health: Any = None
-        self._state = threading.Condition()
-        self._draining = False
-        self._in_flight = 0
 
     def start(self) -> str:
         """Listen and serve; returns the ``host:port`` in use.
@@ -123,21 +94,22 @@ class Receiver:
             ConfigError: the address is malformed, taken, not of this machine, or open without ``insecure_listen``.
         """
         host, port = parse_address(self._address)
-        if not self._insecure_listen and not is_loopback(host):
-            raise ConfigError(
-                f"{self._address} is open to other machines, and connections are not encrypted.",
-                "Listen on 127.0.0.1, or pass --insecure-listen if the network around it is trusted.",
-            )
-        _try_to_bind(host, port)
+        if self._tls is None and not self._insecure_listen:
+            require_loopback(self._address, host)
+        try_to_bind(host, port)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tollspan-receive")
         server = grpc.server(pool, handlers=[_TraceService(self)], options=self._options)
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if self._tls is None:
+                bound = server.add_insecure_port(shown)
+            else:
+                bound = server.add_secure_port(shown, self._tls.grpc_credentials())
         except RuntimeError as error:
             server.stop(None)
-            raise _cannot_listen(host, port, "the address cannot be bound") from error
+            raise cannot_listen(host, port, "the address cannot be bound") from error
         self._serving(True)
         server.start()
         self._server = server
@@ -153,9 +125,7 @@ class Receiver:
             True if none is in flight any more.
         """
         self._serving(False)
-        with self._state:
-            self._draining = True
-            return self._state.wait_for(lambda: self._in_flight == 0, timeout=grace_s)
+        return self._intake.drain(grace_s)
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Close the port and all connections; what is still in flight after ``grace_s`` is cut off. Idempotent."""
@@ -175,64 +145,20 @@ class Receiver:
 
     def export(self, payload: bytes, context: Any) -> bytes:
         """Serve one request; called by gRPC on a thread of its pool."""
-        with self._flight() as open_for_requests:
-            refusal = self._take(payload, context) if open_for_requests else _SHUTTING_DOWN
+        refusal = self._intake.take(payload, context.time_remaining())
         if refusal is None:
             return _OK
-        self.counters.add(f"receive.refused.{refusal.reason}")
-        if refusal.code is grpc.StatusCode.UNAVAILABLE:
-            context.set_trailing_metadata(((_DETAILS, retry_details(refusal.message)),))
-        context.abort(refusal.code, refusal.message)
+        if refusal.code == UNAVAILABLE:
+            context.set_trailing_metadata(((_DETAILS, refusal.status()),))
+        context.abort(_CODES[refusal.code], refusal.message)
         raise AssertionError("abort raises")
-
-    def _take(self, payload: bytes, context: Any) -> _Refusal | None:
-        """Make ``payload`` durable; None when it is."""
-        self.counters.add("receive.requests")
-        if not payload:
-            self.counters.add("receive.empty")
-            return None
-        try:
-            reason = self._validate(payload)
-            if reason is not None:
-                log.debug("refused a request of %d bytes: %s", len(payload), reason)
-                return _Refusal("malformed", grpc.StatusCode.INVALID_ARGUMENT, reason)
-            remaining = context.time_remaining()
-            self.journal.append(payload).wait(COMMIT_LIMIT_S if remaining is None else min(remaining, COMMIT_LIMIT_S))
-        except JournalError as error:
-            reason = "journal_full" if isinstance(error, JournalFull) else "journal_error"
-            return _Refusal(reason, grpc.StatusCode.UNAVAILABLE, error.message)
-        except TimeoutError:
-            # It may become durable yet: the sender sends again, and the rows land on themselves.
-            return _Refusal("slow_disk", grpc.StatusCode.UNAVAILABLE, "The disk did not finish in time.")
-        except Exception:
-            log.exception("a request of %d bytes met a fault of ours; it is not acknowledged", len(payload))
-            return _Refusal("fault", grpc.StatusCode.INTERNAL, "Internal error; the request was not stored.")
-        self.counters.add_all({"receive.accepted": 1, "receive.bytes": len(payload)})
-        return None
-
-    @contextmanager
-    def _flight(self) -> Iterator[bool]:
-        """Count a request as in flight; yields False, and counts nothing, when no new ones are taken."""
-        with self._state:
-            taken = not self._draining
-            self._in_flight += taken
-        try:
-            yield taken
-        finally:
-            with self._state:
-                self._in_flight -= taken
-                if self._draining and not self._in_flight:
-                    self._state.notify_all()
-
-
-_SHUTTING_DOWN: Final = _Refusal("draining", grpc.StatusCode.UNAVAILABLE, "The service is shutting down.")
 
 
 class _TraceService(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Routes ``Export`` to the receiver without (de)serializers: bytes in, bytes out."""
 
     def __init__(self, receiver: Receiver) -> None:
-        self._counters = receiver.counters
+        self._counters = receiver._intake.counters
         self._handler = grpc.unary_unary_rpc_method_handler(receiver.export)
 
     def service(self, handler_call_details: Any) -> Any:
@@ -240,23 +166,6 @@ class _TraceService(grpc.GenericRpcHandler):  # type: ignore[misc]
             return None
         self._counters.add("receive.calls")
         return self._handler
-
-
-def parses(payload: bytes) -> str | None:
-    """The check of a receiver that is given none: protobuf's own parser."""
-    try:
-        ExportTraceServiceRequest.FromString(payload)
-    except DecodeError as error:
-        return f"not an OTLP ExportTraceServiceRequest: {error}"
-    return None
-
-
-def retry_details(message: str) -> bytes:
-    """A serialized ``google.rpc.Status`` for UNAVAILABLE that asks to try again after `RETRY_S`."""
-    detail = AnyMessage()
-    delay = Duration(seconds=int(RETRY_S), nanos=int(RETRY_S % 1 * 1e9))
-    detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return bytes(status_pb2.Status(code=14, message=message, details=[detail]).SerializeToString())
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -287,8 +196,26 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for *_, where in found)
 
 
-def _try_to_bind(host: str, port: int) -> None:
-    """Find out why an address cannot be used: gRPC does not tell its caller, and writes lines of its own to stderr."""
+def require_loopback(address: str, host: str) -> None:
+    """Refuse an open address where nothing is encrypted.
+
+    Raises:
+        ConfigError: other machines can reach it.
+    """
+    if not is_loopback(host):
+        raise ConfigError(
+            f"{address} is open to other machines, and connections are not encrypted.",
+            "Listen on 127.0.0.1, give --tls-cert and --tls-key, or pass --insecure-listen if the network around it is"
+            " trusted.",
+        )
+
+
+def try_to_bind(host: str, port: int) -> None:
+    """Find out why an address cannot be used: gRPC does not tell its caller, and writes lines of its own to stderr.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     try:
         with socket.socket(family, kind, protocol) as probe:
@@ -296,10 +223,11 @@ def _try_to_bind(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
-        raise _cannot_listen(host, port, (error.strerror or str(error)).lower()) from error
+        raise cannot_listen(host, port, (error.strerror or str(error)).lower()) from error
 
 
-def _cannot_listen(host: str, port: int, reason: str) -> ConfigError:
+def cannot_listen(host: str, port: int, reason: str) -> ConfigError:
+    """The error for an address that is taken, or not ours."""
     return ConfigError(
         f"Cannot listen on {host}:{port}: {reason}.",
         "Stop the program that has the port, or choose another with --listen (port 0 takes a free one).",

@@ -1,4 +1,4 @@
-"""The service behind ``tollspan serve``: runtime, OTLP receiver and, on an embedded store, the SQL front.
+"""The service behind ``tollspan serve``: runtime, OTLP receivers and, on an embedded store, the SQL front.
 
 Starts in the order in which a request needs things and stops in the reverse order: first no new requests, then the
 pipeline drains, then the store closes.
@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tollspan.processor.decode import validate
+from tollspan.processor.intake import Intake
 from tollspan.processor.memory import settle_objects
 from tollspan.processor.metrics import exposition
 from tollspan.processor.receive import Receiver
+from tollspan.processor.receive_http import HttpReceiver
 from tollspan.processor.runtime import Runtime, RuntimeConfig
 from tollspan.processor.sqlfront import SqlFront
 from tollspan.processor.store import remove_service_file, write_service_file
+from tollspan.processor.tls import Tls, TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +37,17 @@ class ServiceConfig:
     Attributes:
         runtime: store, prices, journal, sampling.
         listen: OTLP/gRPC address, ``host:port``; port 0 chooses one.
+        http: OTLP/HTTP address; None for none.
+        tls: certificate of both; None for no encryption.
         sql: address of the read-only SQL port; None for no SQL port. Only an embedded store has one.
-        insecure_listen: allow addresses other than loopback (there is no TLS yet).
+        insecure_listen: allow addresses other than loopback without TLS.
         grace_s: seconds that requests in flight get at shutdown.
     """
 
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     listen: str = "127.0.0.1:4317"
+    http: str | None = "127.0.0.1:4318"
+    tls: TlsFiles | None = None
     sql: str | None = "127.0.0.1:8123"
     insecure_listen: bool = False
     grace_s: float = 5.0
@@ -56,6 +63,7 @@ class Service:
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
         self.grpc_address = ""
+        self.http_address = ""
         self.sql_address = ""
 
     def start(self) -> None:
@@ -63,31 +71,40 @@ class Service:
         config = self.config
         self.runtime = runtime = Runtime(config.runtime)
         self._front: SqlFront | None = None
-        self._receiver = Receiver(
-            runtime.journal,
-            address=config.listen,
-            validate=validate,
-            counters=runtime.counters,
-            insecure_listen=config.insecure_listen,
-        )
+        self._http: HttpReceiver | None = None
+        self._receiver: Receiver | None = None
         try:
+            tls = Tls(config.tls, runtime.counters) if config.tls is not None else None
+            intake = Intake(runtime.journal, validate=validate, counters=runtime.counters)
+            receiver = Receiver(intake, address=config.listen, tls=tls, insecure_listen=config.insecure_listen)
+            self._receiver = receiver
             if config.sql is not None and runtime.store.embedded:
                 front = SqlFront(
                     runtime.store, address=config.sql, insecure_listen=config.insecure_listen, metrics=self.metrics
                 )
                 self.sql_address = front.start()
                 self._front = front
-            self.grpc_address = self._receiver.start()
-            runtime.prices.watch_health(lambda good: self._receiver.report(PRICES, good))
+            self.grpc_address = receiver.start()
+            if config.http is not None:
+                http = HttpReceiver(
+                    intake,
+                    address=config.http,
+                    tls=tls,
+                    insecure_listen=config.insecure_listen,
+                    metrics=self.metrics,
+                )
+                self.http_address = http.start()
+                self._http = http
+            runtime.prices.watch_health(lambda good: receiver.report(PRICES, good))
             runtime.start()
         except BaseException:
-            if self._front is not None:
-                self._front.stop()
+            self._hang_up()
             runtime.stop()
             raise
         settle_objects()
         if runtime.store.embedded:
-            write_service_file(runtime.store, {"pid": os.getpid(), "grpc": self.grpc_address, "sql": self.sql_address})
+            addresses = {"grpc": self.grpc_address, "http": self.http_address, "sql": self.sql_address}
+            write_service_file(runtime.store, {"pid": os.getpid(), **addresses})
 
     def metrics(self) -> str:
         """Prometheus text: the counters, and whether the price book's file is broken."""
@@ -96,13 +113,18 @@ class Service:
 
     def stop(self) -> dict[str, int]:
         """Refuse new spans, finish the accepted ones, close the store; returns the counters."""
-        self._receiver.drain(self.config.grace_s)
-        self._receiver.stop()
-        if self._front is not None:
-            self._front.stop()
+        if self._receiver is not None:
+            self._receiver.drain(self.config.grace_s)
+        self._hang_up()
         if self.runtime.store.embedded:
             remove_service_file(self.runtime.store)
         return self.runtime.stop()
+
+    def _hang_up(self) -> None:
+        """Close every port that is open."""
+        for each in (self._http, self._receiver, self._front):
+            if each is not None:
+                each.stop()
 
     def wait(self) -> dict[str, int]:
         """Serve until SIGTERM or SIGINT, then `stop`; SIGHUP has the price book read again."""

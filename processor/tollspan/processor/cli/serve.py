@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from tollspan.processor.cli.options import Store
+from tollspan.processor.errors import ConfigError
 from tollspan.processor.memory import keep_freed_memory
 
 
@@ -27,6 +28,7 @@ class LogLevel(StrEnum):
 def serve(
     store: Store = "chdb://",
     listen: Annotated[str, typer.Option(help="OTLP/gRPC address.")] = "127.0.0.1:4317",
+    http: Annotated[str, typer.Option(help="OTLP/HTTP address; 'off' for none.")] = "127.0.0.1:4318",
     sql: Annotated[
         str, typer.Option(help="Read-only SQL port of an embedded store, ClickHouse's HTTP interface; 'off' for none.")
     ] = "127.0.0.1:8123",
@@ -45,14 +47,26 @@ def serve(
     decision_wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds between a root's end and its trace's sampling decision.")
     ] = 5.0,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="TOLLSPAN_TLS_CERT", help="PEM file of the certificate, for both OTLP ports.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="TOLLSPAN_TLS_KEY", help="PEM file of its key, without a password.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TOLLSPAN_TLS_CLIENT_CA", help="PEM file of the authorities of senders' certificates (mTLS)."
+        ),
+    ] = None,
     insecure_listen: Annotated[
-        bool, typer.Option("--insecure-listen", help="Listen beyond loopback although there is no TLS.")
+        bool, typer.Option("--insecure-listen", help="Listen beyond loopback without encryption.")
     ] = False,
     log_level: Annotated[
         LogLevel, typer.Option(case_sensitive=False, help="Least urgent messages to show.")
     ] = LogLevel.info,
 ) -> None:
-    """Receive spans over OTLP/gRPC, price them exactly and write them to ClickHouse.
+    """Receive spans over OTLP, price them exactly and write them to ClickHouse.
 
     Example: tollspan serve --prices prices.yaml --keep 0.1
     """
@@ -61,22 +75,35 @@ def serve(
     from tollspan.processor.pipeline import Settings
     from tollspan.processor.runtime import RuntimeConfig, parse_keep
     from tollspan.processor.service import Service, ServiceConfig
+    from tollspan.processor.tls import TlsFiles
 
     logging.basicConfig(level=log_level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # They print a traceback for every refused connection; our own line says what is wrong and what to do.
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
+        raise ConfigError(
+            "TLS needs a certificate and its key.",
+            "Give --tls-cert and --tls-key together, --tls-client-ca beside both.",
+        )
+    tls = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert is not None and tls_key is not None else None
     settings = Settings(keep=parse_keep(keep), decision_wait_s=decision_wait)
     config = ServiceConfig(
         runtime=RuntimeConfig(store=store, prices=prices, journal=journal, settings=settings),
         listen=listen,
+        http=None if http == "off" else http,
+        tls=tls,
         sql=None if sql == "off" else sql,
         insecure_listen=insecure_listen,
     )
     service = Service(config)
     service.start()
     console = Console(stderr=True, highlight=False)
-    console.print(f"tollspan: spans in at [bold]{service.grpc_address}[/] (OTLP/gRPC)")
+    over = " over TLS" if tls is not None else ""
+    console.print(f"tollspan: spans in at [bold]{service.grpc_address}[/] (OTLP/gRPC{over})")
+    if service.http_address:
+        scheme = "https" if tls is not None else "http"
+        console.print(f"tollspan: spans in at [bold]{scheme}://{service.http_address}/v1/traces[/] (OTLP/HTTP)")
     if service.sql_address:
         console.print(f"tollspan: SQL at [bold]http://{service.sql_address}/[/] (ClickHouse HTTP, read-only)")
     share = f"{100 * settings.keep:g} % of the other traces"
