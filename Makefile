@@ -8,10 +8,14 @@ LITELLM ?= litellm==1.109.1
 # torch is for tests and examples only; the pinned version is a CPU build where the index offers one.
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test lint unit oldest wheel bench soak clean
+.PHONY: demo rag test lint unit oldest wheel bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tollspan demo
+
+# The other example, with a vector store and a torch ranker.
+rag: $(VENV)/.rag
+	$(BIN)/tollspan demo rag_ranker
 
 test: lint wheel unit oldest
 
@@ -44,6 +48,11 @@ $(VENV)/bin/python:
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
 	@touch $@
+
+$(VENV)/.rag: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[rag]'
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'

@@ -107,13 +107,22 @@ def printed_spans(path: Path) -> Iterator[dict[str, Any]]:
         yield span
 
 
-def tally(served: Path, spans: Path) -> dict[str, Any]:
-    """See the module's text."""
-    parts = {"llm": Decimal(0), "compute": Decimal(0), "storage": Decimal(0)}
+class Served(NamedTuple):
+    """What the LLM calls of a run come to: `tally` says what each is."""
+
+    cost: Decimal
+    counts: dict[str, int]
+    tokens: dict[str, int]
+    by_model: dict[str, Decimal | None]
+
+
+def tally_served(path: Path) -> Served:
+    """Cost, counts and tokens of the calls in the LLM server's record."""
+    total = Decimal(0)
     by_model: dict[str, Decimal | None] = {}
     tokens: dict[str, int] = {}
     counts = {"llm_calls": 0, "unpriced_inferences": 0, "refused": 0, "incomplete": 0}
-    for call in served_calls(served):
+    for call in served_calls(path):
         usage = call["usage"]
         if usage is None:
             counts["refused"] += 1
@@ -135,9 +144,15 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
         rate_of = rates._asdict() | {"reasoning": rates.output}
         # A kind without a rate fails here: leaving it out would be pricing it at zero.
         cost = sum((charge(Decimal(n), Decimal(rate_of[kind]), MILLION) for kind, n in kinds.items()), Decimal(0))
-        parts["llm"] += cost
+        total += cost
         by_model[model] = (by_model.get(model) or Decimal(0)) + cost
+    return Served(total, counts, dict(sorted(tokens.items())), dict(sorted(by_model.items())))
 
+
+def tally(served: Path, spans: Path) -> dict[str, Any]:
+    """See the module's text."""
+    llm = tally_served(served)
+    parts = {"llm": llm.cost, "compute": Decimal(0), "storage": Decimal(0)}
     printed = 0
     executions = 0
     traces = set()
@@ -159,12 +174,12 @@ def tally(served: Path, spans: Path) -> dict[str, Any]:
     return {
         "cost": format(sum(parts.values(), Decimal(0)), "f"),
         **{part: format(cost, "f") for part, cost in parts.items()},
-        "inferences": counts["llm_calls"] + executions,
-        **counts,
-        "tokens": dict(sorted(tokens.items())),
+        "inferences": llm.counts["llm_calls"] + executions,
+        **llm.counts,
+        "tokens": llm.tokens,
         "spans": printed,
         "traces": len(traces),
-        "by_model": {model: None if cost is None else format(cost, "f") for model, cost in sorted(by_model.items())},
+        "by_model": {model: None if cost is None else format(cost, "f") for model, cost in llm.by_model.items()},
     }
 
 

@@ -220,7 +220,6 @@ def test_sql_on_clickhouses_http_interface_is_read_only(folder: Path) -> None:
     ("options", "says"),
     [
         (["--store", "mysql://nowhere"], "mysql"),
-        (["--store", "clickhouse://127.0.0.1:1/db"], "127.0.0.1:1"),
         (["--keep", "1.5"], "1.5"),
         (["--listen", "0.0.0.0:4317"], "insecure"),
     ],
@@ -291,3 +290,33 @@ def test_a_certificate_without_its_key_is_one_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "--tls-key" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_senders_log_in_and_are_billed_as_their_tenant(folder: Path, tmp_path: Path) -> None:
+    made = tollspan("token", "acme-prod", "--tenant", "acme")
+    token = made.stdout.partition("Bearer%20")[2].partition("'")[0]
+    senders = tmp_path / "senders.yaml"
+    senders.write_text("senders:\n" + made.stdout.splitlines()[-1] + "\n")
+    body = payload([chat(1, **{"tollspan.tenant": "rival"})])
+    with Service(folder, ["--senders", str(senders)]) as service:
+        export = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+        with grpc.insecure_channel(service.info["grpc"]) as channel:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(export)(body, timeout=20)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            channel.unary_unary(export)(body, timeout=20, metadata=(("authorization", f"Bearer {token}"),))
+        service.stop()
+        done = tollspan("query", "by-tenant", "--store", service.url, "--format", "csv")
+    assert "acme" in done.stdout
+    assert "rival" not in done.stdout
+
+
+def test_an_agent_whose_call_came_before_a_restart_is_not_billed_beside_it(folder: Path) -> None:
+    service = Service(folder)
+    for spans in ([chat(2, trace=1, parent=1)], [chat(1, tokens=(5000, 500))]):
+        with service, grpc.insecure_channel(service.info["grpc"]) as channel:
+            channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")(
+                payload(spans), timeout=20
+            )
+            service.stop()
+    assert Decimal(service.query("total")["cost"]) == 1000 * INPUT + 100 * OUTPUT

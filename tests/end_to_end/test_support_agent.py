@@ -21,12 +21,16 @@ import openai
 import pytest
 
 from tollspan.processor.demo import (
+    SUPPORT_AGENT,
     TOKEN_KINDS,
-    assistant_environment,
     child_environment,
     example_directory,
     launcher,
+    program_environment,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stub import Stub, script
 
 EXAMPLE = example_directory()
 QUESTION = [{"role": "user", "content": "where is my order AC-12345"}]
@@ -35,41 +39,7 @@ LONG = "Policy: be kind. " * 400
 
 
 def load(name: str) -> ModuleType:
-    """A module of the example, which is a folder of scripts and no package."""
-    spec = importlib.util.spec_from_file_location(f"support_agent_{name}", EXAMPLE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-class Stub:
-    """A running `llm_stub.py`."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.served = folder / "served.jsonl"
-        ready = folder / "ready.json"
-        command = [sys.executable, str(EXAMPLE / "llm_stub.py"), "--tally", str(self.served), "--ready", str(ready)]
-        self.process = subprocess.Popen(
-            [*command, "--pace", "0", *options], env=child_environment(), stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        self.process.stderr.readline()
-        self.base_url = self.process.stderr.readline().split()[0].removeprefix("OPENAI_BASE_URL=")
-
-    def client(self, **settings: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.base_url, api_key="stub", **settings)
-
-    def claude(self, **settings: Any) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=self.base_url.removesuffix("/v1"), api_key="stub", **settings)
-
-    def stop(self) -> list[dict[str, Any]]:
-        """End it and give what it tallied."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(15) == 0
-        return [json.loads(line) for line in self.served.read_text().splitlines()]
+    return script(EXAMPLE / f"{name}.py")
 
 
 @pytest.fixture
@@ -432,7 +402,7 @@ def run_program(stub: Stub, folder: Path, command: list[str], environment: dict[
 def test_the_program_runs_under_the_launcher_with_the_console_exporter_and_the_tally_reads_it(
     stub: Stub, tmp_path: Path
 ) -> None:
-    environment = assistant_environment(stub.base_url, "127.0.0.1:1") | {"OTEL_TRACES_EXPORTER": "console"}
+    environment = program_environment(SUPPORT_AGENT, stub.base_url, "127.0.0.1:1") | {"OTEL_TRACES_EXPORTER": "console"}
     spans = run_program(stub, tmp_path, launcher(), environment)
     lines = stub.stop()
     printed = list(load("tally").printed_spans(spans))
@@ -457,7 +427,7 @@ def test_the_program_runs_under_the_launcher_with_the_console_exporter_and_the_t
 
 
 def test_in_process_and_without_any_service_the_ledger_is_the_same(stub: Stub, tmp_path: Path) -> None:
-    environment = assistant_environment(stub.base_url, "127.0.0.1:1") | {
+    environment = program_environment(SUPPORT_AGENT, stub.base_url, "127.0.0.1:1") | {
         "OTEL_TRACES_EXPORTER": "tollspan,console",
         "TOLLSPAN_STORE": f"chdb://{tmp_path}/store",
         "TOLLSPAN_PRICES": str(EXAMPLE / "prices.yaml"),

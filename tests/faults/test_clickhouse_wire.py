@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -135,6 +136,28 @@ def test_every_span_is_in_the_ledger_exactly_once(
     attempts = server.tokens["ledger"]
     # A repeated insert is the same insert: it carries the token of the first.
     assert attempts[: len(faults) + 1] == [attempts[0]] * (len(faults) + 1)
+
+
+def test_a_server_that_is_away_at_the_start_holds_nobody_up(store: Store, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    database = f"{store.database}_late"
+    url = f"clickhouse://{address}/{database}"
+    with served(url, tmp_path / "journal") as (process, taking):
+        export(taking, payload([chat(number) for number in range(1, 51)]))
+        process.kill()
+        process.wait()
+    wire = Wire()
+    front = SqlFront(store, address, writable=True, fault=wire)
+    with served(url, tmp_path / "journal") as (_, taking):
+        export(taking, payload([chat(number) for number in range(51, 101)]))
+        front.start()
+        assert wire.spent.wait(PATIENCE_S), "no insert came"
+    rows = store.rows(f"SELECT span_id FROM {database}.ledger ORDER BY span_id")
+    assert [int.from_bytes(row["span_id"], "big") for row in rows] == list(range(1, 101))
+    front.stop()
+    store.execute(f"DROP DATABASE IF EXISTS {database}")
 
 
 def test_what_was_acknowledged_while_the_server_refuses_outlives_the_service(

@@ -34,6 +34,8 @@ from tollspan.instrumentation.calls import CallInstrumentor
 from tollspan.instrumentation.feast import FeastInstrumentor
 from tollspan.instrumentation.vectors.chroma import ChromaInstrumentor
 from tollspan.instrumentation.vectors.lance import LanceDBInstrumentor
+from tollspan.instrumentation.vectors.milvus import MilvusInstrumentor
+from tollspan.instrumentation.vectors.pgvector import PgVectorInstrumentor
 from tollspan.instrumentation.vectors.qdrant import QdrantInstrumentor
 from tollspan.instrumentation.vectors.redisearch import RedisSearchInstrumentor
 
@@ -164,6 +166,34 @@ def redis(folder: Path) -> Iterator[Asks]:
         )
 
 
+@contextlib.contextmanager
+def milvus(folder: Path) -> Iterator[Asks]:
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    client = pymilvus.MilvusClient(str(folder / "answers.db"))
+    client.create_collection("answers", dimension=2)
+    client.insert("answers", [{"id": number, "vector": vector} for number, vector in enumerate(VECTORS)])
+    yield Asks(
+        lambda: [list(hits) for hits in client.search("answers", data=[[1.0, 0.0]], limit=2)],
+        lambda: client.search("no_such", data=[[1.0, 0.0]]),
+    )
+    client.close()
+
+
+@contextlib.contextmanager
+def pgvector(folder: Path) -> Iterator[Asks]:
+    psycopg = pytest.importorskip("psycopg")
+    from .test_pgvector import fill, serving
+
+    fill(serving())
+    nearest = "SELECT id FROM items ORDER BY embedding <-> '[1,0]' LIMIT 2"
+    with psycopg.connect(serving(), autocommit=True) as connection:
+        yield Asks(
+            lambda: connection.execute(nearest).fetchall(),
+            lambda: connection.execute(nearest.replace("items", "no_such")),
+        )
+
+
 STORES = {
     "feast": Store(FeastInstrumentor, feast),
     "feast, async": Store(FeastInstrumentor, feast_asynchronous),
@@ -172,6 +202,8 @@ STORES = {
     "chroma": Store(ChromaInstrumentor, chroma),
     "lancedb": Store(LanceDBInstrumentor, lance),
     "redis": Store(RedisSearchInstrumentor, redis),
+    "milvus": Store(MilvusInstrumentor, milvus),
+    "pgvector": Store(PgVectorInstrumentor, pgvector),
 }
 every_store = pytest.mark.parametrize("name", STORES)
 

@@ -64,9 +64,21 @@ ABOUT = {
     ),
     "huggingface_hub": ("`InferenceClient` and its async twin, through any of its providers", "1.33, 2.4"),
     "torch": (
-        "the outermost `nn.Module` call (not in training), transformers' `generate`, CUDA graph replay; `observe(...)` "
+        "the outermost `nn.Module` call (not in training), transformers' `generate` and pipelines, sentence-transformers, CUDA graph replay; `observe(...)` "
         "for what cannot be seen, with shares for batched requests",
         "2.13",
+    ),
+    "safetensors": (
+        "model loads: `load_file`, `load`, `load_model`; `torch.load`, `torch.jit.load`, `torch.export.load`, "
+        "`torch.hub`; transformers' and diffusers' `from_pretrained`, sentence-transformers, accelerate; "
+        "`hf_hub_download`, `snapshot_download`",
+        "0.4, 0.8; transformers 4.57, 5.23; huggingface_hub 0.36, 2.4; sentence-transformers 6.2; diffusers 0.42; "
+        "accelerate 1.15",
+    ),
+    "vllm": (
+        "`LLM.generate`, `chat`, `embed`, `AsyncLLM.generate`, where vLLM does not trace itself; "
+        "the processor reads its own spans, SGLang's and Triton's",
+        "0.32 (CPU)",
     ),
     "onnxruntime": (
         "`InferenceSession.run`, `run_async`, `run_with_iobinding`, `run_with_ort_values`, `run_with_ortvaluevector`; "
@@ -78,9 +90,25 @@ ABOUT = {
     "chromadb": ("`Collection.query`", "1.0, 1.5"),
     "lancedb": ("vector queries; sync, async", "0.34, 0.40"),
     "redis": ("vector searches of `ft().search`; sync, async", "5.0, 8.1"),
+    "pymilvus": (
+        "searches, hybrid searches, reads by key and filter, iterators; sync, async, `Collection`; Lite and servers",
+        "2.5, 3.0",
+    ),
+    "psycopg": (
+        "pgvector: statements that ask for nearest neighbours, through psycopg, psycopg2 and asyncpg, and what stands "
+        "on them (SQLAlchemy ...); sync, async, streamed",
+        "psycopg 3.1, 3.3; psycopg2 2.9; asyncpg 0.29, 0.32; pgvector 0.8 in PostgreSQL 18",
+    ),
+    "hopsworks": ("`get_feature_vector`, `get_feature_vectors`; sync, async", "5.2"),
+    "tecton-client": ("`get_features`; sync, async", "0.4"),
+    "langchain-core": ("lookups of every LangChain cache; sync, async", "0.3, 1.7"),
+    "gptcache": ("`adapt`, `aadapt` and the adapters over them, `api.get`", "0.1.44"),
 }
 """Distribution → the calls that become spans, and the versions that the tests were run with."""
-BY_HAND = frozenset({"torch", "onnxruntime", "feast", "qdrant-client", "chromadb", "lancedb", "redis"})
+BY_HAND = frozenset(
+    {"torch", "safetensors", "vllm", "onnxruntime", "feast", "qdrant-client", "chromadb", "lancedb", "redis"}
+    | {"pymilvus", "psycopg", "hopsworks", "tecton-client", "langchain-core", "gptcache"}
+)
 """What is no model client: `make oldest` does not run these."""
 
 

@@ -111,6 +111,18 @@ def test_a_rollup_is_found_in_any_order_and_batching(batches: list[list[Span]]) 
     assert found == expected_rollups([s for batch in batches for s in batch])
 
 
+@given(trees_in_any_order())
+@settings(max_examples=100, deadline=None)
+def test_law_an_assembler_that_is_put_down_and_revived_knows_what_it_knew(batches: list[list[Span]]) -> None:
+    whole, parts = Assembler(), Assembler()
+    rows, revived_rows = {}, {}
+    for number, batch in enumerate(batches):
+        rows |= feed(whole, [batch])
+        revived_rows |= feed(parts, [batch])
+        parts = Assembler.revived(*parts.dump(now=float(number)), now=float(number))
+    assert revived_rows == rows
+
+
 def test_a_cycle_of_parents_ends() -> None:
     rows = feed(Assembler(), [[Span(1, 2, True), Span(2, 1, True), Span(3, 3, True)]])
     assert set(rows) == {1, 2, 3}

@@ -14,13 +14,14 @@ import pytest
 
 from tollspan.processor.children import Child, ChildFailed
 from tollspan.processor.demo import (
+    SUPPORT_AGENT,
     DemoResult,
-    assistant_environment,
     child_environment,
     comparison,
     example_directory,
     launcher,
     other_instrumentations,
+    program_environment,
     summary,
 )
 
@@ -128,7 +129,7 @@ def test_children_do_not_inherit_settings_that_would_change_the_run(monkeypatch:
     monkeypatch.setenv("OPENAI_API_KEY", "a real key")
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "a real token")
     monkeypatch.setenv("NO_PROXY", "example.com")
-    environment = assistant_environment("http://127.0.0.1:8000/v1", "127.0.0.1:4317")
+    environment = program_environment(SUPPORT_AGENT, "http://127.0.0.1:8000/v1", "127.0.0.1:4317")
     assert "OTEL_SDK_DISABLED" not in environment
     assert "TOLLSPAN_KEEP" not in environment
     assert environment["OPENAI_API_KEY"] == environment["ANTHROPIC_API_KEY"] == "stub"
@@ -163,6 +164,7 @@ def result(**changes: Any) -> DemoResult:
         "by_model": [row, {"provider": "openai", "model": "house", "cost": None}],
         "by_variant": [{"variant": "A", "cost": Decimal("1.25")}],
         "by_component": [{"component": "model", "cost": Decimal("1.25")}],
+        "per_request": [{"part": "model", "cost": Decimal("1.25")}],
     }
     tally = {"cost": "1.25", "inferences": 9, "unpriced_inferences": 1, "spans": 20, "traces": 3}
     tally["tokens"] = {"uncached": 1200, "written_1h": 34}

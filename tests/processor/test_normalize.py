@@ -229,11 +229,13 @@ def test_the_service_tier_is_the_served_one(
     ("operation", "kind"),
     [*OPERATION_KINDS.items(), ("invoke_agent", "other"), ("execute_tool", "other"), ("fetch_response", "other")],
 )
-def test_an_operation_has_its_kind_and_only_model_calls_are_billable_without_usage(operation: str, kind: str) -> None:
+def test_an_operation_has_its_kind_and_only_model_calls_and_capacity_are_billable_without_usage(
+    operation: str, kind: str
+) -> None:
     for key in (names.OPERATION_NAME, names.OPERATION):
         made = row({key: operation})
         assert (made["operation"], made["kind"]) == (operation, kind)
-        assert made["billable"] is (kind == "inference")
+        assert made["billable"] is (kind in ("inference", "capacity"))
 
 
 @pytest.mark.parametrize("operation", [*sorted(NO_MODEL_CALLS), "Invoke_Agent"])

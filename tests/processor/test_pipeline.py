@@ -113,6 +113,78 @@ def test_a_crash_before_release_replays_onto_the_same_rows(line: Line) -> None:
     assert {r["spans"] for r in line.rows("SELECT spans FROM traces FINAL")} == {1}
 
 
+def restart(line: Line) -> None:
+    """The process ends as it should, and another takes over."""
+    line.drain()
+    line.pipeline.keep(line.folder / "window", "store")
+    line.journal.close()
+    line.open()
+    line.pipeline.resume(line.folder / "window", "store")
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_call_and_its_parent_on_two_sides_of_a_restart_are_billed_once(line: Line, restarts: int) -> None:
+    line.send(chat(2, trace=1, parent=9), chat(12, trace=11, parent=11), chat(21, tokens=(5000, 500)))
+    # Between the agent and its call stands a span of the program's own, which has no row in the ledger.
+    line.send(chat(9, trace=1, parent=1, tokens=None, **{"gen_ai.operation.name": "execute_tool"}))
+    for _ in range(restarts):
+        restart(line)
+    line.send(chat(1, tokens=(5000, 500)), chat(11, tokens=(5000, 500)), chat(22, trace=21, parent=21))
+    line.drain()
+    assert total(line)[1] == 3 * CALL
+    rollups = line.rows("SELECT span_id FROM ledger FINAL WHERE cost_status = 'rollup' ORDER BY span_id")
+    assert [int.from_bytes(row["span_id"], "big") for row in rollups] == [1, 11, 21]
+
+
+def test_a_correction_that_the_store_did_not_take_is_not_forgotten(line: Line) -> None:
+    flaky = Flaky(line.store)
+    line.store = flaky
+    line.journal.close()
+    line.open()
+    line.send(chat(1, tokens=(5000, 500)))
+    line.work()
+    line.send(chat(2, trace=1, parent=1))
+    line.give_up.set()
+    flaky.faults = [StoreUnavailable("away")]
+    line.work()
+    assert flaky.faults == []
+    restart(line)
+    line.drain()
+    line.store = flaky.store
+    assert total(line) == (2, CALL)
+
+
+def test_a_window_of_another_store_is_not_taken_up(line: Line, caplog: pytest.LogCaptureFixture) -> None:
+    line.send(chat(1, tokens=(5000, 500)))
+    line.work()
+    line.pipeline.keep(line.folder / "window", "store")
+    line.pipeline.resume(line.folder / "window", "another")
+    assert "another store's" in caplog.text
+    assert not (line.folder / "window").exists()
+
+
+@pytest.mark.parametrize("spoil", ["window.npz", "written-0.arrow"])
+@pytest.mark.parametrize("how", ["torn", "gone", "other"])
+def test_a_window_that_cannot_be_read_costs_nothing_else(
+    line: Line, spoil: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    line.send(chat(1, tokens=(5000, 500)))
+    line.work()
+    folder = line.folder / "window"
+    line.pipeline.keep(folder, "store")
+    content = (folder / spoil).read_bytes()
+    if how == "gone":
+        (folder / spoil).unlink()
+    else:
+        (folder / spoil).write_bytes(content[: len(content) // 2] if how == "torn" else b"nothing of ours")
+    line.pipeline.resume(folder, "store")
+    assert "not taken up" in caplog.text
+    assert not folder.exists()
+    line.send(chat(3))
+    line.drain()
+    assert total(line) == (2, 6 * CALL)
+
+
 def test_a_resend_in_other_batches_changes_nothing(line: Line) -> None:
     line.send(chat(1), chat(2, trace=1, parent=1), chat(3))
     line.drain()

@@ -9,6 +9,16 @@ their file, and from pyproject.toml, by the lowest versions that these allow::
 
     uv pip compile --resolution lowest-direct --python-version 3.11 --extra processor [--extra embedded] \\
         <the lines that begin with "#: "> pyproject.toml
+
+The oldest torch is not among them: its wheel for Linux on PyPI is 767 MB, and would load 2.5 GB of CUDA. It is run by
+hand, 2.4 GB in all, last with torch 2.6.0, transformers 4.57.1 and Python 3.11::
+
+    python -m venv E
+    E/bin/pip install -e .[processor] openai onnx onnxruntime transformers==4.57.1 sympy==1.13.1 networkx jinja2 \\
+        pytest pytest-timeout pytest-asyncio hypothesis
+    E/bin/pip install --no-deps torch==2.6.0 nvidia-cuda-runtime-cu12==12.4.127 nvidia-cuda-cupti-cu12==12.4.127
+    python tests/versions/cuda_stubs.py E/lib/python3.11/site-packages/torch/lib
+    E/bin/python -m pytest tests/instrumentation/test_torch*.py tests/instrumentation/test_later_spans.py
 """
 
 from __future__ import annotations

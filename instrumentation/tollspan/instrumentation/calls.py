@@ -175,6 +175,7 @@ class Call:
         recording: False when nobody will see the span and nobody else wants to know; nothing is worth reading then.
         content: what was said, where the user has asked for it.
         gaps: seconds between the chunks of its stream, where somebody wants them.
+        network: its HTTP requests (`tollspan.instrumentation.network_http`), where somebody counts their bytes.
         sent: a request is known to have gone out. False tells nothing by itself: few clients say when they send.
         ended: the span has ended.
     """
@@ -190,6 +191,7 @@ class Call:
         "content",
         "ended",
         "gaps",
+        "network",
         "opened",
         "point",
         "recording",
@@ -212,6 +214,7 @@ class Call:
         self.sent = False
         self.content: Any = None
         self.gaps: list[float] | None = None
+        self.network: list[Any] | None = None
         self.recording = late is not None or span.is_recording() or (point.wanted is not None and point.wanted())
         self.ended = False
         self._late = late
@@ -282,6 +285,10 @@ class Call:
             if inside:
                 # Whoever opened a span in between puts back what was there before it; `leave` does the same.
                 attach(self._context)
+
+    def forget(self) -> None:
+        """There is to be no span of this call after all: for one whose span starts late, before it has."""
+        self._late = None
 
     def returned(self, result: Any) -> Any:
         """The call returned: read the result, end the span, hand on what the user gets."""
@@ -486,6 +493,9 @@ def _key(layer: str) -> str:
 
 _GEN_AI: Final = _key("gen_ai")
 """Asked for on the way of every request."""
+
+CALL_KEYS: Final = (_GEN_AI, _key("data"))
+"""Keys in the context of the open calls that have requests of their own."""
 
 
 def _same_way(tracer: trace.Tracer, span: trace.Span) -> bool:

@@ -136,8 +136,10 @@ class LocalCost:
         """Put a call's cost among its attributes, if the whole of it has a price."""
         attributes = {**call.opened, **call.attributes}
         usage = quantities(attributes)
-        if not usage:
-            return
+        from tollspan.pricing.meters import METERS
+
+        if all(METERS[meter].component == "network" for meter in usage):
+            return  # bytes alone are not what a call of a model cost
         engine = self._engine or self._waited()
         if engine is None:
             return

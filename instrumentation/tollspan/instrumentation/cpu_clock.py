@@ -83,10 +83,12 @@ class CpuClock:
 
         What measured calls inside this one used is not in it.
         """
-        thread_ns = thread_time_ns() - mark.thread_ns
         process_ns = process_time_ns() - mark.process_ns
         self.cancel(mark)
         alone, outer = mark.alone, mark.outer
+        if alone and outer is None:
+            return process_ns, "process"
+        thread_ns = thread_time_ns() - mark.thread_ns
         if outer is not None:
             if not alone:
                 outer.alone = False  # whoever came meanwhile saw only the innermost

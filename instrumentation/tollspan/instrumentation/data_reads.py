@@ -25,7 +25,7 @@ of one trace, of one provider and the same views, are the same row read again. I
     GROUP BY TraceId, store, views, key HAVING reads > 1
 
 Reads for each inference are in the ledger without any of this: rows by trace whose ``operation`` is ``feature_read`` or
-``vector_query``, beside those whose ``kind`` is ``inference``.
+``vector_query``, beside those whose ``kind`` is ``inference``. ``tollspan query chattiness`` counts both.
 """
 
 from __future__ import annotations

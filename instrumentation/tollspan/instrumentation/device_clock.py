@@ -182,30 +182,35 @@ class Together:
         clocks: of the devices, two or more.
     """
 
-    __slots__ = ("_clocks",)
+    __slots__ = ("clocks",)
 
     def __init__(self, clocks: Sequence[DeviceClock]) -> None:
-        self._clocks = tuple(clocks)
+        self.clocks = tuple(clocks)
+
+    @property
+    def holding(self) -> object | None:
+        """Of any of the devices, where what the process holds is accounted for."""
+        return next((held for each in self.clocks if (held := getattr(each, "holding", None)) is not None), None)
 
     def capturing(self) -> bool:
-        return any(clock.capturing() for clock in self._clocks)
+        return any(clock.capturing() for clock in self.clocks)
 
     def begin(self, stream: object | None = None) -> object:
-        return tuple(clock.begin(stream) for clock in self._clocks)
+        return tuple(clock.begin(stream) for clock in self.clocks)
 
     def end(self, mark: object | None) -> None:
-        for clock, part in zip(self._clocks, mark or (), strict=False):  # type: ignore[call-overload]
+        for clock, part in zip(self.clocks, mark or (), strict=False):  # type: ignore[call-overload]
             clock.end(part)
 
     def settle(self, mark: object | None, span: Span, end_time: int) -> bool:
-        whole = _Whole(span, end_time, len(self._clocks))
-        for clock, part, told in zip(self._clocks, mark, whole.parts, strict=True):  # type: ignore[call-overload]
+        whole = _Whole(span, end_time, len(self.clocks))
+        for clock, part, told in zip(self.clocks, mark, whole.parts, strict=True):  # type: ignore[call-overload]
             if not clock.settle(part, told, end_time):
                 told.end()
         return True
 
     def poll(self) -> int:
-        return sum(clock.poll() for clock in self._clocks)
+        return sum(clock.poll() for clock in self.clocks)
 
 
 HOST: Final[DeviceClock] = HostClock()

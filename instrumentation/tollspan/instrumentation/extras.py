@@ -1,10 +1,10 @@
-"""What an instrumentation does beside its spans: metrics, costs, fingerprints, content, other vendors' spans.
+"""What an instrumentation does beside its spans: metrics, costs, bytes, fingerprints, content, other vendors' spans.
 
 In: the wrap points of a library and the switches that are on. Out: the same points with hooks added to them, so that
 the engine knows nothing of any of it and what is off is not there at all. Every hook has a guard of its own: a fault in
 one takes nothing from the others, and nothing from the span.
 
-Only calls of the ``gen_ai`` layer have any of this.
+Only calls of the ``gen_ai`` layer have any of this, but for the bytes, which calls of the ``data`` layer have too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from tollspan.instrumentation import peers
+from tollspan.instrumentation import network, peers
 from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import report
 from tollspan.instrumentation.metrics import ClientMetrics
@@ -34,6 +34,8 @@ Finish = Callable[[Call], None]
 
 _LIBRARY: Final = "calls.finish"
 _GEN_AI: Final = "gen_ai"
+_DATA: Final = "data"
+_NETWORK: Final = "extras.network"
 
 
 class Extras(NamedTuple):
@@ -72,8 +74,9 @@ def extended(
         options: what the instrumentor was given: ``meter_provider``, ``logger_provider``.
     """
     points = list(points)
+    count = network.watch(patches) if any(point.layer in (_GEN_AI, _DATA) for point in points) else None
     if not any(point.layer == _GEN_AI for point in points):
-        return points
+        return [_counting(point, count) for point in points]
     metrics = (
         None
         if is_off(METRICS)
@@ -87,6 +90,9 @@ def extended(
         from tollspan.instrumentation.fingerprint import Fingerprints
 
         began.append(("extras.fingerprint", Fingerprints(key).began))
+    if count is not None:
+        began.append((_NETWORK, count.began))
+        finish.append((_NETWORK, count.finish))
     if is_on(COST):
         from tollspan.instrumentation.cost import LocalCost
 
@@ -114,7 +120,7 @@ def extended(
     extended = []
     for point in points:
         if point.layer != _GEN_AI:
-            extended.append(point)
+            extended.append(_counting(point, count))
             continue
         changed: dict[str, Any] = {}
         mine = began
@@ -131,6 +137,15 @@ def extended(
             changed.update(beside.changes(point))
         extended.append(dataclasses.replace(point, **changed))
     return extended
+
+
+def _counting(point: WrapPoint, count: network.Network | None) -> WrapPoint:
+    """A point of another layer, with its bytes counted where they are."""
+    if count is None or point.layer != _DATA:
+        return point
+    return dataclasses.replace(
+        point, began=_all_began([(_NETWORK, count.began)]), finish=_all_finish(point.finish, [(_NETWORK, count.finish)])
+    )
 
 
 def _all_began(hooks: list[tuple[str, Began]]) -> Began:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.switches import text
 from tollspan.instrumentation.wrapping import when_imported
 
 _LOAD: Final = guard("launch.load")
@@ -56,7 +57,7 @@ class OnImport(BaseInstrumentor):  # type: ignore[misc]
         if loaded is not None:
             loaded.uninstrument(**kwargs)
 
-    def _imported(self, library: ModuleType) -> None:
+    def _imported(self, library: ModuleType | None = None) -> None:
         # Runs inside the program's import statement, which must not fail because of us.
         with _LOAD:
             with self._lock:
@@ -71,6 +72,18 @@ class OnImport(BaseInstrumentor):  # type: ignore[misc]
 def _on_import(name: str, module: str, *libraries: str) -> type[OnImport]:
     real = f"tollspan.instrumentation.{module}:{name}"
     return type(name, (OnImport,), {"__module__": __name__, "real": real, "libraries": libraries})
+
+
+class CapacityInstrumentor(OnImport):
+    """What the process holds of devices, from when the program imports what may use one; of CPUs, at once."""
+
+    real = "tollspan.instrumentation.capacity:CapacityInstrumentor"
+    libraries = ("torch", "onnxruntime")
+
+    def _instrument(self, **kwargs: Any) -> None:
+        super()._instrument(**kwargs)
+        if text("TOLLSPAN_CAPACITY").lower() in ("cpu", "all"):
+            self._imported()
 
 
 OpenAIInstrumentor: Final = _on_import("OpenAIInstrumentor", "openai", "openai")
@@ -88,9 +101,22 @@ HuggingFaceInstrumentor: Final = _on_import(
 GroqInstrumentor: Final = _on_import("GroqInstrumentor", "stainless", "groq")
 TogetherInstrumentor: Final = _on_import("TogetherInstrumentor", "stainless", "together")
 TorchInstrumentor: Final = _on_import("TorchInstrumentor", "torch", "torch")
+# safetensors and transformers import torch; what only downloads models does not.
+ModelLoadInstrumentor: Final = _on_import(
+    "ModelLoadInstrumentor", "model_loads", "torch", "huggingface_hub.file_download"
+)
+VLLMInstrumentor: Final = _on_import("VLLMInstrumentor", "vllm", "vllm")
 OnnxRuntimeInstrumentor: Final = _on_import("OnnxRuntimeInstrumentor", "onnxruntime", "onnxruntime")
 FeastInstrumentor: Final = _on_import("FeastInstrumentor", "feast", "feast")
+HopsworksInstrumentor: Final = _on_import("HopsworksInstrumentor", "hopsworks", "hsfs")
+TectonInstrumentor: Final = _on_import("TectonInstrumentor", "tecton", "tecton_client")
 QdrantInstrumentor: Final = _on_import("QdrantInstrumentor", "vectors.qdrant", "qdrant_client")
 ChromaInstrumentor: Final = _on_import("ChromaInstrumentor", "vectors.chroma", "chromadb")
 LanceDBInstrumentor: Final = _on_import("LanceDBInstrumentor", "vectors.lance", "lancedb")
 RedisSearchInstrumentor: Final = _on_import("RedisSearchInstrumentor", "vectors.redisearch", "redis")
+MilvusInstrumentor: Final = _on_import("MilvusInstrumentor", "vectors.milvus", "pymilvus")
+PgVectorInstrumentor: Final = _on_import("PgVectorInstrumentor", "vectors.pgvector", "psycopg", "psycopg2", "asyncpg")
+LangChainCacheInstrumentor: Final = _on_import(
+    "LangChainCacheInstrumentor", "caches.langchain", "langchain_core.caches"
+)
+GPTCacheInstrumentor: Final = _on_import("GPTCacheInstrumentor", "caches.gptcache", "gptcache")

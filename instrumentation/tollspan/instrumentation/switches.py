@@ -8,6 +8,8 @@
 | ``TOLLSPAN_FINGERPRINT_KEY`` | text, none by default | secret of the deployment: requests get a keyed hash |
 | ``TOLLSPAN_ESTIMATE_USAGE`` | ``true``, ``module:function``, ``false`` (default) | tokens that no provider counted |
 | ``TOLLSPAN_PEERS`` | ``under`` (default), ``yield``, ``beside`` | other vendors' instrumentations beside ours |
+| ``TOLLSPAN_NETWORK`` | ``auto`` (default), ``on``, ``off`` | bytes that calls send and receive |
+| ``TOLLSPAN_PLACES`` | ``host=provider/region/zone, ...`` | where hosts are whose names do not tell |
 | ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` | ``span_only``, ``event_only``, ``span_and_event`` | content |
 """
 
@@ -25,6 +27,8 @@ PRICES: Final = "TOLLSPAN_PRICES"
 FINGERPRINT_KEY: Final = "TOLLSPAN_FINGERPRINT_KEY"
 ESTIMATE: Final = "TOLLSPAN_ESTIMATE_USAGE"
 PEERS: Final = "TOLLSPAN_PEERS"
+NETWORK: Final = "TOLLSPAN_NETWORK"
+PLACES: Final = "TOLLSPAN_PLACES"
 CONTENT: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 _MODES: Final = {

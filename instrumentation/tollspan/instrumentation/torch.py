@@ -7,7 +7,7 @@ thousands of times more frequent than a call of a client, and is traced by compi
 
 What keeps the user's program the same:
 
-* The replacement is a plain function whose first test is ``torch.compiler.is_compiling()``: a tracer folds it to the
+* The replacement is a plain function whose first test is ``is_dynamo_compiling()``: a tracer folds it to the
   original call, and nothing of ours enters a graph, an export or a script.
 * TorchDynamo is told to skip the replacement's own frame, as it skips ``nn.Module.__call__``. Otherwise every compiled
   module of the process would be compiled under this one code object and share its recompile limit: the ninth module
@@ -17,12 +17,13 @@ What keeps the user's program the same:
   ``DataParallel``, and training steps (``module.training`` with gradients enabled) unless they are asked for.
 
 It cannot see a compiled *function* that calls a model, nor ``module.forward(...)`` called directly: `torch_observe` is
-for these. ``generate`` of transformers (`torch_generate`) and the replay of a CUDA graph (`torch_graphs`) are outermost
-calls too.
+for these. ``generate`` of transformers (`torch_generate`), its pipelines and the encoders of sentence-transformers
+(`torch_pipelines`), and the replay of a CUDA graph (`torch_graphs`) are outermost calls too.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 from types import ModuleType
@@ -36,16 +37,17 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from tollspan.instrumentation.calls import CallInstrumentor, get_current
 from tollspan.instrumentation.device_clock import HOST, clock_for
 from tollspan.instrumentation.guard import report
+from tollspan.instrumentation.later_spans import PENDING, Batched, LaterSpan, whole
+from tollspan.instrumentation.process_start import mark_cold
 from tollspan.instrumentation.switches import is_on
-from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.torch_cuda import RESOLVER
 from tollspan.instrumentation.torch_execution import INSIDE, Execution
 from tollspan.instrumentation.torch_generate import Generate
 from tollspan.instrumentation.torch_graphs import CAPTURE, graph_points
 from tollspan.instrumentation.torch_hardware import Hardware, install, uninstall
 from tollspan.instrumentation.torch_models import first_tensor, sequence_length
+from tollspan.instrumentation.torch_pipelines import Pipelines
 from tollspan.instrumentation.wrapping import Patches
-from tollspan.pricing import attributes
 
 TRAINING_ENV: Final = "TOLLSPAN_TORCH_TRAINING"
 """``true`` gives training steps spans as well."""
@@ -80,6 +82,7 @@ class TorchInstrumentor(CallInstrumentor):
         wrapper = ModuleCall(hardware, patches, training=training)
         patches.add("torch:nn.Module.__call__", wrapper.make)
         patches.add("transformers.generation.utils:GenerationMixin.generate", Generate(hardware, patches).make)
+        Pipelines(hardware, patches).apply()
         for target, make in graph_points(hardware, patches, RESOLVER).items():
             patches.add(target, make)
         install(hardware)
@@ -107,6 +110,7 @@ class ModuleCall:
         """The replacement of ``original``. Torch is imported by now."""
         import torch
 
+        traced = torch.compiler.is_dynamo_compiling  # of what tells it the cheapest: every inner module asks
         is_compiling = torch.compiler.is_compiling
         compiling_frames = _frame_callback(torch)
         inside = INSIDE
@@ -117,14 +121,15 @@ class ModuleCall:
         # Read from the top: under a tracer the first two lines are all there is of this function.
         @functools.wraps(original)
         def module_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling():
+            if traced():
                 return original(self, *args, **kwargs)
             if inside.active:
                 if direct:  # what the original would do: one call less for every inner module
                     compiled = self._compiled_call_impl
                     return self._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
                 return original(self, *args, **kwargs)
-            if compiling_frames() is not None:  # within a compiled region: what we called next would be compiled too
+            # An export that traces otherwise; or within a compiled region: what we called next would be compiled too.
+            if is_compiling() or compiling_frames() is not None:
                 return original(self, *args, **kwargs)
             inside.active = True
             try:
@@ -148,7 +153,7 @@ class ModuleCall:
             close(call, None)
             return result
 
-        def close(call: Execution, error: BaseException | None) -> None:
+        def close(call: Execution | LaterSpan, error: BaseException | None) -> None:
             try:
                 call.close(error)
             except Exception as fault:  # noqa: BLE001
@@ -157,15 +162,19 @@ class ModuleCall:
         _skip_frame(torch, module_call)
         return module_call
 
-    def _opener(self, torch: ModuleType) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Execution | None]:
+    def _opener(
+        self, torch: ModuleType
+    ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Execution | LaterSpan | None]:
         tensor_class = torch.Tensor
         tracing_state = torch._C._get_tracing_state
         current_graph_task = torch._C._current_graph_task_id
         is_grad_enabled = torch.is_grad_enabled
         hardware, patches, training = self._hardware, self._patches, self._training
         tracer, of, places = hardware.tracer, hardware.models.of, hardware.places
+        may_wait = Batched(tracer, PENDING.resolver)
+        exports_unsaid = not hasattr(torch.compiler, "is_exporting")  # torch 2.6: a strict export is no compiling yet
 
-        def open_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution | None:
+        def open_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution | LaterSpan | None:
             context = get_current()
             if (
                 (not training and module.training and is_grad_enabled())
@@ -175,39 +184,40 @@ class ModuleCall:
                 or not patches.active
                 or context.get(_SUPPRESS_INSTRUMENTATION_KEY)
                 or context.get("suppress_instrumentation")
+                or (exports_unsaid and getattr(module.__dict__.get("dynamo_ctx"), "export", False))
             ):
                 return None
             model = of(module)
             about, clock = model.about, HOST
+            batch = length = None
             # What a model unlike all others makes impossible to tell costs that attribute, not the span.
             try:
                 devices = model.devices()
                 if not model.is_placed(devices):
                     model.placed(places.of(devices), devices)
-                place = model.place
-                about = model.about.copy()
+                place, about = model.place, model.about
                 if next(model.calls) == 0:
-                    about[attributes.COLD_START] = True
-                if tags := current_tags(context):
-                    about.update(tags)
+                    about = about.copy()
+                    mark_cold(about)
                 tensor = first_tensor(tensor_class, args, kwargs)
                 if tensor is not None:
                     # One dimension may be one unbatched item as well as a batch: then nothing is said.
                     if tensor.dim() > 1 and type(size := tensor.shape[0]) is int:
-                        about[attributes.BATCH_SIZE] = size
+                        batch = size
                         if not args or args[0] is not tensor:  # else it is not called ``input_ids``
                             length = sequence_length(tensor_class, args, kwargs)
-                            if length is not None:
-                                about[attributes.SEQUENCE_LENGTH] = length
                     if not devices:
                         place = places.of((tensor.device,))
-                        about.update(place.attributes)
+                        about = {**about, **place.attributes}
                 if place is not None:
                     clock = place.clock
-                if CAPTURE.note is not None:
-                    CAPTURE.note.holds(model.span_name, about, clock)
             except Exception as fault:  # noqa: BLE001
                 report(_DESCRIBE, fault)
+            if clock is HOST and CAPTURE.note is None and may_wait():
+                return LaterSpan(tracer, PENDING, model.span_name, about, batch, length, context)
+            about = whole(about, batch, length, context)
+            if CAPTURE.note is not None:
+                CAPTURE.note.holds(model.span_name, about, clock)
             return Execution(tracer, model.span_name, about, context, clock)
 
         return open_call
@@ -217,7 +227,28 @@ def _frame_callback(torch: ModuleType) -> Callable[[], Any]:
     """What tells whether frames are being compiled right now on this thread (not None); torch keeps it private."""
     frames: Any = getattr(torch._C._dynamo, "eval_frame", None)
     callback: Callable[[], Any] | None = getattr(frames, "get_eval_frame_callback", None)
-    return callback if callback is not None else lambda: None
+    if callback is None:
+        return lambda: None
+    if _release(torch) >= (2, 8):
+        return callback
+    # Before, it hands out an object without a reference of ours to it: each call takes one away, of None where nothing
+    # is compiled, and Python without an immortal None aborts when the last one is gone.
+    told, hold = callback, ctypes.pythonapi["Py_IncRef"]  # by item: one of our own
+    hold.argtypes, hold.restype = (ctypes.py_object,), None
+
+    def held() -> Any:
+        found = told()
+        hold(found)
+        return found
+
+    _skip_frame(torch, held)
+    return held
+
+
+def _release(torch: ModuleType) -> tuple[int, int]:
+    """Major and minor version of torch."""
+    major, minor = str(torch.__version__).split(".")[:2]
+    return int(major), int(minor)
 
 
 def _only_dispatches(original: Callable[..., Any]) -> bool:

@@ -13,6 +13,9 @@ On the hot path two pooled events are recorded, under a lock that nothing else i
   start and end up to the horizon. So everything up to it can be split, once, and a window that ends before it is final.
 * Instants are nanoseconds on one axis for each device, as distances from an anchor event. The driver tells distances
   as 32-bit floats of milliseconds, good to half a microsecond at eight seconds: the anchor is renewed in time.
+* Where the process's holding of the device is accounted for (`capacity.py`), what is split is told to it by the host's
+  minutes. Where that axis lies on the host's is known within bounds: a device reaches a call after the call was
+  recorded, and is done with it before that is seen.
 """
 
 from __future__ import annotations
@@ -22,17 +25,17 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from time import monotonic
+from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from opentelemetry.trace import Span
 
+from tollspan.instrumentation.capacity_minutes import Holding
 from tollspan.instrumentation.device_clock import (
     GPU_SECONDS,
     STATUS_DROPPED,
     STATUS_ERROR,
     STATUS_OK,
-    STATUS_SKIPPED,
     STATUS_TIMEOUT,
 )
 from tollspan.instrumentation.guard import guard, report
@@ -44,8 +47,8 @@ MOST_PENDING: Final = 1024
 """Calls of one device whose time is not known yet; one more is not timed."""
 _RENEW_NS: Final = 4_000_000_000
 """How far from its anchor an instant may be before a new anchor is taken."""
-_LONGEST_CALL: Final = 3600.0
-"""Seconds after which a call that never ended is forgotten: the program was interrupted between our lines."""
+_LONGEST_CALL: Final = 3600 * 10**9
+"""Nanoseconds after which a call that never ended is forgotten: the program was interrupted between our lines."""
 _POLL: Final = "device.poll"
 _FINISH: Final = guard("device.finish")
 
@@ -91,15 +94,11 @@ class Driver(Protocol):
 class Untimed:
     """Stands for the mark of a call that is not timed."""
 
-    __slots__ = ("status",)
+    __slots__ = ("begun", "status")
 
-    def __init__(self, status: str) -> None:
+    def __init__(self, status: str, begun: int) -> None:
         self.status = status
-
-
-_DROPPED: Final = Untimed(STATUS_DROPPED)
-_SKIPPED: Final = Untimed(STATUS_SKIPPED)
-_ERROR: Final = Untimed(STATUS_ERROR)
+        self.begun = begun
 
 
 class Mark:
@@ -107,10 +106,10 @@ class Mark:
 
     __slots__ = ("begun", "end", "end_time", "lost", "share_ns", "span", "start", "start_ns", "stop_ns", "stream")
 
-    def __init__(self, start: Event, stream: Any) -> None:
+    def __init__(self, start: Event, stream: Any, begun: int) -> None:
         self.start = start
         self.stream = stream
-        self.begun = monotonic()
+        self.begun = begun
         self.end: Event | None = None
         self.lost = False
         self.span: Span | None = None
@@ -127,16 +126,25 @@ class EventClock:
         driver: the device.
         resolver: calls `poll` until nothing is pending.
         most_pending: calls whose time may be unknown at once.
+        now: the host's monotonic clock, ns.
 
     Attributes:
+        holding: what the process holds of the device, where that is accounted for.
         busy_ns: nanoseconds that calls were open in: the sum of all shares so far.
         dropped: calls that were not timed because too many were pending.
     """
 
-    def __init__(self, driver: Driver, resolver: Resolver, most_pending: int = MOST_PENDING) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        resolver: Resolver,
+        most_pending: int = MOST_PENDING,
+        now: Callable[[], int] = monotonic_ns,
+    ) -> None:
         self._driver = driver
         self._resolver = resolver
         self._most = most_pending
+        self._now = now
         self.busy_ns = 0
         self.dropped = 0
         self._broken = False
@@ -159,6 +167,9 @@ class EventClock:
         self._anchor: Event | None = None
         self._anchor_ns = 0
         self._horizon: int | None = None
+        self.holding: Holding | None = None
+        self._offset: int | None = None  # of this device's axis on the host's
+        self._lossy = False
 
     # -- the hot path --------------------------------------------------------------------------------------------------
 
@@ -166,17 +177,22 @@ class EventClock:
         # A capture anywhere forbids to others more than can be told from here.
         return self._resolver.captures > 0 or self._driver.capturing()
 
+    def captured(self) -> bool:
+        """Whether a call that begins now becomes part of a graph, and is not executed."""
+        return self._driver.capturing()
+
     def begin(self, stream: object | None = None) -> object:
         if self._broken:
-            return _ERROR
+            return self._untimed(STATUS_ERROR)
         if self._pending >= self._most:
             self.dropped += 1
-            return _DROPPED
+            self._lossy = True
+            return self._untimed(STATUS_DROPPED)
         driver = self._driver
         if stream is None:
             stream = driver.stream()
         key = driver.key(stream)
-        mark = Mark(self._event(), stream)
+        mark = Mark(self._event(), stream, self._now())
         with self._lock:  # so that marks of a stream wait in the order in which the stream reaches them
             mark.start.record(stream)
             waiting = self._waiting.get(key)
@@ -196,12 +212,15 @@ class EventClock:
                 mark.end = event
         except BaseException:
             mark.lost = True
+            self._unknown(mark.begun, STATUS_ERROR)
             raise
 
     def settle(self, mark: object | None, span: Span, end_time: int) -> bool:
         if not isinstance(mark, Mark) or mark.lost or mark.end is None:
             status = mark.status if isinstance(mark, Untimed) else STATUS_ERROR
             span.set_attribute(attributes.GPU_TIME_STATUS, status)
+            if isinstance(mark, (Mark, Untimed)):
+                self._unknown(mark.begun, status)
             return False
         self._resolver.watch(span)
         mark.end_time = end_time
@@ -217,7 +236,27 @@ class EventClock:
         except IndexError:
             return self._driver.event()
 
+    def _untimed(self, status: str) -> Untimed:
+        now = self._now()
+        self._unknown(now, status)
+        return Untimed(status, now)
+
+    def _unknown(self, since: int, status: str) -> None:
+        """What the device did since then is not known to the last nanosecond."""
+        holding = self.holding
+        if holding is not None:
+            holding.unknown(since, self._now(), status)
+
     # -- off the hot path ----------------------------------------------------------------------------------------------
+
+    def oldest(self) -> int | None:
+        """When the oldest call began whose time is not told to the holding yet, on the host's clock."""
+        with self._resolver.asking, self._lock:
+            waiting = [mark for queue in self._waiting.values() for mark in queue]
+            return min((mark.begun for mark in (*waiting, *self._open) if not mark.lost), default=None)
+
+    def drain(self, seconds: float) -> None:
+        self._resolver.drain(seconds)
 
     @property
     def held(self) -> int:
@@ -238,6 +277,9 @@ class EventClock:
             failed = self._taken(lambda mark: mark.span is not None or mark.lost) if self._broken else []
         self._finish(done, STATUS_OK)
         self._finish(failed, STATUS_ERROR)
+        if self._lossy:  # those that were not timed are worked on among those that are
+            self._unknown(self._now(), STATUS_DROPPED)
+            self._lossy = self._pending > 0
         return self._held
 
     def expire(self) -> None:
@@ -259,7 +301,7 @@ class EventClock:
         until = _stop(last)
         since = self._horizon if self._horizon is not None else min(mark.start_ns for mark in self._open)
         if until > since:
-            self.busy_ns += sweep(self._open, since, until)
+            self._split(since, until)
             self._horizon = until
         else:
             until = since
@@ -267,6 +309,18 @@ class EventClock:
         self._open = [mark for mark in self._open if mark.stop_ns is None or mark.stop_ns > until]
         if until - self._anchor_ns > _RENEW_NS and last.end is not None:
             self._renew(last.end, _stop(last))
+
+    def _split(self, since: int, until: int) -> None:
+        """Shares out what lies between two instants, and tells the holding of each minute's part."""
+        holding = self.holding
+        if holding is None or self._offset is None:
+            self.busy_ns += sweep(self._open, since, until)
+            return
+        offset = self._offset
+        for begin, end in holding.pieces(since + offset, until + offset):
+            union = sweep(self._open, begin - offset, end - offset)
+            self.busy_ns += union
+            holding.add(begin, union)
 
     def _look(self) -> None:
         """Finds which starts and ends the device has passed."""
@@ -278,11 +332,13 @@ class EventClock:
                 else:
                     mark.start_ns = self._instant(mark.start)
                     self._open.append(mark)
+                    earliest = mark.begun - mark.start_ns
+                    self._offset = earliest if self._offset is None else max(self._offset, earliest)
                 waiting.popleft()  # not before: the driver may refuse, and whoever waits has to be found then
             with self._lock:
                 if not waiting and self._waiting.get(key) is waiting:
                     del self._waiting[key]
-        now = monotonic()
+        now = self._now()
         for mark in tuple(self._open):
             if mark.lost or (mark.end is None and now - mark.begun > _LONGEST_CALL):
                 self._open.remove(mark)
@@ -290,6 +346,8 @@ class EventClock:
             elif mark.stop_ns is None and mark.end is not None and mark.end.query():
                 # The distance between the two is more precise than that to the anchor.
                 mark.stop_ns = mark.start_ns + max(0, _nanoseconds(mark.start.elapsed_time(mark.end)))
+                latest = self._now() - mark.stop_ns
+                self._offset = latest if self._offset is None else min(self._offset, latest)
 
     def _instant(self, event: Event) -> int:
         """Where a complete event is on this device's axis, in nanoseconds."""
@@ -328,12 +386,15 @@ class EventClock:
         return taken
 
     def _forget(self, mark: Mark) -> None:
+        self._unknown(mark.begun, STATUS_ERROR)
         with self._lock:
             self._pending -= 1
 
     def _finish(self, marks: Iterable[Mark], status: str) -> None:
         """Puts what is known on the spans and ends them. Outside of every lock: what hears of it is the user's."""
         for mark in marks:
+            if status != STATUS_OK:
+                self._unknown(mark.begun, status)
             about: dict[str, Any] = {attributes.GPU_TIME_STATUS: status}
             if status == STATUS_OK and mark.stop_ns is not None:
                 about[attributes.GPU_TIME_SOURCE] = self._driver.source

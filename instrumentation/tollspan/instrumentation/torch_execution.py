@@ -19,8 +19,9 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from tollspan.instrumentation.calls import attach, get_current
+from tollspan.instrumentation.capacity_minutes import untimed
 from tollspan.instrumentation.cpu_clock import CPU, CpuMark
-from tollspan.instrumentation.device_clock import HOST, STATUS_SKIPPED, DeviceClock, unmeasured
+from tollspan.instrumentation.device_clock import HOST, STATUS_ERROR, STATUS_SKIPPED, DeviceClock, unmeasured
 from tollspan.instrumentation.guard import report
 from tollspan.pricing import attributes
 
@@ -29,7 +30,7 @@ PROVIDER: Final = "pytorch"
 _BEGIN: Final = "torch.begin"
 _CLOCK: Final = "torch.clock"
 _DEVICE: Final = "torch.device"
-_LONGEST_DESCRIPTION: Final = 512
+LONGEST_DESCRIPTION: Final = 512
 """Characters of an exception's message kept as the span's status description."""
 _CPU_SECONDS: Final = attributes.usage("cpu.seconds")
 _put: Final = dict.__setitem__
@@ -37,9 +38,15 @@ _put: Final = dict.__setitem__
 
 
 class Inside(threading.local):
-    """Whether this thread is inside an execution. (A context variable cannot be traced by a compiler.)"""
+    """Whether this thread is inside an execution. (A context variable cannot be traced by a compiler.)
+
+    Attributes:
+        active: it is.
+        tally: what takes the token positions of the model calls inside (`torch_pipelines`); None: nobody does.
+    """
 
     active = False
+    tally: Any = None
 
 
 INSIDE: Final = Inside()
@@ -84,19 +91,22 @@ class Execution:
         self._mark: object | None = None
         self._cpu: CpuMark | None = None
         attach(inside)
-        if not span.is_recording():
-            return
-        # A fault of a clock costs its figure, never the span.
-        try:
-            if clock is not HOST:
+        recording = span.is_recording()
+        # What the process holds of a device is shared out among all calls, sampled or not.
+        if clock is not HOST and (recording or getattr(clock, "holding", None) is not None):
+            # A fault of a clock costs its figure, never the span.
+            try:
                 if clock.capturing():
                     span.set_attribute(attributes.GPU_TIME_STATUS, STATUS_SKIPPED)
+                    untimed(clock, STATUS_SKIPPED)
                 else:
                     self._mark = clock.begin()
                     self._clock = clock
-        except Exception as fault:  # noqa: BLE001
-            report(_DEVICE, fault)
-        self._cpu = CPU.begin()
+            except Exception as fault:  # noqa: BLE001
+                report(_DEVICE, fault)
+                untimed(clock, STATUS_ERROR)
+        if recording:
+            self._cpu = CPU.begin()
 
     def close(self, error: BaseException | None, about: Mapping[str, Any] | None = None) -> None:
         """Ends the span, or leaves it to the device's clock, and takes it out of the context.
@@ -108,7 +118,8 @@ class Execution:
         span, clock = self.span, self._clock
         if self._cpu is None:
             self._leave()
-            span.end()
+            if clock is HOST or not self._timed(clock):
+                span.end()
             return
         cpu_ns, source = CPU.end(self._cpu)
         if clock is not HOST:
@@ -125,15 +136,24 @@ class Execution:
             if about:
                 known.update(about)
             if error is not None:
-                known[attributes.ERROR_TYPE] = _error_type(error)
+                known[attributes.ERROR_TYPE] = error_type(error)
             span.set_attributes(known)
             if error is not None:
-                span.set_status(Status(StatusCode.ERROR, str(error)[:_LONGEST_DESCRIPTION] or None))
+                span.set_status(Status(StatusCode.ERROR, str(error)[:LONGEST_DESCRIPTION] or None))
             if clock is not HOST:
                 taken = clock.settle(self._mark, span, end_time)
         finally:
             if not taken:
                 span.end(end_time)
+
+    def _timed(self, clock: DeviceClock) -> bool:
+        """Lets the clock time an execution that has no span to tell it. Returns whether it ends what stands for one."""
+        try:
+            clock.end(self._mark)
+            return clock.settle(self._mark, self.span, time_ns())
+        except Exception as fault:  # noqa: BLE001
+            report(_DEVICE, fault)
+            return False
 
     def _leave(self) -> None:
         # Set rather than reset by a token: what the model leaves attached is not to make the user's call fail.
@@ -142,7 +162,8 @@ class Execution:
             attach(self._before)
 
 
-def _error_type(error: BaseException) -> str:
+def error_type(error: BaseException) -> str:
+    """What ``error.type`` says of an exception."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 

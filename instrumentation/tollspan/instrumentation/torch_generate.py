@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tollspan.instrumentation.calls import get_current
 from tollspan.instrumentation.guard import guard, report
+from tollspan.instrumentation.process_start import mark_cold
 from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.torch_execution import INSIDE, Execution, suppressed
 from tollspan.instrumentation.torch_hardware import Hardware
@@ -43,11 +44,30 @@ class Generate:
         import torch
 
         is_compiling = torch.compiler.is_compiling
+        module_class = torch.nn.Module
         patches = self._patches
+
+        def within(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            tally = INSIDE.tally
+            if tally is None:
+                return original(module, *args, **kwargs)
+            # A generation may use another one, whose positions are not the caller's.
+            INSIDE.tally = None
+            try:
+                result = original(module, *args, **kwargs)
+            finally:
+                INSIDE.tally = tally
+            with _POSITIONS:
+                tally.add(positions(module, args, kwargs, result))
+            return result
 
         @functools.wraps(original)
         def generate(self_: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or INSIDE.active or not patches.active or suppressed(get_current()):
+            if is_compiling() or not patches.active or not isinstance(self_, module_class):
+                return original(self_, *args, **kwargs)  # what is no module runs elsewhere, and is seen there
+            if INSIDE.active:
+                return within(self_, args, kwargs)
+            if suppressed(get_current()):
                 return original(self_, *args, **kwargs)
             call = None
             try:
@@ -83,7 +103,7 @@ class Generate:
         assert model.place is not None
         about = model.about.copy()
         if next(model.calls) == 0:
-            about[attributes.COLD_START] = True
+            mark_cold(about)
         about.update(current_tags(context))
         prompt = _prompt(args, kwargs)
         if prompt is not None:

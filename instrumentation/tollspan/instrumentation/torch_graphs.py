@@ -43,7 +43,7 @@ class GraphNote:
 
     def holds(self, span_name: str, about: dict[str, Any], clock: DeviceClock) -> None:
         """A model's call is being captured. The last one names the graph: those before are warm-up or preparation."""
-        passing = {attributes.COLD_START, *attributes.TAGS.values()}
+        passing = {attributes.COLD_START, attributes.COLD_START_SECONDS, *attributes.TAGS.values()}
         self.span_name, self.clock = span_name, clock
         self.about = {key: value for key, value in about.items() if key not in passing}
 

@@ -6,6 +6,7 @@ stands: between `torch.py` and its sisters, which see executions, and the device
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.trace import Tracer
 
+from tollspan.instrumentation.capacity import in_use
 from tollspan.instrumentation.device_clock import DeviceClock, Together, clock_for
 from tollspan.instrumentation.torch_execution import Places
 from tollspan.instrumentation.torch_models import Models
@@ -37,6 +39,8 @@ class Hardware:
 
         def clocks(devices: Sequence[Any]) -> DeviceClock:
             those = [clock_for(device.type, device.index) for device in devices]
+            for device, clock in zip(devices, those, strict=True):
+                in_use(clock, device.type, device.index, functools.partial(_described, device))
             return those[0] if len(those) == 1 else Together(those)
 
         self.places = Places(device_attributes, clocks)
@@ -56,6 +60,10 @@ def device_attributes(device_type: str, index: int | None) -> Mapping[str, Any]:
     if part is not None:
         about[attributes.DEVICE_SLICE] = part.group(1)
     return about
+
+
+def _described(device: Any) -> Mapping[str, Any]:
+    return device_attributes(device.type, device.index)
 
 
 SCOPE: Final = "tollspan.instrumentation.torch"

@@ -149,10 +149,13 @@ def model_name(module: Any) -> str:
     if kind.__module__.startswith("torch.jit."):
         return str(getattr(module, "original_name", kind.__name__))
     loaded = getattr(module.__dict__.get("config"), "_name_or_path", None)
-    if isinstance(loaded, str) and loaded:
-        # A path says where on this machine it lies, which is nobody else's business.
-        return os.path.basename(loaded.rstrip("/\\")) if os.path.isabs(loaded) or loaded.startswith(".") else loaded
-    return kind.__name__
+    return shown(loaded) if isinstance(loaded, str) and loaded else kind.__name__
+
+
+def shown(loaded: str) -> str:
+    """Identity of a model that was loaded by this name or path."""
+    # A path says where on this machine it lies, which is nobody else's business.
+    return os.path.basename(loaded.rstrip("/\\")) if os.path.isabs(loaded) or loaded.startswith(".") else loaded
 
 
 def first_tensor(tensor_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any | None:

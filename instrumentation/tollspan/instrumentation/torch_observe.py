@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar, cast
 
 from tollspan.instrumentation.calls import get_current
 from tollspan.instrumentation.guard import guard
+from tollspan.instrumentation.process_start import mark_cold
 from tollspan.instrumentation.tags import current_tags
 from tollspan.instrumentation.torch_execution import INSIDE, PROVIDER, Execution, suppressed
 from tollspan.instrumentation.torch_hardware import Hardware, hardware
@@ -146,7 +147,7 @@ class observe:
             model.placed(those.places.of(devices), devices)
             name, about = model.span_name, model.about.copy()
             if next(model.calls) == 0:
-                about[attributes.COLD_START] = True
+                mark_cold(about)
         place = those.places.of(devices)
         about.update(place.attributes)
         tagged = {**about, **current_tags(context)}

@@ -138,7 +138,13 @@ class Resolver:
         """See to it that the provider of ``span``, which is about to be held, flushes us first."""
         with _WATCH:
             processors = getattr(span, "_span_processor", None)
-            if processors is None or self._last() is processors:
+            if processors is not None:
+                self.watch_processors(processors)
+
+    def watch_processors(self, processors: Any) -> None:
+        """See to it that the provider whose span processors these are flushes us first."""
+        with _WATCH:
+            if self._last() is processors:
                 return
             with self._lock:
                 self._last = weakref.ref(processors)
@@ -146,13 +152,7 @@ class Resolver:
                     return
                 self._watched.add(processors)
                 first = Drain(self)
-                # In front of the others, and there is no public way: an exporter that is flushed before us would miss
-                # what we end.
-                if isinstance(getattr(processors, "_span_processors", None), tuple):
-                    with processors._lock:
-                        processors._span_processors = (first, *processors._span_processors)
-                else:
-                    processors.add_span_processor(first)
+                stand_first(processors, first)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -170,16 +170,28 @@ class Resolver:
                 sleep(self._interval)
 
 
+def stand_first(processors: Any, ours: SpanProcessor) -> None:
+    """Put a span processor in front of a provider's others.
+
+    There is no public way: an exporter that is flushed before us would miss what we end.
+    """
+    if isinstance(getattr(processors, "_span_processors", None), tuple):
+        with processors._lock:
+            processors._span_processors = (ours, *processors._span_processors)
+    else:
+        processors.add_span_processor(ours)
+
+
 class Drain(SpanProcessor):
     """Hears of a provider's flush and shutdown."""
 
     def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
+        self.resolver = resolver
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         # Half of the time: the exporters behind us need the rest.
-        return self._resolver.drain(timeout_millis / 2000)
+        return self.resolver.drain(timeout_millis / 2000)
 
     def shutdown(self) -> None:
-        self._resolver.drain(SHUTDOWN)
-        self._resolver.expire()
+        self.resolver.drain(SHUTDOWN)
+        self.resolver.expire()

@@ -19,8 +19,8 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib import import_module
-from types import ModuleType
-from typing import Any, Final
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final, cast
 
 import wrapt
 
@@ -135,7 +135,7 @@ class Patches:
     def __init__(self) -> None:
         self.active = False
         self._lock = threading.Lock()
-        self._pending: list[Callable[[], None]] = []  # to be called to wait no longer
+        self._pending: list[Callable[[], None]] = []  # to be called at removal: to wait no longer, and others'
         self._placed: list[tuple[Any, str, Any, Any]] = []  # owner, name, what stood there, wrapper
 
     def add(self, target: str, make: Make, after: str | None = None) -> None:
@@ -161,6 +161,15 @@ class Patches:
     def when_imported(self, module: str, imported: Imported) -> None:
         """As `when_imported`, until the patches are removed."""
         self._pending.append(when_imported(module, imported))
+
+    def place(self, owner: Any, name: str, make: Make) -> None:
+        """Replace an attribute of an object in hand: a class that has no path, because a function made it."""
+        with _APPLY:
+            self._place(cast("ModuleType", SimpleNamespace(owner=owner)), f":owner.{name}", make)
+
+    def at_removal(self, done: Callable[[], None]) -> None:
+        """Have ``done`` called when the patches are removed. It must not raise."""
+        self._pending.append(done)
 
     def _place(self, module: ModuleType, target: str, make: Make) -> None:
         # What a library imports when it is asked for is imported now: its hook may want the lock.

@@ -90,6 +90,7 @@ _METERS: Final = (
     Meter("gpu.seconds", "second", "compute", "device", NANO, "a whole device at work; an alias' share is a part"),
     Meter("gpu.idle_seconds", "second", "compute", "device", NANO, "a device held and not at work"),
     Meter("cpu.seconds", "second", "compute", "host", NANO, "one virtual CPU at work"),
+    Meter("cpu.idle_seconds", "second", "compute", "host", NANO, "one virtual CPU held and not at work"),
     Meter("memory.byte_seconds", "byte-second", "compute", "host", about="memory held × seconds"),
     Meter("network.egress.bytes", "byte", "network", "platform", about="sent, scope not told"),
     *(Meter(f"network.egress.{s}.bytes", "byte", "network", "platform", about=f"sent {a}") for s, a in _SCOPES),

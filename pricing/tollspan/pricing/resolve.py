@@ -47,12 +47,13 @@ INCLUDED_IN: Final[dict[str, tuple[str, ...]]] = {
     "tokens.output.video": ("tokens.output",),
     "tokens.output.citation": ("tokens.output",),
     "gpu.idle_seconds": ("gpu.seconds",),
+    "cpu.idle_seconds": ("cpu.seconds",),
 }
 """Meter → meters whose price it is charged at when it has none, nearest first. For tokens this is the unit lattice of
 genai-prices (``decompose.py``: usage without a price of its own stays in the nearest unit that has one); its
 ``cache_write`` unit is the provider's default lifetime (30 minutes at OpenAI, 5 at Anthropic). Cache writes for an hour
-and for twelve cost more than that: they stay unpriced without a price of their own. An idle GPU second costs what a
-busy one does."""
+and for twelve cost more than that: they stay unpriced without a price of their own. An idle second of a GPU or
+a CPU costs what a busy one does."""
 
 UNCACHED: Final = "tokens.input.uncached"
 _CACHED: Final = ("tokens.input.cache_read", "tokens.input.cache_write")

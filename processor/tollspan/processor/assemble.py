@@ -14,6 +14,7 @@ descendant. Everything is sorted arrays; the one loop is over the depth of the t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -173,6 +174,63 @@ class Assembler:
                 found.extend(correct(row) for row in written.ledger.take(pa.array(written.rows[hit])).to_pylist())
                 written.keys, written.rows = written.keys[~hit], written.rows[~hit]
         return pa.Table.from_pylist(found, schema=schema) if found else None
+
+    def dump(self, now: float) -> tuple[dict[str, Any], list[pa.Table]]:
+        """What is known, as arrays by name and the ledger rows that may have to be corrected, for `revived`.
+
+        Args:
+            now: monotonic seconds.
+        """
+        self._expire(now)
+        arrays: dict[str, Any] = {"embeds": np.array(self._embeds)}
+        for number, generation in enumerate(self._generations):
+            arrays |= {
+                f"generation.{number}.age": np.array(now - generation.born),
+                f"generation.{number}.keys": generation.keys,
+                f"generation.{number}.parents": generation.parents,
+                f"generation.{number}.is_root": generation.is_root,
+            }
+        for number, (born, keys) in enumerate(self._ancestors.layers()):
+            arrays |= {f"ancestors.{number}.age": np.array(now - born), f"ancestors.{number}.keys": keys}
+        tables = []
+        for number, written in enumerate(self._written):
+            arrays |= {f"written.{number}.age": np.array(now - written.born), f"written.{number}.keys": written.keys}
+            tables.append(written.ledger.take(pa.array(written.rows)))
+        return arrays, tables
+
+    @classmethod
+    def revived(cls, arrays: Mapping[str, Any], tables: Sequence[pa.Table], now: float) -> Assembler:
+        """An assembler that knows what another did.
+
+        Args:
+            arrays, tables: see `dump`.
+            now: monotonic seconds of this process at the time of the dump.
+
+        Raises:
+            KeyError, ValueError: they do not belong together.
+        """
+        made = cls(_embeds=bool(arrays["embeds"]))
+
+        def numbered(kind: str) -> Iterator[tuple[float, str]]:
+            for number in range(len(arrays)):
+                if f"{kind}.{number}.age" not in arrays:
+                    return
+                yield now - float(arrays[f"{kind}.{number}.age"]), f"{kind}.{number}"
+
+        for born, name in numbered("generation"):
+            parts = (arrays[f"{name}.{part}"] for part in ("keys", "parents", "is_root"))
+            made._generations.append(_Generation(born, *parts))
+        for born, name in numbered("ancestors"):
+            made._ancestors.add(arrays[f"{name}.keys"], born)
+        for (born, name), table in zip(numbered("written"), tables, strict=True):
+            keys = arrays[f"{name}.keys"]
+            if len(keys) != table.num_rows:
+                raise ValueError(f"{len(keys)} keys for {table.num_rows} rows")
+            rows = np.arange(table.num_rows, dtype=np.int64)
+            made._written.append(_Written(born, keys, rows, table, table.nbytes))
+            made._written_bytes += table.nbytes
+            made._written_keys.add(ascending(keys), born)
+        return made
 
     def _step_up(self, frontier: U64, sorted_keys: U64, order: Any, parents: U64, is_root: Mask) -> U64:
         """Parents of the spans in ``frontier``, as far as those spans are in this batch or in the window."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.pricing.meters import METERS
 from tollspan.processor import revisions
 from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_model
 from tollspan.processor.identity import Mask, Rows
@@ -92,9 +93,9 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     table = normalized.table.select(_USED).take(index)
     rolled = rollups[rows]
 
+    taken = {meter: plain(values).take(index) for meter, values in normalized.quantities.items()}
     quantities = {}
-    for meter, values in normalized.quantities.items():
-        mine = plain(values).take(index)
+    for meter, mine in _beside_usage(taken, table["kind"]).items():
         if is_model(meter) and rolled.any():
             mine = pc.if_else(pa.array(rolled), pa.scalar(None, mine.type), mine)
         quantities[meter] = mine
@@ -153,6 +154,25 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     revision = revisions.arrived()
     columns["revision"] = pa.array(np.where(rolled, revisions.rolled_up(revision), revision).astype(np.uint64))
     return Charged(pa.table(columns), rows)
+
+
+def _beside_usage(quantities: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Quantities without the network bytes of calls of models that tell nothing else.
+
+    Such a call was refused, asked for work that is billed elsewhere, or lost its usage: priced by its bytes alone it
+    would look as if it had cost next to nothing, and is what a call without usage is.
+    """
+    network = {meter for meter in quantities if METERS[meter].component == "network"}
+    if not network:
+        return quantities
+    bare = np.asarray(pc.equal(pc.cast(plain(kind), pa.string()), "inference"))
+    for meter in quantities.keys() - network:
+        bare = bare & ~np.asarray(pc.is_valid(quantities[meter]))
+    alone = pa.array(bare)
+    return {
+        meter: pc.if_else(alone, pa.scalar(None, values.type), values) if meter in network else values
+        for meter, values in quantities.items()
+    }
 
 
 def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
-"""The demo: the support assistant, the LLM stub and the service, each its own process, and the ledger beside a tally.
+"""The demo: an example's program, the LLM stub and the service, each its own process, and the ledger beside a tally.
 
 In: `DemoOptions`. Out: a `DemoResult`: the report made from the store, and the figure that the example computes without
 Tollspan. The demo stands outside the line: it starts the same commands that a user would, reads the store through the
 same door as ``tollspan report``, and imports nothing of the example.
 
-    llm stub ◀─ the providers' APIs ─ assistant under opentelemetry-instrument ─ OTLP ─▶ tollspan serve ─▶ store
+    llm stub ◀─ the providers' APIs ─ program under opentelemetry-instrument ─ OTLP ─▶ tollspan serve ─▶ store
        └▶ served.jsonl ─┐               └▶ console exporter: spans.txt ─┐                                 └▶ report
                         └───────────────────▶ tally.py ◀────────────────┘                 compared with ◀────┘
 """
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib.metadata import entry_points
@@ -31,13 +31,54 @@ from typing import Any, Final
 
 from tollspan.processor.children import Child
 from tollspan.processor.errors import ConfigError, TollspanError
-from tollspan.processor.report import build_report
+from tollspan.processor.report import build_report, cost_by_part
 from tollspan.processor.runtime import parse_keep
 from tollspan.processor.store import Embedded, Server, connect_for_query, locate
 
-EXAMPLE: Final = "support_agent"
-PROGRAM: Final = "support_agent.py"
-NEEDS: Final = ("openai", "anthropic", "feast", "onnx", "onnxruntime")
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A program that the demo can run.
+
+    Attributes:
+        name: of its folder and of its program.
+        called: what messages call the running program.
+        needs: modules that it imports.
+        extra: of tollspan's, which brings them.
+        settings: of its environment, beside those that all have.
+    """
+
+    name: str
+    called: str
+    needs: tuple[str, ...]
+    extra: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def program(self) -> str:
+        return f"{self.name}.py"
+
+
+SUPPORT_AGENT: Final = Example(
+    "support_agent", "assistant", ("openai", "anthropic", "feast", "onnx", "onnxruntime"), "demo"
+)
+RAG_RANKER: Final = Example(
+    "rag_ranker",
+    "help centre",
+    ("openai", "feast", "onnx", "onnxruntime", "qdrant_client", "torch"),
+    "rag",
+    {
+        # What its machines hold and what they send is part of the bill; the stub stands where the provider would.
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=demo,cloud.provider=aws,cloud.region=us-east-1",
+        "TOLLSPAN_CAPACITY": "cpu",
+        "TOLLSPAN_NETWORK": "on",
+        "TOLLSPAN_PLACES": "127.0.0.1=internet",
+    },
+)
+EXAMPLES: Final = {example.name: example for example in (SUPPORT_AGENT, RAG_RANKER)}
+STUB: Final = "llm_stub.py"
+"""In the support assistant's folder: it serves the providers of all examples."""
+
 START_S: Final = 60.0
 """Seconds that a process may take to be ready; importing Feast on a slow machine takes ten of them."""
 STALL_S: Final = 120.0
@@ -76,13 +117,15 @@ class DemoOptions:
     """What to run.
 
     Attributes:
-        requests: support requests to work through.
+        example: name of the program, a key of `EXAMPLES`.
+        requests: requests to work through.
         keep: share of error-free traces whose bodies are kept.
         store: store URL; None for an embedded store in a folder of its own.
         keep_files: leave logs, spans and the stub's record where they are.
         seed: of the requests and of the stub.
     """
 
+    example: str = SUPPORT_AGENT.name
     requests: int = 300
     keep: str = "0.1"
     store: str | None = None
@@ -111,29 +154,32 @@ class DemoResult:
     files: Path | None
 
 
-def example_directory() -> Path:
-    """The example's folder: packed into an installed wheel, else ``examples/`` of the source tree.
+def example_directory(name: str = SUPPORT_AGENT.name) -> Path:
+    """An example's folder: packed into an installed wheel, else ``examples/`` of the source tree.
 
     Raises:
         ConfigError: neither is there.
     """
     here = Path(__file__).resolve().parent
-    for folder in (here / "_examples" / EXAMPLE, *(parent / "examples" / EXAMPLE for parent in here.parents)):
-        if (folder / PROGRAM).is_file():
+    for folder in (here / "_examples" / name, *(parent / "examples" / name for parent in here.parents)):
+        if (folder / EXAMPLES[name].program).is_file():
             return folder
     raise ConfigError("The demo's example is not installed.", "Install tollspan from its wheel or its source tree.")
 
 
-def check_requirements(embedded: bool) -> None:
+def check_requirements(example: Example, embedded: bool) -> None:
     """Raise ConfigError when the libraries that the demo runs on are not installed.
 
     Args:
+        example: what is to be run.
         embedded: whether the store is an embedded one, which needs chdb.
     """
-    needs = (*NEEDS, "chdb") if embedded else NEEDS
+    needs = (*example.needs, "chdb") if embedded else example.needs
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"The demo needs {', '.join(missing)}.", "Install them: pip install 'tollspan[demo]'.")
+        raise ConfigError(
+            f"The demo needs {', '.join(missing)}.", f"Install them: pip install 'tollspan[{example.extra}]'."
+        )
 
 
 def child_environment(**settings: str) -> dict[str, str]:
@@ -178,7 +224,7 @@ def run_demo(
         TollspanError: a requirement is missing or a process failed; all processes are ended and, unless
             ``keep_files`` is set, all files of this run are gone.
     """
-    example = example_directory()
+    example = EXAMPLES[options.example]
     # What cannot be read is said before anything is made.
     parse_keep(options.keep)
     if options.store is not None:
@@ -188,7 +234,7 @@ def run_demo(
     files.mkdir()
     url = options.store or f"chdb://{home / 'store'}"
     location = locate(url)
-    check_requirements(isinstance(location, Embedded))
+    check_requirements(example, isinstance(location, Embedded))
     done = False
     try:
         # An embedded store's URL is made absolute here: `chdb://` depends on variables that children do not see.
@@ -205,13 +251,14 @@ def run_demo(
 
 def _run(
     options: DemoOptions,
-    example: Path,
+    example: Example,
     location: Embedded | Server,
     url: str,
     files: Path,
     say: Callable[[str], object],
     progress: Callable[[int], object],
 ) -> DemoResult:
+    folder = example_directory(example.name)
     served, spans, ready = files / "served.jsonl", files / "spans.txt", files / "llm.json"
     # A server's journal would lie in the user's data directory; this one belongs to the run.
     home = location.directory if isinstance(location, Embedded) else files / "journal"
@@ -224,20 +271,31 @@ def _run(
 
         say("starting the LLM stub and the service")
         seed = ["--seed", str(options.seed)]
-        command = [sys.executable, str(example / "llm_stub.py"), "--tally", str(served), "--ready", str(ready), *seed]
+        stub_program = str(example_directory() / STUB)
+        command = [sys.executable, stub_program, "--tally", str(served), "--ready", str(ready), *seed]
         stub = start("LLM stub", command, child_environment())
-        command = [sys.executable, "-m", "tollspan.processor.main", "serve", "--listen", "127.0.0.1:0", "--http", "off"]
-        command += ["--sql", "127.0.0.1:0", "--keep", options.keep, "--prices", str(example / "prices.yaml")]
+        command = [sys.executable, "-m", "tollspan.processor.main", "serve", "--listen", "127.0.0.1:0"]
+        command += [
+            "--http",
+            "off",
+            "--sql",
+            "127.0.0.1:0",
+            "--keep",
+            options.keep,
+            "--prices",
+            str(folder / "prices.yaml"),
+        ]
         command += [] if isinstance(location, Embedded) else ["--journal", str(home)]
         # The URL may hold a password, so it goes by the environment and not where `ps` shows it.
         service = start("service", command, child_environment(TOLLSPAN_STORE=url))
         base_url = stub.wait_for(lambda: _value(ready, "base_url"), START_S, "it listened")
         address = service.wait_for(lambda: _listens(service, home, location), START_S, "it listened")
 
-        say("starting the assistant")
+        say(f"starting the {example.called}")
         began = datetime.now(UTC)
-        command = [*launcher(), sys.executable, str(example / PROGRAM), "--requests", str(options.requests), *seed]
-        program = start("assistant", command, assistant_environment(base_url, address), stdout=spans)
+        program_file = str(folder / example.program)
+        command = [*launcher(), sys.executable, program_file, "--requests", str(options.requests), *seed]
+        program = start(example.called, command, program_environment(example, base_url, address), stdout=spans)
         _follow(program, options.requests, progress, say)
         say("letting the service finish")
         service.finish(DRAIN_S, stop=True)
@@ -245,7 +303,7 @@ def _run(
         stub.finish(DRAIN_S, stop=True)
 
     say("reading the ledger")
-    tally = _tally(example, served, spans)
+    tally = _tally(folder, served, spans)
     stats = _value(home / "stats.json", "spans_acked")
     if stats is None:
         raise TollspanError("The service left no counters behind.", "Run again with --keep-files and read its log.")
@@ -260,20 +318,21 @@ def _run(
     return DemoResult(report, tally, tokens, int(stats), location.url, files if options.keep_files else None)
 
 
-def assistant_environment(base_url: str, address: str) -> dict[str, str]:
-    """Environment of the assistant: its providers, and telemetry as any user would set it.
+def program_environment(example: Example, base_url: str, address: str) -> dict[str, str]:
+    """Environment of an example's program: its providers, and telemetry as any user would set it.
 
     Args:
+        example: what is to be run.
         base_url: of the LLM stub, as OpenAI's client takes it.
         address: OTLP/gRPC address of the service, ``host:port``.
     """
-    return child_environment(
+    settings = child_environment(
         OPENAI_BASE_URL=base_url,
         OPENAI_API_KEY="stub",
         # OpenAI's base URL ends in the API's version, Anthropic's has none.
         ANTHROPIC_BASE_URL=base_url.removesuffix("/v1"),
         ANTHROPIC_API_KEY="stub",
-        OTEL_SERVICE_NAME="support-agent",
+        OTEL_SERVICE_NAME=example.name.replace("_", "-"),
         OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=demo",
         OTEL_TRACES_EXPORTER="otlp,console",
         OTEL_METRICS_EXPORTER="none",
@@ -285,6 +344,7 @@ def assistant_environment(base_url: str, address: str) -> dict[str, str]:
         OTEL_BSP_MAX_QUEUE_SIZE="200000",
         OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=other_instrumentations(),
     )
+    return {**settings, **example.settings}
 
 
 def _follow(program: Child, requests: int, progress: Callable[[int], object], say: Callable[[str], object]) -> None:
@@ -311,9 +371,9 @@ def _follow(program: Child, requests: int, progress: Callable[[int], object], sa
     progress(requests)
 
 
-def _tally(example: Path, served: Path, spans: Path) -> dict[str, Any]:
+def _tally(folder: Path, served: Path, spans: Path) -> dict[str, Any]:
     """Run the example's tally, a program of its own."""
-    command = [sys.executable, str(example / "tally.py"), "--served", str(served), "--spans", str(spans)]
+    command = [sys.executable, str(folder / "tally.py"), "--served", str(served), "--spans", str(spans)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if answer.returncode != 0:
         raise TollspanError(f"The tally failed:\n{answer.stderr}")
@@ -352,7 +412,15 @@ def comparison(result: DemoResult) -> tuple[bool, str]:
         ("traces", telemetry["traces"], tally["traces"]),
         *((kind, result.tokens.get(kind, 0), tally["tokens"].get(TOKEN_KINDS.get(kind), 0)) for kind in kinds),
     ]
-    wrong = [f"{name} {ours:,} against {theirs:,}" for name, ours, theirs in counts if ours != theirs]
+    # An example that tells its parts has each of them compared.
+    of_tally = {part: _money(cost) for part, cost in tally.get("parts", {}).items()}
+    of_ledger = cost_by_part(result.report) if of_tally else {}
+    wrong = [
+        f"{part} {_shown(of_ledger.get(part))} against {_shown(of_tally.get(part))}"
+        for part in sorted({*of_tally, *of_ledger})
+        if of_ledger.get(part) != of_tally.get(part)
+    ]
+    wrong += [f"{name} {ours:,} against {theirs:,}" for name, ours, theirs in counts if ours != theirs]
     if ledger_cost != tally_cost:
         wrong.insert(0, f"cost {_shown(ledger_cost)} against {_shown(tally_cost)}")
     if wrong:
@@ -363,6 +431,17 @@ def comparison(result: DemoResult) -> tuple[bool, str]:
         f"{sum(result.tokens.values()):,} tokens of {len(result.tokens)} kinds, from {tally['spans']:,} spans sent and "
         "acknowledged."
     )
+
+
+def conservation(report: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the parts of the bill add up to the total, to the last digit, and one line that says so."""
+    parts = cost_by_part(report)
+    total = _money(report["total"]["cost"])
+    known = {part: cost for part, cost in parts.items() if cost is not None}
+    added = " + ".join(f"{part} {cost:f}" for part, cost in sorted(known.items(), key=lambda item: -item[1]))
+    if sum(known.values(), Decimal(0)) != (total or Decimal(0)):
+        return False, f"The parts do NOT add up to the total of {_shown(total)}: {added}."
+    return True, f"{added} = {_shown(total)}: the parts add up to the total, to the last digit."
 
 
 def summary(result: DemoResult) -> dict[str, Any]:
@@ -394,6 +473,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
         "by_model": by("by_model", "provider", "model"),
         "by_variant": by("by_variant", "variant"),
         "by_component": by("by_component", "component"),
+        "by_part": {part: _money(cost) for part, cost in cost_by_part(report).items()},
         "store": result.store,
     }
 

@@ -7,9 +7,10 @@ of preference, and for every dialect of token usage the keys of its counts and t
 Sources: OpenTelemetry GenAI semantic conventions (current names in `tollspan.pricing.attributes`; older spellings from
 semantic-conventions 1.27 to 1.40 and the renames in semantic-conventions-genai); OpenLLMetry's semantic conventions for
 its older cache counts; the spans of Anthropic's own SDK (anthropic 2.11.0) for cache writes by lifetime and the tier;
-labels of Karpenter and EKS, as the Collector's k8sattributes puts them on resources, for how a node is paid for; and
-for costs OpenLIT 1.45.0 (``gen_ai.usage.cost``), OpenInference 0.1.42 (``llm.cost.total``), Logfire and Pydantic AI
-(``operation.cost``) and Langfuse 5.0.4 (``cost_details``, JSON), read on 2026-11-21.
+the sources of vLLM 0.33.0, SGLang 0.5.23, Triton's server and Text Generation Inference for the spans that they make
+themselves; labels of Karpenter and EKS, as the Collector's k8sattributes puts them on resources, for how a node is paid
+for; and for costs OpenLIT 1.45.0 (``gen_ai.usage.cost``), OpenInference 0.1.42 (``llm.cost.total``), Logfire and
+Pydantic AI (``operation.cost``) and Langfuse 5.0.4 (``cost_details``, JSON), read on 2026-11-21.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Source:
         resource: whether the span's resource is asked under the same keys when the span itself does not say.
         ignore: values that say nothing.
         rename: older spellings of values, in lower case.
+        span: whether the span itself is asked.
         fold: whether values are names in any case, kept in lower case (and compared with ``rename`` in it).
     """
 
@@ -38,6 +40,7 @@ class Source:
     ignore: frozenset[str] = frozenset()
     rename: dict[str, str] = field(default_factory=dict)
     fold: bool = False
+    span: bool = True
 
 
 OLD_PROVIDERS: Final[dict[str, str]] = {
@@ -56,6 +59,14 @@ OLD_PROVIDERS: Final[dict[str, str]] = {
 """Values of ``gen_ai.system``, and names that SDKs use, in lower case → how ``gen_ai.provider.name`` spells them, so
 that the ledger has one name a provider. Pricing knows more spellings (`tollspan.pricing.selectors.PROVIDERS`)."""
 
+SENDER_TENANT: Final = Source((names.SENDER_TENANT,), resource=True, span=False)
+"""Where the tenant stands that a sender logged in as: never on a span, which a sender writes."""
+
+SERVERS: Final[dict[str, str]] = {"vllm.": "vllm", "sglang": "sglang", "triton-server": "triton"}
+"""How the names of a model server's instrumentation scopes begin → the provider of its spans, which do not say it.
+Triton's tell no usage, and are billed only where somebody has put some on them; nor do those of Text Generation
+Inference, which have no scope of their own: there the client's span is the one that is billed."""
+
 TOLD_INVALID: Final = Source((names.USAGE_INVALID,))
 """Where the reason stands for which an instrumentation found the usage wrong; it becomes part of ``invalid``."""
 
@@ -69,7 +80,8 @@ TEXT: Final[dict[str, Source]] = {
     "workflow": Source((names.WORKFLOW,), resource=True),
     "variant": Source((names.VARIANT,), resource=True),
     "provider": Source((names.PROVIDER_NAME, "gen_ai.system", names.PROVIDER), rename=OLD_PROVIDERS, fold=True),
-    "model": Source((names.RESPONSE_MODEL, names.MODEL)),
+    # A server of one model may say which it is once for all its spans, on its resource: vLLM's spans do not say it.
+    "model": Source((names.RESPONSE_MODEL, names.MODEL, "triton.model_name"), resource=True),
     "request_model": Source((names.REQUEST_MODEL,)),
     "operation": Source((names.OPERATION_NAME, names.OPERATION)),
     "service_tier": Source(
@@ -152,9 +164,11 @@ OPERATION_KINDS: Final[dict[str, str]] = {
     ),
     names.OPERATION_MODEL_LOAD: "model_load",
     names.OPERATION_FEATURE_READ: "feature_read",
+    names.OPERATION_CAPACITY: "capacity",
 }
 """Operation, in lower case → kind. Every other operation is ``other`` and billable only by what it says it used; if
-that is tokens, it is a model call after all, unless it is one of `NO_MODEL_CALLS`."""
+that is tokens, it is a model call after all, unless it is one of `NO_MODEL_CALLS`. Inferences and capacity are billable
+also without usage, as ``unpriced``."""
 
 NO_MODEL_CALLS: Final = frozenset(
     {
@@ -205,7 +219,11 @@ USAGE: Final[tuple[Usage, ...]] = (
         {
             "input_tokens": (names.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens"),
             "output_tokens": (names.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens"),
-            "cache_read": (names.USAGE_CACHE_READ_TOKENS, "gen_ai.usage.cache_read_input_tokens"),
+            "cache_read": (
+                names.USAGE_CACHE_READ_TOKENS,
+                "gen_ai.usage.cache_read_input_tokens",
+                "gen_ai.usage.cached_tokens",
+            ),
             "cache_write": (
                 names.USAGE_CACHE_WRITE_TOKENS,
                 "gen_ai.usage.cache_creation.input_tokens",

@@ -1,6 +1,6 @@
 """Trace and span identities as 64-bit keys, so that joins between spans are NumPy sorts and searches.
 
-Keys are mixed with a seed drawn once per process: nobody can craft ids that collide with somebody else's, and within a
+Keys are mixed with a seed that is nobody else's: nobody can craft ids that collide with somebody else's, and within a
 window of two million spans an accidental collision has a probability of about 10⁻⁷.
 """
 
@@ -18,6 +18,8 @@ Rows: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 _SEED: Final = np.uint64(secrets.randbits(63) | 1)
+"""Of this process, for keys that are not kept."""
+
 _A: Final = np.uint64(0x9E3779B97F4A7C15)
 _B: Final = np.uint64(0xBF58476D1CE4E5B9)
 _C: Final = np.uint64(0x94D049BB133111EB)
@@ -47,16 +49,21 @@ def _finish(h: U64) -> U64:
     return h ^ (h >> np.uint64(31))
 
 
-def trace_keys(trace: U64) -> U64:
+def new_seed() -> np.uint64:
+    """A seed for keys that outlive the process."""
+    return np.uint64(secrets.randbits(63) | 1)
+
+
+def trace_keys(trace: U64, seed: np.uint64 = _SEED) -> U64:
     """One key per trace id; ``trace`` is (n, 2) as `words` gives it."""
     with np.errstate(over="ignore"):
-        return _finish(_finish(trace[:, 0] * _A + _SEED) + trace[:, 1])
+        return _finish(_finish(trace[:, 0] * _A + seed) + trace[:, 1])
 
 
-def span_keys(traces: U64, span: U64) -> U64:
+def span_keys(traces: U64, span: U64, seed: np.uint64 = _SEED) -> U64:
     """One key per span within its trace: ``traces`` from `trace_keys`, ``span`` of shape (n,)."""
     with np.errstate(over="ignore"):
-        return _finish((traces ^ _SEED) + _finish(span * _A + _SEED))
+        return _finish((traces ^ seed) + _finish(span * _A + seed))
 
 
 def find(keys: U64, sorted_keys: U64) -> Rows:
@@ -128,6 +135,10 @@ class Layers:
             half = len(self._layers) // 2
             younger = self._layers[half:]
             self._layers[half:] = [(younger[-1][0], ascending(np.concatenate([k for _, k in younger])))]
+
+    def layers(self) -> list[tuple[float, U64]]:
+        """The sets with the times they were added at, the oldest first."""
+        return list(self._layers)
 
     def expire(self, horizon: float, most: int) -> None:
         """Forget layers older than ``horizon``, and the oldest beyond ``most`` keys; the youngest stays."""

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -40,26 +40,43 @@ class Refusal(NamedTuple):
 
     Attributes:
         reason: a word for counters.
-        code: of ``google.rpc.Code``. UNAVAILABLE: the same again, after `RETRY_S`, may be taken.
+        code: of ``google.rpc.Code``.
         message: for people.
+        retry_s: seconds after which the same again may be taken; None: `RETRY_S` for UNAVAILABLE, never for others.
     """
 
     reason: str
     code: int
     message: str
+    retry_s: float | None = None
+
+    @property
+    def delay_s(self) -> float | None:
+        """Seconds after which it is worth trying again; None: it is not."""
+        return RETRY_S if self.retry_s is None and self.code == UNAVAILABLE else self.retry_s
 
     def status(self) -> bytes:
         """A serialized ``google.rpc.Status``, with RetryInfo where it is worth trying again."""
         details = []
-        if self.code == UNAVAILABLE:
+        if (delay_s := self.delay_s) is not None:
             detail = AnyMessage()
-            delay = Duration(seconds=int(RETRY_S), nanos=int(RETRY_S % 1 * 1e9))
+            delay = Duration(seconds=int(delay_s), nanos=int(delay_s % 1 * 1e9))
             detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
             details.append(detail)
         return bytes(status_pb2.Status(code=self.code, message=self.message, details=details).SerializeToString())
 
 
 SHUTTING_DOWN: Final = Refusal("draining", UNAVAILABLE, "The service is shutting down.")
+
+
+class Identified(Protocol):
+    """A sender that is logged in, see `tollspan.processor.senders`."""
+
+    def over(self, size: int) -> Refusal | None:
+        """The refusal for a request of so many bytes, where it is above the sender's limits."""
+
+    def stamped(self, payload: bytes) -> bytes:
+        """The request with the sender's tenant on it."""
 
 
 class Intake:
@@ -85,14 +102,17 @@ class Intake:
         """No new requests are taken any more."""
         return self._draining
 
-    def take(self, payload: bytes, remaining_s: float | None = None) -> Refusal | None:
+    def take(
+        self, payload: bytes, remaining_s: float | None = None, sender: Identified | None = None
+    ) -> Refusal | None:
         """Make ``payload`` durable; None when it is.
 
         Args:
             remaining_s: for how long the sender still waits; None where it does not say.
+            sender: who sends it, where senders log in: its limits hold, and its tenant is the payload's.
         """
         with self._flight() as open_for_requests:
-            refusal = self._take(payload, remaining_s) if open_for_requests else SHUTTING_DOWN
+            refusal = self._take(payload, remaining_s, sender) if open_for_requests else SHUTTING_DOWN
         if refusal is not None:
             self.refuse(refusal)
         return refusal
@@ -114,7 +134,7 @@ class Intake:
             self._draining = True
             return self._state.wait_for(lambda: self._in_flight == 0, timeout=grace_s)
 
-    def _take(self, payload: bytes, remaining_s: float | None) -> Refusal | None:
+    def _take(self, payload: bytes, remaining_s: float | None, sender: Identified | None) -> Refusal | None:
         self.counters.add("receive.requests")
         if not payload:
             self.counters.add("receive.empty")
@@ -124,6 +144,11 @@ class Intake:
             if reason is not None:
                 log.debug("refused a request of %d bytes: %s", len(payload), reason)
                 return Refusal("malformed", INVALID_ARGUMENT, reason)
+            if sender is not None:
+                over = sender.over(len(payload))
+                if over is not None:
+                    return over
+                payload = sender.stamped(payload)
             wait_s = COMMIT_LIMIT_S if remaining_s is None else min(remaining_s, COMMIT_LIMIT_S)
             self.journal.append(payload).wait(wait_s)
         except JournalError as error:

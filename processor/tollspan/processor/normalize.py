@@ -30,6 +30,8 @@ from tollspan.processor.dialects import (
     INTEGERS,
     NO_MODEL_CALLS,
     OPERATION_KINDS,
+    SENDER_TENANT,
+    SERVERS,
     TEXT,
     TOLD_INVALID,
     TWO_SIDED,
@@ -68,7 +70,7 @@ _COUNT_KEYS: Final = {
 }
 _WANTED: Final = pa.array(
     sorted(
-        {key for source in (*TEXT.values(), TOLD_INVALID) for key in source.keys}
+        {key for source in (*TEXT.values(), TOLD_INVALID, SENDER_TENANT) for key in source.keys}
         | {key for keys in (*INTEGERS.values(), *FLAGS.values()) for key in keys}
         | _COUNT_KEYS
         | set(COSTS)
@@ -78,7 +80,9 @@ _WANTED: Final = pa.array(
 )
 _WHOLES: Final = ("tokens.input.uncached", "tokens.output")
 """Meters that a span has exactly when it tells its input and its output."""
-_KINDS: Final = ("inference", "model_load", "feature_read", "other")
+_KINDS: Final = ("inference", "model_load", "feature_read", "capacity", "other")
+_BILLED_ANYWAY: Final = (_KINDS.index("inference"), _KINDS.index("capacity"))
+"""Kinds that are rows of the ledger also without any usage: what they cost is then not known."""
 _STATUSES: Final = ("unset", "ok", "error")
 
 
@@ -114,11 +118,13 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     invalid = np.zeros(len(decoded), np.uint8)
     quantities, tokens, given, convention = _quantities(pivot, decoded, invalid)
     times = _times(decoded, received_ns, invalid)
-    text = pivot.texts({**TEXT, "told_invalid": TOLD_INVALID})
+    text = pivot.texts({**TEXT, "told_invalid": TOLD_INVALID, "sender_tenant": SENDER_TENANT})
+    text["tenant"] = _above(text.pop("sender_tenant"), text["tenant"])
     text["service_tier"], text["processing"] = _processing(text["service_tier"], text["processing"])
     for column, source in TEXT.items():
         if source.fold:
             text[column] = _folded(text[column], source.rename)
+    text["provider"] = _served(text["provider"], decoded)
     told = _told_invalid(text.pop("told_invalid"))
     if told is not None:
         _mark(invalid, told)
@@ -147,7 +153,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
             "convention": convention,
-            "billable": pa.array(given | (kind == 0)),
+            "billable": pa.array(given | np.isin(kind, _BILLED_ANYWAY)),
             "token_bearing": pa.array(tokens),
             "incomplete": pa.array(incomplete),
             "reported_cost": pivot.money(COSTS),
@@ -254,6 +260,16 @@ def _processing(tier: Any, processing: Any) -> tuple[Any, Any]:
     return tier, pc.cast(said.dictionary_encode(), TEXT_TYPE)
 
 
+def _served(provider: Any, decoded: Decoded) -> Any:
+    """Providers, with those of model servers' own spans, which do not say theirs."""
+    scopes = decoded.scopes["name"].to_pylist()
+    servers = [next((name for start, name in SERVERS.items() if scope.startswith(start)), None) for scope in scopes]
+    if provider.null_count == 0 or not any(servers):
+        return provider
+    of_scope = pa.array(servers, pa.string()).take(decoded.spans["scope"])
+    return pc.cast(pc.coalesce(pc.cast(provider, pa.string()), of_scope).dictionary_encode(), TEXT_TYPE)
+
+
 def _told_invalid(said: Any) -> npt.NDArray[np.uint8] | None:
     """Codes of the reasons that instrumentations give themselves; None where none does."""
     if said.null_count == len(said):
@@ -262,6 +278,14 @@ def _told_invalid(said: Any) -> npt.NDArray[np.uint8] | None:
     codes = np.array([*known, 0], np.uint8)
     at: npt.NDArray[np.int32] = np.asarray(pc.fill_null(said.indices, len(known)))
     return codes[at]
+
+
+def _above(preferred: Any, column: Any) -> Any:
+    """A text column, with what another says where that one says something."""
+    if preferred.null_count == len(preferred):
+        return column
+    both = pc.coalesce(preferred.cast(pa.string()), column.cast(pa.string()))
+    return both.dictionary_encode().cast(TEXT_TYPE)
 
 
 def _folded(column: Any, rename: dict[str, str]) -> Any:

@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -23,19 +24,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.processor import window
 from tollspan.processor.assemble import Assembler, billing_keys
 from tollspan.processor.bodies import bodies
 from tollspan.processor.charge import Charged, charge, plain
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import JournalError, StoreError, StoreUnavailable
-from tollspan.processor.identity import Mask, span_keys, trace_keys, words
+from tollspan.processor.identity import Mask, new_seed, span_keys, trace_keys, words
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
 from tollspan.processor.sample import DROPPED, REASONS, Decision, Pending, Round, TailSampler, adjusted_count
 from tollspan.processor.sample import encode_threshold as encode
 from tollspan.processor.summarize import Held, summarize
 from tollspan.processor.tracestate import randomness, stamp_column
+from tollspan.processor.window import Window
 from tollspan.processor.write import Writer
 
 log = logging.getLogger(__name__)
@@ -120,6 +123,7 @@ class Pipeline:
         self.journal, self.writer, self.engine = journal, writer, engine
         self.settings, self.counters = settings, counters
         self.assembler = Assembler()
+        self.seed = new_seed()
         self._owed: list[dict[str, Any]] = []
         self.sampler = TailSampler(
             settings.keep,
@@ -132,6 +136,17 @@ class Pipeline:
         """Price what comes from now on with another engine; may be called from any thread."""
         # A batch is charged in one call, so it never has prices of two books.
         self.engine = engine
+
+    def keep(self, folder: Path, store: str) -> None:
+        """Put down what is known of recent spans, for the next process; see `tollspan.processor.window`."""
+        window.save(folder, store, Window(self.assembler, self._owed, self.seed))
+
+    def resume(self, folder: Path, store: str) -> None:
+        """Take up what the process before knew; before the first batch."""
+        found = window.load(folder, store)
+        if found is not None:
+            self.assembler, self._owed, self.seed = found
+            self.counters.add("assemble.resumed")
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; then finish what the journal holds and decide every open trace."""
@@ -235,8 +250,8 @@ class Pipeline:
         normalized = normalize(decoded, received_ns=time.time_ns())
         table = normalized.table
         trace = words(table["trace_id"], 2)
-        traces = trace_keys(trace)
-        spans = span_keys(traces, words(table["span_id"], 1)[:, 0])
+        traces = trace_keys(trace, self.seed)
+        spans = span_keys(traces, words(table["span_id"], 1)[:, 0], self.seed)
         parent = words(table["parent_span_id"], 1)[:, 0]
         root = parent == 0
         tokens = np.asarray(table["token_bearing"]) | silent(normalized)
@@ -245,7 +260,7 @@ class Pipeline:
         elsewhere = np.asarray(pc.fill_null(plain(table["elsewhere"]), False))
         rollups, announced = self.assembler.mark(
             spans,
-            span_keys(traces, parent),
+            span_keys(traces, parent, self.seed),
             root,
             tokens,
             now,

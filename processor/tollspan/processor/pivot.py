@@ -124,7 +124,7 @@ class Pivot:
         """
         # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
         nobody = (_NO_ROWS, _NO_ROWS)
-        spans = [self._spans.candidates(source.keys) for source in sources.values()]
+        spans = [self._spans.candidates(s.keys) if s.span else nobody for s in sources.values()]
         resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
         vocabulary, codes = _vocabulary(
             pa.concat_arrays(

@@ -8,8 +8,10 @@ What a sender is told:
 
     OK                  durable; it will be priced once even if this process dies now. Also for an empty request.
     INVALID_ARGUMENT    not an OTLP trace request; sending it again will not help
+    UNAUTHENTICATED     no bearer token, or one that is not known
     UNAVAILABLE         not stored (disk, journal full, shutting down), with RetryInfo: send it again after that time
-    RESOURCE_EXHAUSTED  larger than ``max_request_bytes`` when decompressed; refused by gRPC while it reads
+    RESOURCE_EXHAUSTED  with RetryInfo: more than this sender may send a second; without: larger than
+                        ``max_request_bytes`` when decompressed, refused by gRPC while it reads
 
 A thread serves a request from its body to its ack, so the bodies in memory are bounded by the threads; all that wait
 for the journal share one sync. (Measured beside grpc.aio on the same machine, this took 5 to 20 % less CPU for 512-span
@@ -24,11 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
-from google.rpc.code_pb2 import UNAVAILABLE
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.intake import Intake
+from tollspan.processor.senders import Sender, Senders
 from tollspan.processor.tls import Tls
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -50,6 +52,7 @@ class Receiver:
             ``receive.requests``: the difference was too large or broken off).
         address: ``host:port``; port 0 takes a free one.
         tls: certificate, and whose certificates senders need; None for no encryption.
+        senders: who may send, by bearer token; None: everybody who can connect.
         insecure_listen: allow addresses other than loopback although nothing is encrypted.
         max_request_bytes: size of a decompressed request at the most.
         threads: requests served at once.
@@ -65,12 +68,13 @@ class Receiver:
         *,
         address: str = "127.0.0.1:4317",
         tls: Tls | None = None,
+        senders: Senders | None = None,
         insecure_listen: bool = False,
         max_request_bytes: int = 64 << 20,
         threads: int = 64,
         max_connection_age_s: float = 180.0,
     ) -> None:
-        self._intake = intake
+        self._intake, self._senders = intake, senders
         self._address, self._tls, self._insecure_listen = address, tls, insecure_listen
         self._threads = threads
         self._options = (
@@ -145,12 +149,23 @@ class Receiver:
 
     def export(self, payload: bytes, context: Any) -> bytes:
         """Serve one request; called by gRPC on a thread of its pool."""
-        refusal = self._intake.take(payload, context.time_remaining())
+        sender = self._sender(context) if self._senders is not None else None
+        refusal = self._intake.take(payload, context.time_remaining(), sender)
         if refusal is None:
             return _OK
-        if refusal.code == UNAVAILABLE:
+        if refusal.delay_s is not None:
             context.set_trailing_metadata(((_DETAILS, refusal.status()),))
         context.abort(_CODES[refusal.code], refusal.message)
+        raise AssertionError("abort raises")
+
+    def _sender(self, context: Any) -> Sender:
+        """Who sends; ends the call where it is nobody who may."""
+        assert self._senders is not None
+        found = self._senders.who(dict(context.invocation_metadata()).get("authorization"))
+        if isinstance(found, Sender):
+            return found
+        self._intake.refuse(found)
+        context.abort(_CODES[found.code], found.message)
         raise AssertionError("abort raises")
 
 

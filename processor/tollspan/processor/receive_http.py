@@ -7,11 +7,13 @@ What a sender is told, with a ``google.rpc.Status`` as the body of every refusal
 
     200   durable
     400   not an OTLP trace request, or not what its headers say; sending it again will not help
+    401   no bearer token, or one that is not known
     404   another path: logs and metrics are not taken
     405   another method
     408   the body did not come in time
     413   larger than ``max_request_bytes``, as sent or decompressed
     415   a content type or encoding that is not known
+    429   more than this sender may send a second, with Retry-After
     503   not stored (disk, journal full, shutting down, too much at once), with Retry-After: send it again
 
 uvicorn speaks HTTP, on one thread of its own: slow senders hold a connection there and no thread. What a request costs
@@ -25,6 +27,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -50,6 +53,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tollspan.processor.intake import RETRY_S, Intake, Refusal
 from tollspan.processor.otlp_json import to_protobuf
 from tollspan.processor.receive import cannot_listen, parse_address, require_loopback, try_to_bind
+from tollspan.processor.senders import Sender, Senders
 from tollspan.processor.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -69,7 +73,7 @@ IDLE_S: Final = 75
 RELOAD_S: Final = 2.0
 """Seconds between looks at the certificate's files."""
 
-_STATUS: Final = {INVALID_ARGUMENT: 400, UNAVAILABLE: 503, INTERNAL: 500}
+_STATUS: Final = {INVALID_ARGUMENT: 400, RESOURCE_EXHAUSTED: 429, UNAVAILABLE: 503, INTERNAL: 500}
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -106,6 +110,7 @@ class HttpReceiver:
         intake: the way into the journal; its counters also count ``receive.http.calls``.
         address: ``host:port``; port 0 takes a free one.
         tls: certificate, and whose certificates senders need; None for no encryption.
+        senders: who may send, by bearer token; None: everybody who can connect.
         insecure_listen: allow addresses other than loopback although nothing is encrypted.
         max_request_bytes: size of a request at the most, as sent and decompressed.
         max_held_bytes: bodies in memory at the most, all requests together.
@@ -123,6 +128,7 @@ class HttpReceiver:
         *,
         address: str = "127.0.0.1:4318",
         tls: Tls | None = None,
+        senders: Senders | None = None,
         insecure_listen: bool = False,
         max_request_bytes: int = 64 << 20,
         max_held_bytes: int = 512 << 20,
@@ -130,7 +136,7 @@ class HttpReceiver:
         threads: int = 32,
         metrics: Callable[[], str] | None = None,
     ) -> None:
-        self._intake = intake
+        self._intake, self._senders = intake, senders
         self._address, self._tls, self._insecure_listen = address, tls, insecure_listen
         self._max_bytes, self._max_held, self._held = max_request_bytes, max_held_bytes, 0
         self._max_connections = max_connections
@@ -254,7 +260,8 @@ class HttpReceiver:
             if method != "POST":
                 refusal = Refusal("method", UNIMPLEMENTED, f"{method} is not understood here; POST is.")
                 raise _Refused(405, refusal, (b"allow", b"POST"))
-            await self._export(_asked(headers), receive)
+            sender = self._sender(headers)
+            await self._export(_asked(headers), sender, receive)
         except _Refused as refused:
             self._intake.refuse(refused.refusal)
             await _answer_refusal(send, refused, in_json)
@@ -263,7 +270,7 @@ class HttpReceiver:
             return
         except _Answered as answered:
             refusal = answered.refusal
-            retry = ((b"retry-after", str(max(1, round(RETRY_S))).encode()),) if refusal.code == UNAVAILABLE else ()
+            retry = (_retry_after(refusal.delay_s),) if refusal.delay_s is not None else ()
             await _answer_refusal(send, _Refused(_STATUS.get(refusal.code, 500), refusal, *retry), in_json)
             return
         except Exception:
@@ -297,7 +304,20 @@ class HttpReceiver:
             raise _Refused(405, refusal, (b"allow", b"GET, HEAD"))
         await _answer(send, status, "text/plain; charset=utf-8", text.encode())
 
-    async def _export(self, asked: _Asked, receive: Receive) -> None:
+    def _sender(self, headers: dict[bytes, str]) -> Sender | None:
+        """Who sends, where senders log in.
+
+        Raises:
+            _Refused: nobody who may.
+        """
+        if self._senders is None:
+            return None
+        found = self._senders.who(headers.get(b"authorization"))
+        if isinstance(found, Refusal):
+            raise _Refused(401, found, (b"www-authenticate", b"Bearer"), (b"connection", b"close"))
+        return found
+
+    async def _export(self, asked: _Asked, sender: Sender | None, receive: Receive) -> None:
         """Take one request.
 
         Raises:
@@ -306,13 +326,13 @@ class HttpReceiver:
         """
         body, held = await self._body(asked, receive)
         try:
-            refusal = await asyncio.get_running_loop().run_in_executor(self._pool, self._take, asked, body)
+            refusal = await asyncio.get_running_loop().run_in_executor(self._pool, self._take, asked, sender, body)
         finally:
             self._held -= held
         if refusal is not None:
             raise _Answered(refusal)
 
-    def _take(self, asked: _Asked, body: bytes) -> Refusal | None:
+    def _take(self, asked: _Asked, sender: Sender | None, body: bytes) -> Refusal | None:
         """Everything that takes time, on a thread of the pool."""
         if asked.encoding is not None:
             body = self._decompressed(body, asked.encoding)
@@ -321,7 +341,7 @@ class HttpReceiver:
                 body = to_protobuf(body)
             except ValueError as error:
                 raise _Refused(400, Refusal("malformed", INVALID_ARGUMENT, f"not OTLP/JSON: {error}")) from None
-        return self._intake.take(body)
+        return self._intake.take(body, sender=sender)
 
     def _decompressed(self, body: bytes, encoding: str) -> bytes:
         try:
@@ -364,8 +384,8 @@ class HttpReceiver:
                     raise self._too_large()
                 if self._held > self._max_held:
                     said = "Too much comes in at once; send it again."
-                    retry = (b"retry-after", str(max(1, round(RETRY_S))).encode())
-                    raise _Refused(503, Refusal("memory", UNAVAILABLE, said), retry, (b"connection", b"close"))
+                    close = (b"connection", b"close")
+                    raise _Refused(503, Refusal("memory", UNAVAILABLE, said), _retry_after(RETRY_S), close)
                 if not message.get("more_body", False):
                     return b"".join(parts), held
         except BaseException:
@@ -458,6 +478,10 @@ def _asked(headers: dict[bytes, str]) -> _Asked:
         raise _Refused(415, Refusal("content_encoding", INVALID_ARGUMENT, said), (b"connection", b"close"))
     length = headers.get(b"content-length")
     return _Asked(content_type == JSON, encoding or None, int(length) if length and length.isdecimal() else None)
+
+
+def _retry_after(delay_s: float) -> tuple[bytes, bytes]:
+    return b"retry-after", str(math.ceil(delay_s)).encode()
 
 
 async def _answer_refusal(send: Send, refused: _Refused, in_json: bool) -> None:

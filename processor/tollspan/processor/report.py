@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 from rich.console import Console
@@ -23,6 +24,9 @@ SECTIONS: Final[tuple[tuple[str, str, str], ...]] = (
     ("by_model", "by-model", "By model"),
     ("by_variant", "by-variant", "By variant"),
     ("by_component", "by-component", "By component"),
+    ("per_request", "per-request", "Per request"),
+    ("batches", "batches", "Batches"),
+    ("idle", "idle", "Machines held"),
     ("retries", "retries", "Retries and failures"),
     ("cold_starts", "cold-starts", "Cold starts"),
     ("unpriced", "unpriced", "Without a price"),
@@ -32,8 +36,12 @@ SECTIONS: Final[tuple[tuple[str, str, str], ...]] = (
 _CONSTANT: Final = frozenset({"currency"})
 """Columns that say the same in every row, left out of tables for people."""
 
+_PLACES: Final = (("cost_per_inference", 9), ("cost_per_1000", 6), ("cost_per_request", 9), ("cost_per_item", 12))
+"""Columns of quotients → decimal places that people are shown."""
 
-_EXCEPTIONS: Final = frozenset({"unpriced_inferences", "partial_inferences", "failed_calls", "not_billed"})
+_EXCEPTIONS: Final = frozenset(
+    {"unpriced_requests", "unpriced_inferences", "partial_inferences", "failed_calls", "not_billed"}
+)
 
 
 def build_report(reader: Rows, since: datetime | None = None, until: datetime | None = None) -> dict[str, Any]:
@@ -125,12 +133,34 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         f"{text(spans)} spans in {text(telemetry['traces'])} traces recorded, {text(kept)} spans{share} in "
         f"{text(telemetry['kept_traces'])} traces kept"
     )
+    lines += _idle(report)
     telemetry_cost = telemetry["cost"]
     price = "no price for them" if telemetry_cost is None else f"{text(telemetry_cost)} {currency}"
     if telemetry_cost is not None and telemetry["unpriced_traces"]:
         price += f", and {text(telemetry['unpriced_traces'])} traces without a price"
     lines.append(f"{text(telemetry['bytes'])} bytes of telemetry: {price}")
     return lines
+
+
+def cost_by_part(report: Mapping[str, Any]) -> dict[str, Decimal | None]:
+    """Cost of each part of the bill; None where nothing of it has a price. They add up to the total."""
+    parts: dict[str, Decimal | None] = {}
+    for row in report["per_request"]:
+        cost, before = row["cost"], parts.get(row["part"])
+        parts[row["part"]] = cost if before is None else before if cost is None else before + cost
+    return parts
+
+
+def _idle(report: Mapping[str, Any]) -> list[str]:
+    """How much of what the own machines cost is for time in which they were idle."""
+    parts, currency = cost_by_part(report), report["total"]["currency"]
+    if "idle" not in parts:
+        return ["idle time of machines: not measured"] if "compute" in parts else []
+    if parts["idle"] is None:
+        return ["idle time of machines: measured, without a price"]
+    busy = parts.get("compute")
+    beside = "" if busy is None else f", beside {text(busy)} {currency} for the time that spans tell"
+    return [f"idle time of machines: {text(parts['idle'])} {currency}{beside}"]
 
 
 def for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -149,7 +179,7 @@ def for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for row in rows:
         cells = {name: value for name, value in row.items() if name not in dull}
-        for name, places in (("cost_per_inference", 9), ("cost_per_1000", 6)):
+        for name, places in _PLACES:
             if cells.get(name) is not None:
                 cells[name] = round(cells[name], places)
         for name, value in cells.items():

@@ -35,6 +35,9 @@ GIVE_UP_S: Final = 2.0
 
 RECONNECT_S: Final = 2.0
 
+WINDOW: Final = "window"
+"""Folder of the journal for what is known of recent spans between two runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
@@ -101,7 +104,7 @@ class Runtime:
         config: see `RuntimeConfig`.
         counters: shared with whoever feeds the journal.
         wait_for_store: leave connecting to a server to the worker, so that one which is away or silent holds nobody
-            up: the journal takes spans in until it answers.
+            up: the journal takes spans in until it answers. Otherwise one that does not answer is an error.
 
     Raises:
         TollspanError, BookError: the store, the journal or the price book cannot be used; nothing stays open.
@@ -188,25 +191,36 @@ class Runtime:
             writer = Writer(store, self._give_up, self.counters)
             pipeline = Pipeline(self.journal, writer, self.prices.engine, self.config.settings, self.counters)
             self.prices.follow(pipeline.use)
+            window = self.directory / WINDOW
+            pipeline.resume(window, store.url)
             pipeline.take_back()
             pipeline.run(self._stop)
+            pipeline.keep(window, store.url)
 
     def _connected(self) -> Store | None:
         """The store, once it answers; None when it is time to stop and it has not."""
-        told = False
+        told = ""
         while self._store is None:
             try:
                 self._store = _open(self.config.store)
-            except StoreUnavailable as error:
-                if not told:
-                    log.warning("%s Spans wait in the journal until it answers.", error)
-                told = True
+            except TollspanError as error:
+                # Also one that refuses us: a login can be mended on either side, and what is acknowledged has to go
+                # somewhere.
+                if str(error) != told:
+                    told = str(error)
+                    level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
+                    log.log(level, "%s Spans wait in the journal until it takes them.", error)
                 if self._stop.wait(RECONNECT_S):
                     return None
-            except TollspanError as error:
-                log.error("%s Spans stay in the journal.", error)
-                return None
+            else:
+                if told:
+                    log.warning("store %s answers", self._store.url)
         return self._store
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store has answered."""
+        return self._store is not None
 
 
 def _open(url: str) -> Store:

@@ -11,15 +11,18 @@ import os
 import signal
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tollspan.processor.decode import validate
+from tollspan.processor.errors import StoreUnavailable
 from tollspan.processor.intake import Intake
 from tollspan.processor.memory import settle_objects
 from tollspan.processor.metrics import exposition
 from tollspan.processor.receive import Receiver
 from tollspan.processor.receive_http import HttpReceiver
 from tollspan.processor.runtime import Runtime, RuntimeConfig
+from tollspan.processor.senders import Senders
 from tollspan.processor.sqlfront import SqlFront
 from tollspan.processor.store import remove_service_file, write_service_file
 from tollspan.processor.tls import Tls, TlsFiles
@@ -40,6 +43,7 @@ class ServiceConfig:
         http: OTLP/HTTP address; None for none.
         tls: certificate of both; None for no encryption.
         sql: address of the read-only SQL port; None for no SQL port. Only an embedded store has one.
+        senders: file of who may send, by bearer token; None: everybody who can connect.
         insecure_listen: allow addresses other than loopback without TLS.
         grace_s: seconds that requests in flight get at shutdown.
     """
@@ -48,6 +52,7 @@ class ServiceConfig:
     listen: str = "127.0.0.1:4317"
     http: str | None = "127.0.0.1:4318"
     tls: TlsFiles | None = None
+    senders: Path | None = None
     sql: str | None = "127.0.0.1:8123"
     insecure_listen: bool = False
     grace_s: float = 5.0
@@ -69,16 +74,20 @@ class Service:
     def start(self) -> None:
         """Open everything and begin to accept spans."""
         config = self.config
-        self.runtime = runtime = Runtime(config.runtime)
+        self.runtime = runtime = self._runtime(config.runtime)
         self._front: SqlFront | None = None
         self._http: HttpReceiver | None = None
         self._receiver: Receiver | None = None
+        self._senders: Senders | None = None
         try:
             tls = Tls(config.tls, runtime.counters) if config.tls is not None else None
             intake = Intake(runtime.journal, validate=validate, counters=runtime.counters)
-            receiver = Receiver(intake, address=config.listen, tls=tls, insecure_listen=config.insecure_listen)
+            senders = self._senders = Senders(config.senders, runtime.counters) if config.senders is not None else None
+            receiver = Receiver(
+                intake, address=config.listen, tls=tls, senders=senders, insecure_listen=config.insecure_listen
+            )
             self._receiver = receiver
-            if config.sql is not None and runtime.store.embedded:
+            if config.sql is not None and self._embedded:
                 front = SqlFront(
                     runtime.store, address=config.sql, insecure_listen=config.insecure_listen, metrics=self.metrics
                 )
@@ -90,19 +99,22 @@ class Service:
                     intake,
                     address=config.http,
                     tls=tls,
+                    senders=senders,
                     insecure_listen=config.insecure_listen,
                     metrics=self.metrics,
                 )
                 self.http_address = http.start()
                 self._http = http
             runtime.prices.watch_health(lambda good: receiver.report(PRICES, good))
+            if senders is not None:
+                senders.start()
             runtime.start()
         except BaseException:
             self._hang_up()
             runtime.stop()
             raise
         settle_objects()
-        if runtime.store.embedded:
+        if self._embedded:
             addresses = {"grpc": self.grpc_address, "http": self.http_address, "sql": self.sql_address}
             write_service_file(runtime.store, {"pid": os.getpid(), **addresses})
 
@@ -116,20 +128,37 @@ class Service:
         if self._receiver is not None:
             self._receiver.drain(self.config.grace_s)
         self._hang_up()
-        if self.runtime.store.embedded:
+        if self._embedded:
             remove_service_file(self.runtime.store)
         return self.runtime.stop()
 
+    @staticmethod
+    def _runtime(config: RuntimeConfig) -> Runtime:
+        """The runtime, also where a server does not answer yet: services start in any order, and spans come at once."""
+        try:
+            return Runtime(config)
+        except StoreUnavailable:
+            return Runtime(config, wait_for_store=True)
+
+    @property
+    def _embedded(self) -> bool:
+        return self.runtime.connected and self.runtime.store.embedded
+
+    def _reload(self) -> None:
+        self.runtime.prices.reload()
+        if self._senders is not None:
+            self._senders.reload()
+
     def _hang_up(self) -> None:
         """Close every port that is open."""
-        for each in (self._http, self._receiver, self._front):
+        for each in (self._http, self._receiver, self._front, self._senders):
             if each is not None:
                 each.stop()
 
     def wait(self) -> dict[str, int]:
-        """Serve until SIGTERM or SIGINT, then `stop`; SIGHUP has the price book read again."""
+        """Serve until SIGTERM or SIGINT, then `stop`; SIGHUP has the price book and the senders read again."""
         done = threading.Event()
-        signal.signal(signal.SIGHUP, lambda *_: self.runtime.prices.reload())
+        signal.signal(signal.SIGHUP, lambda *_: self._reload())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: done.set())
         done.wait()

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from opentelemetry.trace import Span
 
+from tollspan.instrumentation.capacity_minutes import Holding
 from tollspan.instrumentation.cpu_clock import seconds
 from tollspan.instrumentation.device_clock import DeviceClock
 from tollspan.pricing import attributes
@@ -120,7 +121,7 @@ class WallClock:
     which advances by ``1/n``, came during it: one addition a call, however many others there are.
     """
 
-    __slots__ = ("_in_flight", "_last", "_lock", "_now", "_progress")
+    __slots__ = ("__weakref__", "_begun", "_in_flight", "_last", "_lock", "_now", "_progress", "holding")
 
     def __init__(self, now: Callable[[], int] = perf_counter_ns) -> None:
         self._now = now
@@ -132,6 +133,8 @@ class WallClock:
         self._in_flight = 0
         self._progress = 0.0
         self._last = 0
+        self.holding: Holding | None = None
+        self._begun: dict[int, int] = {}  # by mark, on the holding's clock, until its time is told
 
     def capturing(self) -> bool:
         return False
@@ -140,7 +143,11 @@ class WallClock:
         with self._lock:
             self._advance()
             self._in_flight += 1
-            return [self._progress]
+            mark = [self._progress]
+            holding = self.holding
+            if holding is not None:
+                self._begun[id(mark)] = holding.now()
+            return mark
 
     def end(self, mark: Any) -> None:
         with self._lock:
@@ -151,11 +158,24 @@ class WallClock:
                 self._progress = 0.0  # starts anew, so that it keeps its precision
 
     def settle(self, mark: Any, span: Span, end_time: int) -> bool:
-        span.set_attributes({_GPU_SECONDS: seconds(int(mark[0])), attributes.GPU_TIME_SOURCE: SOURCE_WALL})
+        share = int(mark[0])
+        span.set_attributes({_GPU_SECONDS: seconds(share), attributes.GPU_TIME_SOURCE: SOURCE_WALL})
+        holding, begun = self.holding, self._begun.get(id(mark))
+        if holding is not None and begun is not None:
+            holding.spread(begun, holding.now(), share)
+            self._begun.pop(id(mark), None)  # not before: its minutes are not to be closed without it
         return False
 
     def poll(self) -> int:
         return 0
+
+    def oldest(self) -> int | None:
+        """When the oldest call began whose time is not told to the holding yet, on the holding's clock."""
+        with self._lock:
+            return min(self._begun.values(), default=None)
+
+    def drain(self, seconds: float) -> None:
+        """Nothing comes later than the calls' own ends."""
 
     def _advance(self) -> None:
         now = self._now()

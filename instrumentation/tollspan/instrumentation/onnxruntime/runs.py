@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Callable
 from time import time_ns
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context
 from opentelemetry.trace import NoOpTracer, Span, SpanKind, Status, StatusCode, Tracer, get_current_span
@@ -24,12 +24,14 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from tollspan.instrumentation import exits
 from tollspan.instrumentation.calls import Call, attach, get_current
+from tollspan.instrumentation.capacity_minutes import untimed
 from tollspan.instrumentation.cpu_clock import CPU, seconds
 from tollspan.instrumentation.device_clock import HOST, STATUS_SKIPPED, STATUS_UNMEASURED, DeviceClock
 from tollspan.instrumentation.guard import guard, report
+from tollspan.instrumentation.later_spans import PENDING, Batched, LaterSpan, whole
 from tollspan.instrumentation.onnxruntime import devices
 from tollspan.instrumentation.onnxruntime.sessions import Bound, SessionNote, bound, sessions, waits
-from tollspan.instrumentation.tags import current_tags
+from tollspan.instrumentation.process_start import mark_cold
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes
 
@@ -65,9 +67,12 @@ class Execution:
     Attributes:
         span: its span.
         ended: it is over, and a context that outlives it is no inside of it.
+        on_device: there is an accelerator's clock to be asked.
     """
 
     __slots__ = ("_before", "_context", "_cpu", "ended", "span")
+
+    on_device: ClassVar = False
 
     def __init__(self, span: Span, before: Context) -> None:
         self.span = span
@@ -90,6 +95,7 @@ class Execution:
         span, cpu = self.span, self._cpu
         if cpu is not None:
             cpu_ns, source = CPU.end(cpu)
+        if self.on_device:
             self._device_done()
         end_time = time_ns()
         if get_current() is self._context:
@@ -97,7 +103,8 @@ class Execution:
         # The context holds this: let go of it, so that nothing is left to the garbage collector.
         self._context = self._before = _NO_CONTEXT
         if cpu is None:
-            span.end()
+            if not self._settled(end_time):
+                span.end()
             return
         taken = False
         try:
@@ -106,7 +113,7 @@ class Execution:
                 span.set_attributes(more())
             if error is not None:
                 note_error(span, error)
-            taken = self._settled(end_time)
+            taken = self.on_device and self._settled(end_time)
         finally:
             if not taken:
                 span.end(end_time)
@@ -123,10 +130,13 @@ class DeviceExecution(Execution):
 
     __slots__ = ("_clock", "_mark")
 
+    on_device = True
+
     def __init__(self, span: Span, before: Context, note: SessionNote, options: Any) -> None:
         self._clock: DeviceClock | None = None
         self._mark: object | None = None
-        if span.is_recording():
+        # What the process holds of a device is shared out among all calls, sampled or not.
+        if span.is_recording() or getattr(note.wall, "holding", None) is not None:
             with _DEVICE:  # a fault of a clock costs its figure, never the span
                 self._begin_device(span, before, note, options)
         super().__init__(span, before)
@@ -135,6 +145,7 @@ class DeviceExecution(Execution):
         if note.clock is not note.wall:
             if note.clock.capturing():
                 span.set_attribute(attributes.GPU_TIME_STATUS, STATUS_SKIPPED)
+                untimed(note.wall, STATUS_SKIPPED)
                 return
             self._mark = note.clock.begin(note.stream)
             if self._mark is not None:
@@ -161,6 +172,7 @@ class DeviceExecution(Execution):
 def wall_or_why_not(note: SessionNote, around: Context, options: Any) -> tuple[DeviceClock | None, str]:
     """The wall clock of a run's device, or the status of one whose wall time says nothing, or nothing new."""
     if note.wall is None or not waits(options):
+        untimed(note.wall, STATUS_UNMEASURED)
         return None, STATUS_UNMEASURED
     said = getattr(get_current_span(around), "attributes", None) or {}
     if said.get(attributes.OPERATION) == attributes.OPERATION_INFERENCE and said.get(
@@ -191,6 +203,8 @@ class Runs:
         self._tracer = tracer
         self._patches = patches
         self._clock_for = clock_for
+        self._tracing = False
+        self._may_wait = Batched(tracer, PENDING.resolver)
 
     def sync(self, given: Given, options_at: int) -> Callable[[Wrapper], Wrapper]:
         """The replacement of a method that returns when the run is over; its run options are ``args[options_at]``."""
@@ -237,14 +251,19 @@ class Runs:
 
     def _traces(self) -> bool:
         """Whether anybody traces. A tracer taken before the program set its provider stands for one that came later."""
-        tracer = self._tracer
-        return type(getattr(tracer, "_tracer", tracer)) is not NoOpTracer
+        if not self._tracing:
+            tracer = self._tracer
+            self._tracing = type(getattr(tracer, "_tracer", tracer)) is not NoOpTracer
+        return self._tracing
 
     def _opening(
         self, given: Given, options_at: int, context: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Execution:
+    ) -> Execution | LaterSpan:
         note = self._note(args[0])
-        span = self._tracer.start_span(note.span_name, context, _INTERNAL, _about(note, given, context, args, kwargs))
+        about, batch = _about(note, given, args, kwargs)
+        if note.clock is HOST and self._may_wait():
+            return LaterSpan(self._tracer, PENDING, note.span_name, about, batch, None, context, _KEY)
+        span = self._tracer.start_span(note.span_name, context, _INTERNAL, whole(about, batch, None, context))
         if note.clock is HOST:
             return Execution(span, context)
         options = args[options_at] if len(args) > options_at else kwargs.get("run_options")
@@ -291,8 +310,10 @@ class Runs:
         if not callable(callback):
             return None
         note = self._note(args[0])
-        span = self._tracer.start_span(note.span_name, context, _INTERNAL, _about(note, given, context, args, kwargs))
+        about = whole(*_about(note, given, args, kwargs), None, context)
+        span = self._tracer.start_span(note.span_name, context, _INTERNAL, about)
         if not span.is_recording():
+            untimed(note.wall, STATUS_UNMEASURED)
             return None
         return Queued(span, context, callback, note, args[5] if len(args) > 5 else kwargs.get("run_options"))
 
@@ -327,30 +348,26 @@ class Runs:
 
 
 def _about(
-    note: SessionNote, given: Given, context: Context, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """What the span of a run begins with."""
-    about = note.about.copy()
+    note: SessionNote, given: Given, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], int | None]:
+    """What the span of a run begins with, not to be changed, and the batch size."""
+    about, batch = note.about, None
     try:
         if note.first is not None and (value := given(note.first, args, kwargs)) is not None:
             batch = note.batch_size(value)
-            if batch is not None:
-                about[attributes.BATCH_SIZE] = batch
     except Exception as error:  # noqa: BLE001
         # What a feed unlike all others makes impossible to tell costs that attribute, not the span.
         report(_DESCRIBE, error)
     runs = note.runs
     if runs is not None:
         if next(runs) == 0:
-            about[attributes.COLD_START] = True
+            about = about.copy()
+            mark_cold(about)
         note.runs = None
-    tags = current_tags(context)
-    if tags:
-        about.update(tags)
-    return about
+    return about, batch
 
 
-def closed(execution: Execution, error: BaseException) -> None:
+def closed(execution: Execution | LaterSpan, error: BaseException) -> None:
     """`Execution.close` in a guard, for what was raised."""
     try:
         execution.close(error)

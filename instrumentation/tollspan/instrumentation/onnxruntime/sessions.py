@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+from tollspan.instrumentation.capacity import in_use
 from tollspan.instrumentation.device_clock import HOST, STATUS_UNMEASURED, DeviceClock
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.instances import PerInstance
@@ -111,6 +112,8 @@ class SessionNote:
                 self.stream = devices.torch_stream(address, index)
                 if self.stream is not None:
                     self.clock = clock_for(devices.torch_type(kind), index)
+        for clock in {self.wall, self.clock}:
+            in_use(clock, devices.torch_type(kind), index or 0, lambda: {attributes.DEVICE_NAME: name} if name else {})
 
     def batch_size(self, value: Any) -> int | None:
         """First dimension of the model's first input; None where that is no batch, or not given.

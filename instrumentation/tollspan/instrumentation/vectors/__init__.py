@@ -1,9 +1,9 @@
 """Vector stores: a span for each call that asks for nearest neighbours, with what it asked for and what came back.
 
-In: calls of `qdrant`, `chroma`, `lance` and `redisearch`, each a table over `calls.py` with readers of its own. Out:
-spans ``vector_query {collection}`` with ``vector.queries``, top-k, how many records were returned, and their bytes
-where the client knows them: as they came over the wire, or as the table of Arrow's that the query made. Where it
-stands: what the tables share.
+In: calls of `qdrant`, `chroma`, `lance`, `redisearch`, `milvus` and `pgvector`, each a table over `calls.py` with
+readers of its own. Out: spans ``vector_query {collection}`` with ``vector.queries``, top-k, how many records were
+returned, and their bytes where the client knows them: as they came over the wire, or as the table of Arrow's that the
+query made. Where it stands: what the tables share.
 
 Feature stores are of the same layer: Feast's search of documents in one of these stores is counted once, there. Any
 other read of features is apart from the query that somebody wrote it with.

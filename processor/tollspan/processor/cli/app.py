@@ -18,6 +18,7 @@ from tollspan.processor.cli.replay import replay
 from tollspan.processor.cli.report import report
 from tollspan.processor.cli.reprice import close, reprice
 from tollspan.processor.cli.serve import serve
+from tollspan.processor.cli.token import token
 from tollspan.processor.errors import TollspanError
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, demo, price, query, report, replay, reprice, close):
+for command in (serve, demo, price, query, report, replay, reprice, close, token):
     app.command()(command)
 app.add_typer(prices, name="prices")
 

@@ -1,4 +1,4 @@
-"""``tollspan demo``: what a support assistant cost, and the proof."""
+"""``tollspan demo``: what an example's program cost, and the proof."""
 
 from __future__ import annotations
 
@@ -24,8 +24,16 @@ class ReportFormat(StrEnum):
     markdown = "markdown"
 
 
+class ExampleName(StrEnum):
+    """Programs that the demo can run, by the names of their folders."""
+
+    support_agent = "support_agent"
+    rag_ranker = "rag_ranker"
+
+
 def demo(
-    requests: Annotated[int, typer.Option(min=1, help="Support requests to work through.")] = 300,
+    example: Annotated[ExampleName, typer.Argument(help="Which program.")] = ExampleName.support_agent,
+    requests: Annotated[int, typer.Option(min=1, help="Requests to work through.")] = 300,
     keep: Annotated[str, typer.Option(help="Share of error-free traces whose bodies are kept, 0 to 1.")] = "0.1",
     output: Annotated[ReportFormat, typer.Option("--format", help="Of the report.")] = ReportFormat.table,
     store: Annotated[
@@ -36,20 +44,21 @@ def demo(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the requests and of the LLM stub.")] = 0,
 ) -> None:
-    """Run a support assistant, say what it cost, and compare with a tally made without Tollspan.
+    """Run an example, say what it cost, and compare with a tally made without Tollspan.
 
-    Three processes run: a local stub in place of the LLM provider, `tollspan serve`, and the assistant under
-    opentelemetry-instrument. Nothing leaves this machine. Exit code 1 when ledger and tally differ.
+    support_agent is a support assistant; rag_ranker a help centre with a vector store and a torch ranker, which needs
+    the extra `rag`. Three processes run: a local stub in place of the LLM provider, `tollspan serve`, and the program
+    under opentelemetry-instrument. Nothing leaves this machine. Exit code 1 when ledger and tally differ.
 
     Example: tollspan demo --requests 300 --format markdown
     """
     # Here, so that the other commands do not wait for the demo's imports.
-    from tollspan.processor.demo import DemoOptions, comparison, run_demo, summary
+    from tollspan.processor.demo import DemoOptions, comparison, conservation, run_demo, summary
     from tollspan.processor.report import print_report
 
     # `timeout` and service managers end us with SIGTERM: leave by way of the clean-up, like Ctrl-C.
     signal.signal(signal.SIGTERM, _leave)
-    options = DemoOptions(requests=requests, keep=keep, store=store, keep_files=keep_files, seed=seed)
+    options = DemoOptions(example.value, requests=requests, keep=keep, store=store, keep_files=keep_files, seed=seed)
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         SpinnerColumn(),
@@ -71,6 +80,8 @@ def demo(
         result = run_demo(options, say=say, progress=lambda done: bar.update(task, completed=done))
 
     agreed, sentence = comparison(result)
+    whole, parts = conservation(result.report)
+    agreed, sentence = agreed and whole, f"{parts}\n\n{sentence}"
     if output is ReportFormat.json:
         print(json.dumps({name: plain(value) for name, value in summary(result).items()}, ensure_ascii=False, indent=2))
     else:

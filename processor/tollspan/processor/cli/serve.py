@@ -59,6 +59,10 @@ def serve(
             envvar="TOLLSPAN_TLS_CLIENT_CA", help="PEM file of the authorities of senders' certificates (mTLS)."
         ),
     ] = None,
+    senders: Annotated[
+        Path | None,
+        typer.Option(envvar="TOLLSPAN_SENDERS", help="YAML file of who may send, see 'tollspan token'."),
+    ] = None,
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Listen beyond loopback without encryption.")
     ] = False,
@@ -75,6 +79,7 @@ def serve(
     from tollspan.processor.pipeline import Settings
     from tollspan.processor.runtime import RuntimeConfig, parse_keep
     from tollspan.processor.service import Service, ServiceConfig
+    from tollspan.processor.store import locate
     from tollspan.processor.tls import TlsFiles
 
     logging.basicConfig(level=log_level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -93,6 +98,7 @@ def serve(
         listen=listen,
         http=None if http == "off" else http,
         tls=tls,
+        senders=senders,
         sql=None if sql == "off" else sql,
         insecure_listen=insecure_listen,
     )
@@ -107,7 +113,8 @@ def serve(
     if service.sql_address:
         console.print(f"tollspan: SQL at [bold]http://{service.sql_address}/[/] (ClickHouse HTTP, read-only)")
     share = f"{100 * settings.keep:g} % of the other traces"
-    console.print(f"tollspan: ledger in {service.runtime.store.url}", soft_wrap=True)
+    waits = "" if service.runtime.connected else ", which does not answer yet: spans wait in the journal"
+    console.print(f"tollspan: ledger in {locate(store).url}{waits}", soft_wrap=True)
     console.print(f"tollspan: full spans kept of every trace with an error and of {share}")
     stats = service.wait()
     console.print(

@@ -1,6 +1,6 @@
 """OTLP trace messages in a slim, wire-compatible form, built as descriptors in code so that no protoc is needed.
 
-Two readings of the same bytes, both without recursion and without text (every ``string`` is ``bytes``, because one bad
+Three readings of the same bytes, all without recursion and without text (every ``string`` is ``bytes``, because one bad
 UTF-8 sequence must not refuse a batch):
 
 * **columns**: for ptars. ``AnyValue``, ``Event`` and ``Link`` stay undecoded bytes: an attribute value is two Arrow
@@ -8,6 +8,8 @@ UTF-8 sequence must not refuse a batch):
 * **strict**: for protobuf's own parser (upb). Everything down to the fields of ``AnyValue`` is declared, only the
   inside of arrays and key-value lists is not, so that nesting 10,000 deep is no deeper than nesting once. Written out
   again, a message in this reading is canonical: each value one field, shortest lengths, no unknown fields.
+* **resources**: protobuf's, down to the attributes of resources; spans stay undecoded bytes, and what is not declared
+  is written out again as it came.
 
 Field numbers: opentelemetry-proto 1.x, ``trace/v1/trace.proto`` and ``common/v1/common.proto``.
 """
@@ -134,6 +136,13 @@ def strict(message: str) -> type[Message]:
     """Message class of the strict reading: ``Request``, ``Event`` or ``Link``."""
     file = _descriptors("tollspan.strict", frozenset())
     return message_factory.GetMessageClass(file.message_types_by_name[message])
+
+
+@cache
+def resources() -> type[Message]:
+    """Message class of ``Request`` in the resources reading."""
+    file = _descriptors("tollspan.resources", frozenset({"AnyValue", "ScopeSpans"}))
+    return message_factory.GetMessageClass(file.message_types_by_name["Request"])
 
 
 def canonical(message: str, payload: bytes) -> bytes:
