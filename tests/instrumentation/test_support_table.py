@@ -64,9 +64,10 @@ ABOUT = {
     ),
     "huggingface_hub": ("`InferenceClient` and its async twin, through any of its providers", "1.33, 2.4"),
     "torch": (
-        "the outermost `nn.Module` call (not in training), transformers' `generate` and pipelines, sentence-transformers, CUDA graph replay; `observe(...)` "
-        "for what cannot be seen, with shares for batched requests",
-        "2.13",
+        "the outermost `nn.Module` call (not in training), transformers' `generate` and pipelines, "
+        "sentence-transformers, CUDA graph replay; `observe(...)` for what cannot be seen, with shares for batched "
+        "requests",
+        "2.6, 2.13",
     ),
     "safetensors": (
         "model loads: `load_file`, `load`, `load_model`; `torch.load`, `torch.jit.load`, `torch.export.load`, "
