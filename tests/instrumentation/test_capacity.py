@@ -423,7 +423,9 @@ def test_what_processes_share_is_divided_only_as_the_user_says(telemetry: Teleme
     bench.clock.holding.shared = True
     bench.call(5 * SECOND)
     bench.at(61)
-    assert bench.told(attributes.CAPACITY_SHARED) == [True]
+    assert bench.told(attributes.GPU_SHARED) == [True]
+    (call,) = (span for span in telemetry.spans() if span.name == "call")
+    assert (call.attributes or {})[attributes.GPU_SHARED] is True
     assert bench.told(attributes.CAPACITY_STATUS) == ["shared"]
     assert (bench.told(attributes.CAPACITY_BUSY), bench.told(IDLE)) == ([5.0], [None])
 
@@ -844,7 +846,7 @@ def test_utilization_of_the_whole_device_stands_beside_and_changes_nothing(bench
     bench.call(SECOND)
     bench.at(61)
     assert bench.told(attributes.CAPACITY_UTILIZED) == [45.0]
-    assert bench.told(attributes.CAPACITY_SHARED) == [False]
+    assert bench.told(attributes.GPU_SHARED) == [False]
     assert bench.told(IDLE) == [59.0]
 
 
@@ -861,7 +863,7 @@ def test_where_nvml_tells_nothing_nothing_is_said(bench: Bench, nvml: Nvml) -> N
     nvml.percents, nvml.processes = [], []
     bench.capacity.sample()
     bench.at(61)
-    assert bench.told(attributes.CAPACITY_UTILIZED) == bench.told(attributes.CAPACITY_SHARED) == [None]
+    assert bench.told(attributes.CAPACITY_UTILIZED) == bench.told(attributes.GPU_SHARED) == [None]
 
 
 def test_a_device_is_found_with_or_without_the_prefix_of_its_identity(nvml: Nvml) -> None:

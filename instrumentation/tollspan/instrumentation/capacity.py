@@ -264,7 +264,7 @@ class Capacity:
             if holding.share is not None:
                 about[attributes.CAPACITY_SHARE] = str(holding.share)
             if holding.shared is not None:
-                about[attributes.CAPACITY_SHARED] = holding.shared
+                about[attributes.GPU_SHARED] = holding.shared
             self._count(holding, minute)
         name = "CPU" if on_cpus else holding.about.get(attributes.DEVICE_NAME) or key[0]
         span = self._tracer.start_span(f"capacity {name}", Context(), SpanKind.INTERNAL, about, None, minute.wall)

@@ -165,8 +165,10 @@ def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not_ok:
         return {attributes.GPU_TIME_STATUS: not_ok[0]}
     nanoseconds = sum(round(part[GPU_SECONDS] * 1e9) for part in parts)
+    shared = [part[attributes.GPU_SHARED] for part in parts if attributes.GPU_SHARED in part]
     return {
         **parts[0],
+        **({attributes.GPU_SHARED: any(shared)} if shared else {}),
         GPU_SECONDS: nanoseconds / 1e9,
         attributes.GPU_WINDOW: max(part[attributes.GPU_WINDOW] for part in parts),
     }

@@ -400,6 +400,8 @@ class EventClock:
                 about[attributes.GPU_TIME_SOURCE] = self._driver.source
                 about[attributes.GPU_WINDOW] = (mark.stop_ns - mark.start_ns) / 1e9
                 about[GPU_SECONDS] = mark.share_ns / 1e9
+                if self.holding is not None and self.holding.shared is not None:
+                    about[attributes.GPU_SHARED] = self.holding.shared
             with _FINISH:
                 if mark.span is not None:
                     try:

@@ -197,9 +197,9 @@ what part is this one's). ``over``: calls were given more than was held, by two 
 CAPACITY_SHARE: Final = "tollspan.capacity.share"
 """What part of the device is allocated to the process, as the user says it (``1/4``); absent: the whole of it. A slice
 of a partitioned device is a device of its own here: its price is the part."""
-CAPACITY_SHARED: Final = "tollspan.capacity.shared"
-"""Whether other processes were seen on the device (MPS, time-slicing, or just several); absent where nobody can tell.
-Busy time of a shared device has the others' turns in it: an upper bound."""
+GPU_SHARED: Final = "tollspan.gpu.shared"
+"""Whether other processes were seen on the device (MPS, time-slicing, or just several), on spans of calls and of
+minutes; absent where nobody can tell. Time on a shared device has the others' turns in it: an upper bound."""
 CAPACITY_UTILIZED: Final = "tollspan.capacity.utilized_seconds"
 """Seconds (double) in which the device had any kernel, of all processes, by samples of NVML. An indicator of what is
 not on any span, and no part of a sum."""

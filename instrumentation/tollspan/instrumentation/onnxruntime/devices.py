@@ -159,8 +159,11 @@ class WallClock:
 
     def settle(self, mark: Any, span: Span, end_time: int) -> bool:
         share = int(mark[0])
-        span.set_attributes({_GPU_SECONDS: seconds(share), attributes.GPU_TIME_SOURCE: SOURCE_WALL})
         holding, begun = self.holding, self._begun.get(id(mark))
+        about: dict[str, Any] = {_GPU_SECONDS: seconds(share), attributes.GPU_TIME_SOURCE: SOURCE_WALL}
+        if holding is not None and holding.shared is not None:
+            about[attributes.GPU_SHARED] = holding.shared
+        span.set_attributes(about)
         if holding is not None and begun is not None:
             holding.spread(begun, holding.now(), share)
             self._begun.pop(id(mark), None)  # not before: its minutes are not to be closed without it
