@@ -86,6 +86,8 @@ def serve(
     # They print a traceback for every refused connection; our own line says what is wrong and what to do.
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    # It tells of its start and its end as if it were the service.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
         raise ConfigError(
             "TLS needs a certificate and its key.",
