@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from tollspan.instrumentation import network, peers
+from tollspan.instrumentation import peers
 from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import report
 from tollspan.instrumentation.metrics import ClientMetrics
@@ -22,6 +22,8 @@ from tollspan.instrumentation.switches import (
     ESTIMATE,
     FINGERPRINT_KEY,
     METRICS,
+    NETWORK,
+    PLACES,
     content_modes,
     is_off,
     is_on,
@@ -74,7 +76,8 @@ def extended(
         options: what the instrumentor was given: ``meter_provider``, ``logger_provider``.
     """
     points = list(points)
-    count = network.watch(patches) if any(point.layer in (_GEN_AI, _DATA) for point in points) else None
+    reads = not is_off(NETWORK) and any(point.layer in (_GEN_AI, _DATA) for point in points)
+    count = _Bytes(patches) if reads else None
     if not any(point.layer == _GEN_AI for point in points):
         return [_counting(point, count) for point in points]
     metrics = (
@@ -139,7 +142,31 @@ def extended(
     return extended
 
 
-def _counting(point: WrapPoint, count: network.Network | None) -> WrapPoint:
+class _Bytes:
+    """The count of bytes, which is imported by the first call that somebody sees, or where the user says something of
+    it: what is said wrongly is to be heard of at once."""
+
+    def __init__(self, patches: Patches) -> None:
+        self._patches = patches
+        self._network: Any = None
+        if text(NETWORK) or text(PLACES):
+            self._load()
+
+    def _load(self) -> Any:
+        from tollspan.instrumentation.network import watch
+
+        self._network = watch(self._patches)
+        return self._network
+
+    def began(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        (self._network or self._load()).began(call, args, kwargs)
+
+    def finish(self, call: Call) -> None:
+        if call.network is not None:
+            self._network.finish(call)
+
+
+def _counting(point: WrapPoint, count: _Bytes | None) -> WrapPoint:
     """A point of another layer, with its bytes counted where they are."""
     if count is None or point.layer != _DATA:
         return point

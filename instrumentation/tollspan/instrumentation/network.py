@@ -25,7 +25,7 @@ from typing import Any, Final
 from tollspan.instrumentation import network_http, network_zones
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.network_zones import ITSELF, Place
-from tollspan.instrumentation.switches import NETWORK, PLACES, is_off, is_on, text
+from tollspan.instrumentation.switches import NETWORK, PLACES, is_on, text
 from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
 
@@ -136,10 +136,8 @@ class Network:
         return keys
 
 
-def watch(patches: Patches) -> Network | None:
-    """The count of an instrumentation's calls; None where it is switched off."""
-    if is_off(NETWORK):
-        return None
+def watch(patches: Patches) -> Network:
+    """The count of an instrumentation's calls, where it is not switched off."""
     said = text(NETWORK).lower()
     if said not in ("", AUTO) and not is_on(NETWORK):
         _log.warning("%s=%s is not one of auto, on, off: taken as auto", NETWORK, said)
