@@ -245,5 +245,5 @@ def cannot_listen(host: str, port: int, reason: str) -> ConfigError:
     """The error for an address that is taken, or not ours."""
     return ConfigError(
         f"Cannot listen on {host}:{port}: {reason}.",
-        "Stop the program that has the port, or choose another with --listen (port 0 takes a free one).",
+        "Stop the program that has the port, or choose another with --listen or --http (port 0 is a free one).",
     )
