@@ -113,6 +113,15 @@ def test_a_crash_before_release_replays_onto_the_same_rows(line: Line) -> None:
     assert {r["spans"] for r in line.rows("SELECT spans FROM traces FINAL")} == {1}
 
 
+def test_a_call_that_tells_only_its_bytes_above_one_that_tells_its_usage_is_the_same_call(line: Line) -> None:
+    bytes_sent = {"tollspan.usage.network.egress.internet.bytes": 1000}
+    line.send(chat(1, tokens=None, **bytes_sent), chat(2, trace=1, parent=1))
+    line.drain()
+    assert total(line) == (2, CALL)
+    statuses = line.rows("SELECT cost_status FROM ledger FINAL ORDER BY start_time")
+    assert [row["cost_status"] for row in statuses] == ["rollup", "priced"]
+
+
 def restart(line: Line) -> None:
     """The process ends as it should, and another takes over."""
     line.drain()

@@ -436,6 +436,17 @@ def test_a_taken_port_is_one_line_with_what_to_do(line: Line) -> None:
     assert line.address in str(caught.value)
 
 
+def test_a_server_that_does_not_start_is_said_and_replaces_none_that_does(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvicorn.Server.run", lambda *args, **kwargs: None)
+    with pytest.raises(ConfigError, match="did not start"):
+        HttpReceiver(line.intake, address="127.0.0.1:0").start()
+    with pytest.raises(OSError, match="did not start"):
+        line.receiver._serve()
+    assert line.ask(request())[0] == 200
+
+
 def test_an_open_address_needs_tls_or_the_flag(line: Line) -> None:
     with pytest.raises(ConfigError, match="not encrypted"):
         HttpReceiver(line.intake, address="0.0.0.0:0").start()

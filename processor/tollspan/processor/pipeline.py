@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.pricing.meters import METERS
 from tollspan.processor import window
 from tollspan.processor.assemble import Assembler, billing_keys
 from tollspan.processor.bodies import bodies
@@ -98,10 +99,13 @@ def used(normalized: Normalized) -> Mask:
 def silent(normalized: Normalized) -> Mask:
     """Model calls that tell no usage at all, shape (n,): roll-ups where a call below tells any.
 
-    A peer's span that lost it, or a wrapper's. One that tells a fee and no tokens keeps its fee.
+    A peer's span that lost it, or a wrapper's. One that tells a fee and no tokens keeps its fee. Bytes that went over
+    the network are no usage of a model.
     """
     found: Mask = np.array(pc.equal(plain(normalized.table["kind"]), "inference"), np.bool_)
-    for values in normalized.quantities.values():
+    for meter, values in normalized.quantities.items():
+        if METERS[meter].component == "network":
+            continue
         found &= ~np.asarray(pc.is_valid(plain(values)))
     return found
 

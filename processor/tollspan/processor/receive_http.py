@@ -113,7 +113,8 @@ class HttpReceiver:
         senders: who may send, by bearer token; None: everybody who can connect.
         insecure_listen: allow addresses other than loopback although nothing is encrypted.
         max_request_bytes: size of a request at the most, as sent and decompressed.
-        max_held_bytes: bodies in memory at the most, all requests together.
+        max_held_bytes: bodies in memory at the most, as sent, all requests together; what they unfold to is bounded by
+            the threads.
         max_connections: connections at once; one more is hung up on.
         threads: requests decompressed and stored at once.
         metrics: text that ``/metrics`` answers with; None for no such page.
@@ -164,9 +165,10 @@ class HttpReceiver:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(where)
             self._socket.listen(1024)
+            self._serve()
         except OSError as error:
+            self.stop()
             raise cannot_listen(host, port, (error.strerror or str(error)).lower()) from error
-        self._serve()
         if self._tls is not None:
             self._watcher = threading.Thread(target=self._watch, name="tollspan-http-tls", daemon=True)
             self._watcher.start()
@@ -214,9 +216,12 @@ class HttpReceiver:
             target=server.run, kwargs={"sockets": [listening]}, name="tollspan-http-loop", daemon=True
         )
         thread.start()
-        self._serving.append((server, thread))
-        while not server.started and thread.is_alive():
+        while not server.started:
+            if not thread.is_alive():
+                listening.close()
+                raise OSError("the HTTP server did not start")
             time.sleep(0.005)
+        self._serving.append((server, thread))
 
     def _finish(self, number: int, grace_s: float) -> None:
         """End the oldest servers."""

@@ -1,6 +1,6 @@
 -- What one inference costs, and 1,000 of them: overall, then by part of the bill.
--- Calls without a price are left out of both sides: a mean over them would take their cost for zero. Model loads and
--- feature reads are in the cost and are no inferences.
+-- Calls without a price are left out of both sides: a mean over them would take their cost for zero. Model loads,
+-- feature reads and idle time are in the cost and are no inferences.
 WITH
     (
         SELECT (countIf(cost_status IN ('priced', 'free', 'included', 'partial')),
