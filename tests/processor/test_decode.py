@@ -59,7 +59,20 @@ def expected(payloads: list[bytes]) -> list[dict[str, Any]]:
                         "end_ns": item.end_time_unix_nano,
                         "status_code": item.status.code,
                         "status_message": item.status.message,
-                        "scope": (scope.scope.name, scope.scope.version),
+                        "scope": (
+                            scope.scope.name,
+                            scope.scope.version,
+                            scope.schema_url,
+                            scope.scope.dropped_attributes_count,
+                            pairs(scope.scope.attributes),
+                        ),
+                        "resource_facts": (resource.schema_url, resource.resource.dropped_attributes_count),
+                        "flags": item.flags,
+                        "dropped": (
+                            item.dropped_attributes_count,
+                            item.dropped_events_count,
+                            item.dropped_links_count,
+                        ),
                         "attributes": pairs(item.attributes),
                         "resource": pairs(resource.resource.attributes),
                         "events": [(e.time_unix_nano, e.name, pairs(e.attributes)) for e in item.events],
@@ -88,8 +101,11 @@ def actual(decoded: Decoded) -> list[dict[str, Any]]:
     out = []
     for number, row in enumerate(decoded.spans.to_pylist()):
         row["attributes"] = values(decoded.attributes, number)
+        row["resource_facts"] = tuple(decoded.resource_facts.slice(row["resource"], 1).to_pylist()[0].values())
         row["resource"] = values(decoded.resources, row["resource"])
-        row["scope"] = tuple(decoded.scopes.slice(row["scope"], 1).to_pylist()[0].values())
+        scope = decoded.scopes.slice(row["scope"], 1).to_pylist()[0].values()
+        row["scope"] = (*scope, values(decoded.scope_attributes, row["scope"]))
+        row["dropped"] = tuple(row.pop(f"dropped_{what}") for what in ("attributes", "events", "links"))
         events = [Span.Event.FromString(raw) for raw in row["events"]]
         row["events"] = [(e.time_unix_nano, e.name, pairs(e.attributes)) for e in events]
         links = [Span.Link.FromString(raw) for raw in row["links"]]
@@ -142,6 +158,8 @@ def spans(draw: st.DrawFn) -> Span:
         end_time_unix_nano=draw(instants),
         attributes=attributes(draw(attribute_maps)),
         dropped_attributes_count=draw(st.integers(0, 2**32 - 1)),
+        dropped_events_count=draw(st.integers(0, 2**32 - 1)),
+        dropped_links_count=draw(st.integers(0, 2**32 - 1)),
         events=draw(st.lists(events(), max_size=2)),
         links=draw(st.lists(links(), max_size=2)),
     )
@@ -157,11 +175,13 @@ def requests(draw: st.DrawFn) -> bytes:
         resource = ResourceSpans(schema_url=draw(texts))
         if draw(st.booleans()):
             resource.resource.attributes.extend(attributes(draw(attribute_maps)))
+            resource.resource.dropped_attributes_count = draw(st.integers(0, 9))
         for _ in range(draw(st.integers(0, 2))):
-            scope = ScopeSpans(spans=draw(st.lists(spans(), max_size=3)))
+            scope = ScopeSpans(schema_url=draw(texts), spans=draw(st.lists(spans(), max_size=3)))
             if draw(st.booleans()):
                 scope.scope.name, scope.scope.version = draw(texts), draw(texts)
                 scope.scope.attributes.extend(attributes(draw(attribute_maps)))
+                scope.scope.dropped_attributes_count = draw(st.integers(0, 9))
             resource.scope_spans.append(scope)
         made.resource_spans.append(resource)
     return made.SerializeToString()

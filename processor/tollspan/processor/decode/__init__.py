@@ -13,8 +13,8 @@ decoder can take their place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,10 @@ from google.protobuf.message import DecodeError
 
 from tollspan.processor.decode import anyvalue
 from tollspan.processor.decode.anyvalue import ODD, Kinds, classify
-from tollspan.processor.decode.arrow_bytes import Rows, fixed, fixed_bytes, row_indices, text
-from tollspan.processor.decode.otlp_slim import canonical, columns, strict
+from tollspan.processor.decode.arrow_bytes import Mask, Rows, fixed, fixed_bytes, row_indices, text
+from tollspan.processor.decode.otlp_slim import canonical, columns, identifiers, strict
 
-__all__ = ["Attributes", "Decoded", "decode", "validate"]
+__all__ = ["Attributes", "Checked", "Decoded", "check", "decode", "validate"]
 
 MAX_BATCH_BYTES: Final = 256 << 20
 """Arrow's offsets are 32 bits wide, and values can grow sixfold when they are written as JSON."""
@@ -98,10 +98,14 @@ class Decoded:
         spans: n rows: ``trace_id`` fixed_size_binary(16); ``span_id``, ``parent_span_id`` fixed_size_binary(8) (parent:
             zero bytes when there is none); ``trace_state``, ``name``, ``status_message`` string; ``kind``,
             ``status_code`` int32; ``start_ns``, ``end_ns`` uint64, ns since the epoch as sent; ``resource``, ``scope``
-            int32, row in the tables below; ``events``, ``links`` list<binary>, each an undecoded message. No nulls.
+            int32, row in the tables below; ``events``, ``links`` list<binary>, each an undecoded message; ``flags``,
+            ``dropped_attributes``, ``dropped_events``, ``dropped_links`` uint32. No nulls.
         attributes: of the spans.
         resources: attributes of the resources.
-        scopes: ``name`` and ``version`` (string) of the instrumentation scopes.
+        scopes: ``name``, ``version``, ``schema_url`` (string) and ``dropped_attributes`` (uint32) of the
+            instrumentation scopes.
+        scope_attributes: attributes of the scopes.
+        resource_facts: ``schema_url`` (string) and ``dropped_attributes`` (uint32) of the resources.
         rejected: spans left out, by reason; absent = none.
         malformed: indices of the payloads that are not OTLP, ascending; nothing of these is here.
     """
@@ -110,6 +114,8 @@ class Decoded:
     attributes: Attributes
     resources: Attributes
     scopes: Any
+    scope_attributes: Attributes
+    resource_facts: Any
     rejected: dict[str, int] = field(default_factory=dict)
     malformed: list[int] = field(default_factory=list)
 
@@ -119,7 +125,8 @@ class Decoded:
     @property
     def nbytes(self) -> int:
         """Approximate memory in bytes of what is held here."""
-        return int(self.spans.nbytes + self.scopes.nbytes) + self.attributes.nbytes + self.resources.nbytes
+        tables = (self.spans, self.scopes, self.resource_facts)
+        return sum(map(_nbytes, (*tables, self.attributes, self.resources, self.scope_attributes)))
 
     def select(self, rows: Rows) -> Decoded:
         """The given spans (int64, in that order) with their own memory, so that the batch's can be freed."""
@@ -132,10 +139,31 @@ class Decoded:
             self.attributes.select(rows),
             self.resources.select(resources.astype(np.int64)),
             self.scopes.take(pa.array(scopes)),
+            self.scope_attributes.select(scopes.astype(np.int64)),
+            self.resource_facts.take(pa.array(resources)),
         )
 
 
-def validate(payload: bytes) -> str | None:
+def _nbytes(part: Any) -> int:
+    return int(part.nbytes)
+
+
+class Checked(NamedTuple):
+    """What a receiver has to know of a request before it acknowledges it.
+
+    Attributes:
+        error: why it is no OTLP request and cannot be acknowledged; None when it can.
+        spans: how many spans it has, rejected ones among them; 0 where ``error`` is given.
+        rejected: spans that `decode` will leave out, by reason as in ``Decoded.rejected``; absent = none. A receiver
+            tells their number as partial success.
+    """
+
+    error: str | None
+    spans: int = 0
+    rejected: dict[str, int] = {}  # noqa: RUF012  (nobody writes into it)
+
+
+def check(payload: bytes) -> Checked:
     """Whether a payload can be journaled and acknowledged; runs in the receiver, before the ack.
 
     A strict parse by protobuf, down to attribute values, events and links, with two freedoms: text need not be UTF-8
@@ -146,13 +174,28 @@ def validate(payload: bytes) -> str | None:
         payload: bytes of an ``ExportTraceServiceRequest``.
 
     Returns:
-        None when it is acceptable, else the reason.
+        See `Checked`. No input raises.
     """
     try:
         strict("Request").FromString(payload)
     except DecodeError as error:
-        return f"not an OTLP ExportTraceServiceRequest: {error}"
-    return None
+        return Checked(f"not an OTLP ExportTraceServiceRequest: {error}")
+    batch = _to_batch(identifiers(), [payload])
+    if batch is None:
+        batch = _to_batch(identifiers(), [canonical("Request", payload)])
+    if batch is None:  # bytes that protobuf itself wrote and ptars still refuses: none is known
+        return Checked(None)
+    spans = batch["resource_spans"].values.field("scope_spans").values.field("spans").values
+    _, rejected = _judged(
+        *(fixed(spans.field(name), width) for name, width in (("trace_id", 16), ("span_id", 8))),
+        _parents(spans.field("parent_span_id")),
+    )
+    return Checked(None, len(spans), rejected)
+
+
+def validate(payload: bytes) -> str | None:
+    """Why a payload cannot be acknowledged, None when it can: the first part of what `check` says."""
+    return check(payload).error
 
 
 def decode(payloads: Sequence[bytes]) -> Decoded:
@@ -219,10 +262,10 @@ def read_messages(message: str, raw: Any) -> tuple[Any, Attributes]:
     Returns:
         A record batch of k rows, columns as in `otlp_slim`; and their attributes.
     """
-    batch = _to_batch(message, raw)
+    batch = _to_batch(columns(message), raw)
     attributes = None if batch is None else flatten(batch["attributes"])
     if attributes is None or (attributes.kinds == ODD).any():
-        batch = _to_batch(message, [_canonical_or_empty(message, value) for value in raw.to_pylist()])
+        batch = _to_batch(columns(message), [_canonical_or_empty(message, value) for value in raw.to_pylist()])
         attributes = flatten(batch["attributes"])
     return batch, attributes
 
@@ -234,9 +277,8 @@ def _canonical_or_empty(message: str, raw: bytes) -> bytes:
         return b""
 
 
-def _to_batch(message: str, raw: Any) -> Any:
+def _to_batch(handler: Any, raw: Any) -> Any:
     """A record batch from messages in wire form (a list of bytes or a binary array); None when ptars refuses one."""
-    handler = columns(message)
     try:
         return handler.list_to_record_batch(raw) if isinstance(raw, list) else handler.array_to_record_batch(raw)
     except ValueError:
@@ -257,6 +299,32 @@ def _with(batch: Any, **replaced: Any) -> Any:
     )
 
 
+def _parents(given: Any) -> tuple[Any, Mask]:
+    """Parents as `fixed` gives identifiers; an absent one fits too."""
+    parents, fits = fixed(given, 8)
+    return parents, fits | np.asarray(pc.equal(pc.binary_length(given), 0))
+
+
+def _judged(trace: tuple[Any, Mask], span: tuple[Any, Mask], parent: tuple[Any, Mask]) -> tuple[Mask, dict[str, int]]:
+    """Which spans have identifiers that can be, and how many have not, by reason.
+
+    Args:
+        trace, span, parent: identifiers of n spans and which of them had the right length, as `fixed` gives them.
+    """
+    good: Mask = np.ones(len(trace[0]), np.bool_)
+    rejected = {}
+    for reason, fits in (
+        (BAD_TRACE_ID, trace[1] & fixed_bytes(trace[0]).any(axis=1)),
+        (BAD_SPAN_ID, span[1] & fixed_bytes(span[0]).any(axis=1)),
+        (BAD_PARENT_SPAN_ID, parent[1]),
+    ):
+        bad = int(np.count_nonzero(good & ~fits))
+        if bad:
+            rejected[reason] = bad
+        good &= fits
+    return good, rejected
+
+
 def _owners(lists: Any) -> Rows:
     """For each child of a list column its parent's row."""
     return np.repeat(np.arange(len(lists), dtype=np.int64), np.diff(np.asarray(lists.offsets)))
@@ -272,11 +340,12 @@ class _Batch:
     spans: Any
     attributes: Attributes
     resources: Attributes
+    scopes: Attributes
 
     @classmethod
     def read(cls, payloads: list[bytes]) -> _Batch | None:
         """None when ptars refuses one of the payloads."""
-        batch = _to_batch("Request", payloads)
+        batch = _to_batch(columns("Request"), payloads)
         if batch is None:
             return None
         resource_lists = batch["resource_spans"]
@@ -290,23 +359,24 @@ class _Batch:
             spans,
             flatten(spans.field("attributes")),
             flatten(resource_spans.field("resource").field("attributes")),
+            flatten(scope_spans.field("scope").field("attributes")),
         )
 
     def odd_payloads(self) -> list[int]:
         """Payloads with attribute values that have to be written out again."""
         resource = self.resources.owners[self.resources.kinds == ODD]
+        scope = self.scopes.owners[self.scopes.kinds == ODD]
         if (self.attributes.kinds == ODD).any():
             span = self.attributes.owners[self.attributes.kinds == ODD]
-            scope = _owners(self.scope_spans.field("spans"))[span]
-            resource = np.concatenate((resource, _owners(self.resource_spans.field("scope_spans"))[scope]))
+            scope = np.concatenate((scope, _owners(self.scope_spans.field("spans"))[span]))
+        resource = np.concatenate((resource, _owners(self.resource_spans.field("scope_spans"))[scope]))
         return [int(index) for index in np.unique(_owners(self.resource_of_payload)[resource])]
 
     def decoded(self, malformed: list[int]) -> Decoded:
         spans = self.spans
         trace_id, trace_fits = fixed(spans.field("trace_id"), 16)
         span_id, span_fits = fixed(spans.field("span_id"), 8)
-        parent_id, parent_fits = fixed(spans.field("parent_span_id"), 8)
-        parent_fits |= np.asarray(pc.equal(pc.binary_length(spans.field("parent_span_id")), 0))
+        parent_id, parent_fits = _parents(spans.field("parent_span_id"))
         status = spans.field("status")
         scope = _owners(self.scope_spans.field("spans"))
         resource = _owners(self.resource_spans.field("scope_spans"))[scope]
@@ -327,6 +397,10 @@ class _Batch:
                 pa.array(scope.astype(np.int32)),
                 spans.field("events"),
                 spans.field("links"),
+                spans.field("flags"),
+                spans.field("dropped_attributes_count"),
+                spans.field("dropped_events_count"),
+                spans.field("dropped_links_count"),
             ],
             names=_COLUMNS,
         )
@@ -335,25 +409,30 @@ class _Batch:
             self.attributes,
             self.resources,
             pa.RecordBatch.from_arrays(
-                [text(scopes.field("name")), text(scopes.field("version"))], names=["name", "version"]
+                [
+                    text(scopes.field("name")),
+                    text(scopes.field("version")),
+                    text(self.scope_spans.field("schema_url")),
+                    scopes.field("dropped_attributes_count"),
+                ],
+                names=["name", "version", "schema_url", "dropped_attributes"],
+            ),
+            self.scopes,
+            pa.RecordBatch.from_arrays(
+                [
+                    text(self.resource_spans.field("schema_url")),
+                    self.resource_spans.field("resource").field("dropped_attributes_count"),
+                ],
+                names=["schema_url", "dropped_attributes"],
             ),
             {},
             malformed,
         )
-        good = np.ones(len(batch), np.bool_)
-        for reason, fits in (
-            (BAD_TRACE_ID, trace_fits & fixed_bytes(trace_id).any(axis=1)),
-            (BAD_SPAN_ID, span_fits & fixed_bytes(span_id).any(axis=1)),
-            (BAD_PARENT_SPAN_ID, parent_fits),
-        ):
-            bad = int(np.count_nonzero(good & ~fits))
-            if bad:
-                decoded.rejected[reason] = bad
-            good &= fits
+        good, rejected = _judged((trace_id, trace_fits), (span_id, span_fits), (parent_id, parent_fits))
         if good.all():
             return decoded
         kept = decoded.select(np.flatnonzero(good))
-        return Decoded(kept.spans, kept.attributes, kept.resources, kept.scopes, decoded.rejected, malformed)
+        return replace(kept, rejected=rejected, malformed=malformed)
 
 
 _COLUMNS: Final = [
@@ -371,4 +450,8 @@ _COLUMNS: Final = [
     "scope",
     "events",
     "links",
+    "flags",
+    "dropped_attributes",
+    "dropped_events",
+    "dropped_links",
 ]

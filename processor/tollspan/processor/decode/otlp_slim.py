@@ -1,6 +1,6 @@
 """OTLP trace messages in a slim, wire-compatible form, built as descriptors in code so that no protoc is needed.
 
-Three readings of the same bytes, all without recursion and without text (every ``string`` is ``bytes``, because one bad
+Four readings of the same bytes, all without recursion and without text (every ``string`` is ``bytes``, because one bad
 UTF-8 sequence must not refuse a batch):
 
 * **columns**: for ptars. ``AnyValue``, ``Event`` and ``Link`` stay undecoded bytes: an attribute value is two Arrow
@@ -10,6 +10,7 @@ UTF-8 sequence must not refuse a batch):
   again, a message in this reading is canonical: each value one field, shortest lengths, no unknown fields.
 * **resources**: protobuf's, down to the attributes of resources; spans stay undecoded bytes, and what is not declared
   is written out again as it came.
+* **identifiers**: for ptars, of spans only what a span can be rejected for.
 
 Field numbers: opentelemetry-proto 1.x, ``trace/v1/trace.proto`` and ``common/v1/common.proto``.
 """
@@ -32,6 +33,8 @@ _TYPES: Final = {
     "int64": _Field.TYPE_INT64,
     "double": _Field.TYPE_DOUBLE,
     "fixed64": _Field.TYPE_FIXED64,
+    "uint32": _Field.TYPE_UINT32,
+    "fixed32": _Field.TYPE_FIXED32,
 }
 
 _ANY_VALUE: Final = (
@@ -51,12 +54,19 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     "KeyValue": (("key", 1, _BYTES), ("value", 2, "AnyValue")),
     "ArrayValue": (("values", 1, "*AnyValue"),),
     "KeyValueList": (("values", 1, "*KeyValue"),),
-    "Event": (("time_unix_nano", 1, "fixed64"), ("name", 2, _BYTES), ("attributes", 3, "*KeyValue")),
+    "Event": (
+        ("time_unix_nano", 1, "fixed64"),
+        ("name", 2, _BYTES),
+        ("attributes", 3, "*KeyValue"),
+        ("dropped_attributes_count", 4, "uint32"),
+    ),
     "Link": (
         ("trace_id", 1, _BYTES),
         ("span_id", 2, _BYTES),
         ("trace_state", 3, _BYTES),
         ("attributes", 4, "*KeyValue"),
+        ("dropped_attributes_count", 5, "uint32"),
+        ("flags", 6, "fixed32"),
     ),
     "Status": (("message", 2, _BYTES), ("code", 3, "int32")),
     "Span": (
@@ -69,15 +79,33 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("start_time_unix_nano", 7, "fixed64"),
         ("end_time_unix_nano", 8, "fixed64"),
         ("attributes", 9, "*KeyValue"),
+        ("dropped_attributes_count", 10, "uint32"),
         ("events", 11, "*Event"),
+        ("dropped_events_count", 12, "uint32"),
         ("links", 13, "*Link"),
+        ("dropped_links_count", 14, "uint32"),
         ("status", 15, "Status"),
+        ("flags", 16, "fixed32"),
     ),
-    "Scope": (("name", 1, _BYTES), ("version", 2, _BYTES)),
-    "ScopeSpans": (("scope", 1, "Scope"), ("spans", 2, "*Span")),
-    "Resource": (("attributes", 1, "*KeyValue"),),
-    "ResourceSpans": (("resource", 1, "Resource"), ("scope_spans", 2, "*ScopeSpans")),
+    "Scope": (
+        ("name", 1, _BYTES),
+        ("version", 2, _BYTES),
+        ("attributes", 3, "*KeyValue"),
+        ("dropped_attributes_count", 4, "uint32"),
+    ),
+    "ScopeSpans": (("scope", 1, "Scope"), ("spans", 2, "*Span"), ("schema_url", 3, _BYTES)),
+    "Resource": (("attributes", 1, "*KeyValue"), ("dropped_attributes_count", 2, "uint32")),
+    "ResourceSpans": (("resource", 1, "Resource"), ("scope_spans", 2, "*ScopeSpans"), ("schema_url", 3, _BYTES)),
     "Request": (("resource_spans", 1, "*ResourceSpans"),),
+}
+
+
+_IDENTIFIERS: Final = "tollspan.identifiers"
+_NO_IDENTIFIERS: Final = {
+    "resource",
+    "scope",
+    "schema_url",
+    *(name for name, _, _ in _MESSAGES["Span"] if not name.endswith("_id")),
 }
 
 
@@ -91,6 +119,8 @@ def _file(package: str, opaque: frozenset[str]) -> descriptor_pb2.FileDescriptor
     for message_name, fields in _MESSAGES.items():
         message = file.message_type.add(name=message_name)
         for name, number, declared in fields:
+            if package == _IDENTIFIERS and name in _NO_IDENTIFIERS:
+                continue
             kind = declared.removeprefix("*")
             field = message.field.add(name=name, number=number)
             field.label = _Field.LABEL_REPEATED if declared != kind else _Field.LABEL_OPTIONAL
@@ -112,6 +142,13 @@ def _descriptors(package: str, opaque: frozenset[str]) -> Any:
 @cache
 def _handlers() -> ptars.HandlerPool:
     return ptars.HandlerPool([_columns()])
+
+
+@cache
+def identifiers() -> Any:
+    """ptars handler of ``Request`` in the identifiers reading."""
+    file = _descriptors(_IDENTIFIERS, frozenset())
+    return ptars.HandlerPool([file]).get_for_message(file.message_types_by_name["Request"])
 
 
 def _columns() -> Any:
