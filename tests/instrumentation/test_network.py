@@ -426,7 +426,7 @@ def test_it_can_be_asked_for(program: Any, resource: Any, place: str, scope: str
 
 def test_it_can_be_switched_off(program: Any) -> None:
     told = program(NETWORK="off")
-    assert not network_http._users
+    assert not network_http.HOOKS._users
     told.stub.json(OPENAI.answer(COUNTS))
     told.ask()
     assert told.bytes == {}
@@ -442,7 +442,7 @@ def test_a_span_that_nobody_records_counts_nothing(program: Any) -> None:
     told = program(sampler=ALWAYS_OFF)
     told.stub.json(OPENAI.answer(COUNTS))
     told.ask()
-    assert not network_http._users
+    assert not network_http.HOOKS._users
 
 
 def stood() -> dict[str, Any]:

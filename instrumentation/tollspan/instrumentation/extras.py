@@ -47,11 +47,13 @@ class Extras(NamedTuple):
         metrics: its `ClientMetrics`.
         cost: its `tollspan.instrumentation.cost.LocalCost`.
         capture: its `tollspan.instrumentation.content.Capture`.
+        network: counts its bytes, as `tollspan.instrumentation.network.Network` does.
     """
 
     metrics: ClientMetrics | None = None
     cost: Any = None
     capture: Any = None
+    network: Any = None
 
 
 _OFF: Final = Extras()
@@ -114,7 +116,7 @@ def extended(
 
         capture = Capture(scope, version, options.get("logger_provider"), modes)
         finish.append(("content.finish", capture.finish))
-    _of[scope] = Extras(metrics, cost, capture if modes else None)
+    _of[scope] = Extras(metrics, cost, capture if modes else None, count)
     if estimate:
         from tollspan.instrumentation.estimate import Estimates
 

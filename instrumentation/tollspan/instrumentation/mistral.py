@@ -262,3 +262,4 @@ class MistralInstrumentor(OnceInstrumentor):
             attempts.patch(patches)
             patches.add(_TRACED % package, _without_native)
         mistral_batches.patch(patches)
+        mistral_realtime.patch(patches)

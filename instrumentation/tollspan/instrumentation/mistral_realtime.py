@@ -14,11 +14,13 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tollspan.instrumentation import network_sockets
 from tollspan.instrumentation.calls import Call, Opening, WrapPoint
 from tollspan.instrumentation.providers import address_attributes
 from tollspan.instrumentation.streams import observe_async
 from tollspan.instrumentation.tables import given, opening, told
 from tollspan.instrumentation.usage import put_usage
+from tollspan.instrumentation.wrapping import Patches
 from tollspan.pricing import attributes as names
 
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -41,7 +43,7 @@ def _request(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> O
     scheme = "http" if socket.transport.get_extra_info("ssl_object") is None else "https"
     client = address_attributes(f"{scheme}://{host}", "mistral_ai")
     session = connection.session
-    return opening(operation, session.model, {}, client, streamed=True, state=session.request_id)
+    return opening(operation, session.model, {}, client, streamed=True, state=(session.request_id, socket))
 
 
 def read_event(call: Call, event: Any) -> bool:
@@ -67,8 +69,10 @@ def _outlives(call: Call, events: Any) -> Any:
 
 
 def _finish(call: Call) -> None:
-    if isinstance(call.state, str):
-        call.attributes[names.RESPONSE_ID] = call.state
+    identity, socket = call.state
+    if isinstance(identity, str):
+        call.attributes[names.RESPONSE_ID] = identity
+    network_sockets.tell(call, socket)
     # The first event says that the session is there, and came before anybody asked anything.
     call.attributes.pop(names.RESPONSE_TIME_TO_FIRST_CHUNK, None)
 
@@ -85,3 +89,8 @@ POINTS: Final = tuple(
     for connection, operation in CONNECTIONS.items()
 )
 """Every wrapped function."""
+
+
+def patch(patches: Patches) -> None:
+    """Count the bytes of connections."""
+    network_sockets.watch(patches)

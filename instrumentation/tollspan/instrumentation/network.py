@@ -1,10 +1,11 @@
 """Bytes that calls send and receive, by how far they go, on the calls' own spans.
 
-In: the HTTP requests of an open call (`network_http`), the place of the process and of its peer (`network_zones`). Out:
-``tollspan.usage.network.egress.<scope>.bytes`` and ``.ingress.``, all attempts of a call summed, streams as far as they
-were read; without a scope where that is not known. Of what cannot be told in full nothing is said: an attempt that
-broke off in the middle takes the direction's sum with it. Only requests to the address that the span names are the
-call's; what a tool that it runs sends elsewhere is not. What stays on the machine is on no network.
+In: the HTTP requests of an open call (`network_http`) or what its WebSocket took (`network_sockets`), the place of the
+process and of its peer (`network_zones`). Out: ``tollspan.usage.network.egress.<scope>.bytes`` and ``.ingress.``, all
+attempts of a call summed, streams as far as they were read; without a scope where that is not known. Of what cannot be
+told in full nothing is said: an attempt that broke off in the middle takes the direction's sum with it. Only requests
+to the address that the span names are the call's; what a tool that it runs sends elsewhere is not. What stays on the
+machine is on no network.
 
 Whether it is done says `NETWORK`:
 
@@ -89,7 +90,7 @@ class Network:
         self._counts = self._always or (place is not None and place.region in PRICED.get(place.cloud, ()))
         self._resource = resource
         if self._counts:
-            network_http.use(self._patches)
+            network_http.HOOKS.use(self._patches)
 
     def finish(self, call: Call) -> None:
         """Put a call's bytes among its attributes."""

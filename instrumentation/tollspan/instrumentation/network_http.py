@@ -13,7 +13,6 @@ The functions are replaced once, for all instrumentations, and only while one of
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -22,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from tollspan.instrumentation.calls import CALL_KEYS, awaited, get_current
 from tollspan.instrumentation.guard import report
 from tollspan.instrumentation.tables import server
-from tollspan.instrumentation.wrapping import Patches
+from tollspan.instrumentation.wrapping import Shared
 from tollspan.pricing.attributes import SERVER_ADDRESS
 
 _NOTE: Final = "network.note"
@@ -335,25 +334,5 @@ TARGETS: Final[dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = 
 }
 """Function that every request of a library passes → what makes its stand-in."""
 
-_lock: Final = threading.RLock()
-_users: Final[list[Patches]] = []
-_hooks: Final = Patches()
-
-
-def use(patches: Patches) -> None:
-    """Count requests until ``patches``, those of the instrumentation whose calls are counted, are removed."""
-    with _lock:
-        if not patches.active or any(user is patches for user in _users):
-            return
-        _users.append(patches)
-        if len(_users) == 1:
-            for target, make in TARGETS.items():
-                _hooks.add(target, make)
-        patches.at_removal(functools.partial(_release, patches))
-
-
-def _release(patches: Patches) -> None:
-    with _lock:
-        _users[:] = [user for user in _users if user is not patches]
-        if not _users:
-            _hooks.remove()
+HOOKS: Final = Shared(TARGETS)
+"""In place while an instrumentation's requests are counted."""

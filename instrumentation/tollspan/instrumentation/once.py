@@ -30,7 +30,7 @@ from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_current
 from opentelemetry.trace import Link, SpanKind
 
-from tollspan.instrumentation import extras
+from tollspan.instrumentation import extras, network_sockets
 from tollspan.instrumentation.calls import _SUPPRESS_PLAIN, Call, CallInstrumentor, WrapPoint, awaited
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.tags import current_tags
@@ -244,7 +244,13 @@ class Once:
         return True
 
     def record(
-        self, name: str, attributes: Mapping[str, Any], fill: Fill, *, start_ns: int | None = None
+        self,
+        name: str,
+        attributes: Mapping[str, Any],
+        fill: Fill,
+        *,
+        start_ns: int | None = None,
+        socket: Any = None,
     ) -> Call | None:
         """Make a span with ordinary ids in the current trace, for a call that this process saw only the end of.
 
@@ -253,6 +259,7 @@ class Once:
             attributes: attributes of the span, without tags.
             fill: puts what is known in ``call.attributes``.
             start_ns: when it began, ns since the epoch; None: now, and how long it took is not known.
+            socket: connection of the websockets library whose bytes it tells, see `network_sockets`.
 
         Returns:
             The call, which has ended; None while the library is not instrumented.
@@ -264,7 +271,7 @@ class Once:
         opened = {**attributes, **current_tags(context)}
         span = tracing.start_span(name, context, SpanKind.CLIENT, attributes=opened, start_time=start_ns)
         seconds = None if start_ns is None else max(0.0, (time.time_ns() - start_ns) / SECOND)
-        call = self._filled(span, opened, fill, True, seconds)
+        call = self._filled(span, opened, fill, True, seconds, socket)
         span.end()
         return call
 
@@ -274,7 +281,13 @@ class Once:
         patches.add(target, functools.partial(_looking, patches, look, asynchronous, self._after))
 
     def _filled(
-        self, span: trace.Span, opened: dict[str, Any], fill: Fill, counts: bool, seconds: float | None = None
+        self,
+        span: trace.Span,
+        opened: dict[str, Any],
+        fill: Fill,
+        counts: bool,
+        seconds: float | None = None,
+        socket: Any = None,
     ) -> Call:
         """Put on a span what is known, and count it."""
         beside = extras.of(self.scope)
@@ -293,6 +306,10 @@ class Once:
                 beside.cost.finish(call)
             if beside.capture is not None:
                 beside.capture.finish(call)
+            if socket is not None and beside.network is not None:
+                beside.network.began(call, (), {})
+                network_sockets.tell(call, socket)
+                beside.network.finish(call)
         span.set_attributes(call.attributes)
         with _EXTRAS:
             if metrics is not None:

@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, cast
@@ -203,3 +203,34 @@ class Patches:
             self._placed.clear()
         for forget in pending:
             forget()
+
+
+class Shared:
+    """Functions of a library that several instrumentations look at: replaced once, while any of them is in use.
+
+    Args:
+        targets: as `Patches.add` takes them → what makes the stand-in.
+    """
+
+    def __init__(self, targets: Mapping[str, Make]) -> None:
+        self._targets = targets
+        self._lock = threading.RLock()
+        self._users: list[Patches] = []
+        self._hooks = Patches()
+
+    def use(self, patches: Patches) -> None:
+        """Have them replaced until ``patches``, those of an instrumentation, are removed."""
+        with self._lock:
+            if not patches.active or any(user is patches for user in self._users):
+                return
+            self._users.append(patches)
+            if len(self._users) == 1:
+                for target, make in self._targets.items():
+                    self._hooks.add(target, make)
+            patches.at_removal(functools.partial(self._release, patches))
+
+    def _release(self, patches: Patches) -> None:
+        with self._lock:
+            self._users[:] = [user for user in self._users if user is not patches]
+            if not self._users:
+                self._hooks.remove()

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from tollspan.instrumentation import network_sockets
 from tollspan.instrumentation.calls import Call, Opening
 from tollspan.instrumentation.google_genai.providers import client_attributes
 from tollspan.instrumentation.google_genai.readers import GENERATE, State, fields, grounded, short_model, told
@@ -32,15 +33,17 @@ _models: Final[weakref.WeakKeyDictionary[Any, str]] = weakref.WeakKeyDictionary(
 
 
 class _Turn(State):
-    """State of a turn; ``generations`` holds the last usage object of each."""
+    """State of a turn; ``generations`` holds the last usage object of each, ``socket`` is what it goes over."""
 
-    __slots__ = ("generations",)
+    __slots__ = ("generations", "socket")
 
     generations: list[Mapping[str, Any]]
+    socket: Any
 
 
 def patch(patches: Patches) -> None:
     """Wrap the opening of sessions, which alone knows the model."""
+    network_sockets.watch(patches)
     patches.add(_TARGET, functools.partial(_connect, patches))
 
 
@@ -57,6 +60,7 @@ def request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opening:
         name = f"{GENERATE} {model}"
     state = _Turn(None, attributes[names.PROVIDER_NAME], model)
     state.generations = []
+    state.socket = getattr(session, "_ws", None)
     return Opening(name, attributes, state)
 
 
@@ -88,6 +92,7 @@ def read_message(call: Call, message: Any) -> bool:
 def finish(call: Call) -> None:
     """Put the turn's usage on the span."""
     state: _Turn = call.state
+    network_sockets.tell(call, state.socket)
     if state.generations:
         state.usage = added(state.generations)
     elif names.RESPONSE_TIME_TO_FIRST_CHUNK not in call.attributes:

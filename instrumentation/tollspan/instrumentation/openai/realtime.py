@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from tollspan.instrumentation import extras, once
+from tollspan.instrumentation import extras, network_sockets, once
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.guard import guard
 from tollspan.instrumentation.openai import background
@@ -55,15 +55,17 @@ class _Connection:
         attributes: provider and server.
         model: model that answers.
         transcriber: model that transcribes what is said.
+        whole: the connection itself, while it lives.
         started: response id → when it was created, ns since the epoch.
         seen: ids that were billed, the oldest first.
         heard: what is being said, where the user has asked for content.
     """
 
-    __slots__ = ("attributes", "heard", "model", "seen", "started", "transcriber")
+    __slots__ = ("attributes", "heard", "model", "seen", "started", "transcriber", "whole")
 
     def __init__(self, connection: Any) -> None:
         self.attributes, self.model = address_of(connection)
+        self.whole = weakref.ref(connection)
         self.transcriber: str | None = None
         self.started: dict[str, int] = {}
         self.seen: dict[str, None] = {}
@@ -72,6 +74,11 @@ class _Connection:
             from tollspan.instrumentation.openai.realtime_content import Heard
 
             self.heard = Heard()
+
+    @property
+    def socket(self) -> Any:
+        """What it goes over now: it may have been connected anew."""
+        return getattr(self.whole(), "_connection", None)
 
     def new(self, identifier: str) -> bool:
         if identifier in self.seen:
@@ -87,6 +94,7 @@ _connections: Final[weakref.WeakKeyDictionary[Any, _Connection]] = weakref.WeakK
 
 def patch(patches: Patches) -> None:
     """Look at every event that a connection parses."""
+    network_sockets.watch(patches)
     for target, api in CONNECTIONS:
         for prefix in ("", "Async"):
             patches.add(f"{target % prefix}.parse_event", functools.partial(_parsing, patches, api))
@@ -169,7 +177,7 @@ def _done(known: _Connection, api: str, event: Any) -> None:
             error = _fields(fields.get("error")) or _fields(_fields(fields.get("status_details")).get("error"))
             call.note_failure(error.get("code") or error.get("type") or "failed", error.get("message"))
 
-    ONCE.record(f"chat {model}" if model else "chat", attributes, fill, start_ns=began)
+    ONCE.record(f"chat {model}" if model else "chat", attributes, fill, start_ns=began, socket=known.socket)
 
 
 def _added(known: _Connection, api: str, event: Any) -> None:
@@ -192,7 +200,12 @@ def _transcribed(known: _Connection, api: str, event: Any) -> None:
         attributes[names.REQUEST_MODEL] = model
     provider = known.attributes[names.PROVIDER_NAME]
     name = f"transcription {model}" if model else "transcription"
-    ONCE.record(name, attributes, lambda call: put_usage(call, provider, usage, model=model, form="openai"))
+    ONCE.record(
+        name,
+        attributes,
+        lambda call: put_usage(call, provider, usage, model=model, form="openai"),
+        socket=known.socket,
+    )
 
 
 _READERS: Final[Mapping[str, Callable[[_Connection, str, Any], None]]] = {
