@@ -494,7 +494,9 @@ def _key(layer: str) -> str:
 _GEN_AI: Final = _key("gen_ai")
 """Asked for on the way of every request."""
 
-CALL_KEYS: Final = (_GEN_AI, _key("data"))
+DATA_KEY: Final = _key("data")
+"""Key in the context of the open call of a data store."""
+CALL_KEYS: Final = (_GEN_AI, DATA_KEY)
 """Keys in the context of the open calls that have requests of their own."""
 
 

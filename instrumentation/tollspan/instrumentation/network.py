@@ -1,11 +1,11 @@
 """Bytes that calls send and receive, by how far they go, on the calls' own spans.
 
-In: the HTTP requests of an open call (`network_http`) or what its WebSocket took (`network_sockets`), the place of the
-process and of its peer (`network_zones`). Out: ``tollspan.usage.network.egress.<scope>.bytes`` and ``.ingress.``, all
-attempts of a call summed, streams as far as they were read; without a scope where that is not known. Of what cannot be
-told in full nothing is said: an attempt that broke off in the middle takes the direction's sum with it. Only requests
-to the address that the span names are the call's; what a tool that it runs sends elsewhere is not. What stays on the
-machine is on no network.
+In: the requests of an open call over HTTP (`network_http`) or gRPC (`network_grpc`), or what its WebSocket took
+(`network_sockets`); the place of the process and of its peer (`network_zones`). Out:
+``tollspan.usage.network.egress.<scope>.bytes`` and ``.ingress.``, all attempts of a call summed, streams as far as they
+were read; without a scope where that is not known. Of what cannot be told in full nothing is said: an attempt that
+broke off in the middle takes the direction's sum with it. Only requests to the address that the span names are the
+call's; what a tool that it runs sends elsewhere is not. What stays on the machine is on no network.
 
 Whether it is done says `NETWORK`:
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-from tollspan.instrumentation import network_http, network_zones
+from tollspan.instrumentation import network_grpc, network_http, network_zones
 from tollspan.instrumentation.calls import Call
 from tollspan.instrumentation.network_zones import ITSELF, Place
 from tollspan.instrumentation.switches import NETWORK, PLACES, is_on, text
@@ -91,6 +91,7 @@ class Network:
         self._resource = resource
         if self._counts:
             network_http.HOOKS.use(self._patches)
+            network_grpc.HOOKS.use(self._patches)
 
     def finish(self, call: Call) -> None:
         """Put a call's bytes among its attributes."""

@@ -59,7 +59,8 @@ class Socket:
 
     def hops(self) -> Iterator[tuple[str | None, int | None, int | None]]:
         """Host, bytes sent and received; nothing where they are not known."""
-        meter = _meters.get(getattr(self._connection, "protocol", None))
+        protocol = getattr(self._connection, "protocol", None)
+        meter = None if protocol is None else _meter(protocol)
         if meter is None:
             return
         sent, received = meter.sent, meter.received
