@@ -63,7 +63,6 @@ def billed(spans: list[Any]) -> list[dict[str, Any]]:
         span_keys(traces, parents),
         parents == 0,
         np.asarray(table["token_bearing"]) | silent(normalized),
-        0.0,
         used=used(normalized) & ~elsewhere,
     )
     scopes = {span.context.span_id: span.instrumentation_scope.name for span in spans}

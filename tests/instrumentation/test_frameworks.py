@@ -140,7 +140,6 @@ def billed_once(telemetry: Any, service: Service, expected: int, traced: bool) -
         span_keys(traces, parent),
         parent == 0,
         np.asarray(spans["token_bearing"]),
-        time.monotonic(),
         used=used(normalized),
         embeddings=np.asarray(pc.fill_null(pc.equal(spans["operation"].cast("string"), "embeddings"), False)),
     )

@@ -62,7 +62,6 @@ def ledger(telemetry: Any) -> list[dict[str, Any]]:
         span_keys(traces, parent),
         parent == 0,
         np.asarray(columns["token_bearing"]),
-        0.0,
         embeddings=np.asarray(pc.fill_null(pc.equal(columns["operation"].cast(pa.string()), "embeddings"), False)),
     )
     rows: list[dict[str, Any]] = charge(table, rollups, PriceEngine(shipped_book())).ledger.to_pylist()
