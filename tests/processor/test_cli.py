@@ -39,7 +39,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `serve` would run, without running it."""
     seen: dict[str, Any] = {}
 
-    def init(self: Service, config: Any) -> None:
+    def init(self: Service, config: Any, *_: object) -> None:
         seen["config"] = config
         raise Started
 

@@ -52,6 +52,8 @@ def test_the_exporter_prices_with_the_book_as_it_is_when_a_span_comes(store_url:
             threading.Event().wait(0.01)
 
     call()
+    assert exporter._opener is not None
+    exporter._opener.join(30)
     runtime = exporter._runtime
     assert runtime is not None
     counters = runtime.counters

@@ -21,12 +21,20 @@ class ConfigError(TollspanError):
     """A setting, URL, path or port that cannot be used as given."""
 
 
+class JournalInUse(ConfigError):
+    """A journal that another process owns; what is put into its inbox is taken up by that one."""
+
+
 class StoreError(TollspanError):
     """The store cannot do what was asked and trying again will not help."""
 
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached or is busy; the same call may succeed later."""
+
+
+class StoreUnfit(StoreError):
+    """The store takes no rows until its tables, rights or settings are mended; those that it refused are in order."""
 
 
 class MalformedPayload(TollspanError):
