@@ -10,8 +10,11 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from tollspan.processor.counters import Counters
+from tollspan.processor.inbox import Collection, Inbox
 from tollspan.processor.journal import Journal
 from tollspan.processor.journal.segment import segment_numbers
 
@@ -115,3 +118,58 @@ def test_acknowledged_payloads_survive_kill_9_once_in_order_and_under_the_same_t
     assert len(acked) > ROUNDS
     assert released
     assert segment_numbers(directory)[0] > 1, "segments were released and removed on the way"
+
+
+OWNER_CHILD = """
+import sys
+from pathlib import Path
+from tollspan.processor.counters import Counters
+from tollspan.processor.inbox import Collection, Inbox
+from tollspan.processor.journal import Journal
+
+journal = Journal(sys.argv[2])
+Collection([Inbox(Path(sys.argv[1]))], journal, lambda _: None, Counters()).sweep()
+"""
+
+INBOX_CHILD = """
+import os, sys
+from tollspan.processor.inbox import Inbox, InboxWriter
+
+writer = InboxWriter(Inbox(__import__("pathlib").Path(sys.argv[1])))
+for number in range(10**9):
+    writer.append(f"{sys.argv[2]}:{number} {'.' * (number * 37 % 5000)}".encode()).wait()
+    os.write(1, f"{number}\\n".encode())
+"""
+
+
+def test_what_an_inbox_acknowledged_survives_kill_9_of_writer_and_owner(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    folder, journal_folder = tmp_path / "inbox", tmp_path / "journal"
+    acked: set[str] = set()
+    stored: list[str] = []
+    for round_ in range(12):
+        child = subprocess.Popen([sys.executable, "-c", INBOX_CHILD, str(folder), str(round_)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        said = [child.stdout.readline() for _ in range(chance.randrange(1, 120))]
+        child.send_signal(signal.SIGKILL)
+        said += child.stdout.readlines()
+        child.wait(30)
+        acked |= {f"{round_}:{int(line)}" for line in said if line.endswith(b"\n")}
+        if round_ % 3 == 2:
+            # The owner dies too, somewhere between taking a file into the journal and removing it.
+            owner = subprocess.Popen([sys.executable, "-c", OWNER_CHILD, str(folder), str(journal_folder)])
+            time.sleep(chance.random() * 0.3 + 0.4)
+            owner.kill()
+            owner.wait(30)
+    journal = Journal(journal_folder)
+    Collection([Inbox(folder)], journal, lambda _: None, Counters()).sweep()
+    assert Inbox(folder).waiting() == []
+    while (batch := journal.next_batch(1 << 20, timeout=0)) is not None:
+        stored += [payload.split(b" ")[0].decode() for payload in batch.payloads if payload]
+        for payload in batch.payloads:
+            name, dots = payload.split(b" ")
+            assert len(dots) == int(name.split(b":")[1]) * 37 % 5000, "whole, or not there"
+    journal.close()
+    assert len(acked) > 100
+    assert acked <= set(stored), "acknowledged and lost"
+    assert not list(folder.glob("*.damaged"))

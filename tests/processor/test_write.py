@@ -256,5 +256,12 @@ class TestOverTheWire:
 
     def test_a_server_that_refuses_for_good_is_not_asked_again(self, store: Store, ledger: pa.Table) -> None:
         with pytest.raises(StoreError, match="insert into ledger") as caught:
-            self.write_through(store, [Fault(code=60, message="no such table")], ledger)
+            self.write_through(store, [Fault(code=117, message="incorrect data")], ledger)
         assert not isinstance(caught.value, StoreUnavailable)
+
+    def test_a_server_whose_tables_or_rights_are_amiss_is_asked_until_it_is_mended(
+        self, store: Store, ledger: pa.Table
+    ) -> None:
+        amiss = [Fault(code=60, message="no such table"), Fault(code=497, message="no rights")]
+        self.write_through(store, [*amiss, Fault(code=16, message="no such column")], ledger)
+        self.check(store)

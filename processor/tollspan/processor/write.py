@@ -13,12 +13,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.processor.errors import StoreError, StoreUnavailable
+from tollspan.processor.errors import StoreError, StoreUnavailable, StoreUnfit
 from tollspan.processor.schema import SCHEMAS
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
 """Pauses between tries: doubled each time up to the longest, and a random part of that (between half and all)."""
+
+REFUSED_PAUSE_S: Final = 5.0
+"""Longest pause between two tries of a store that refuses everything for a reason that it does not name."""
+
+T = TypeVar("T")
 
 _TEXTS: Final = pa.list_(pa.string())
 _CODED_TEXTS: Final = pa.list_(pa.dictionary(pa.int32(), pa.string()))
@@ -43,6 +48,9 @@ class Inserts(Protocol):
 
     def insert(self, table: str, rows: pa.Table, token: str) -> None:
         """Insert rows under a token."""
+
+    def query(self, sql: str) -> pa.Table:
+        """Rows of a SELECT."""
 
 
 class Writer:
@@ -64,6 +72,8 @@ class Writer:
     ) -> None:
         self.store, self.stop, self.counters = store, stop, counters
         self._pause = pause or stop.wait
+        self.away = ""
+        """Why the store did not answer the last insert; empty while it does."""
 
     def write(self, token: str, ledger: pa.Table | None, spans: pa.Table | None, traces: pa.Table | None) -> None:
         """Insert up to three tables; return when all are in the store.
@@ -82,29 +92,60 @@ class Writer:
             if rows is not None and rows.num_rows:
                 self._insert(name, conform(rows, name), f"{token}:{name}")
 
+    def put(self, table: str, rows: pa.Table, token: str) -> None:
+        """Insert into any table of `SCHEMAS`; otherwise as `write`."""
+        if rows.num_rows:
+            self._insert(table, conform(rows, table), token)
+
+    def read(self, sql: str) -> pa.Table:
+        """Rows of a SELECT, as they are when all that was written is in the store.
+
+        Raises:
+            StoreUnavailable: ``stop`` was set while the store was away.
+            StoreError: the store refuses the query.
+        """
+        return self._patiently(lambda: self.store.query(sql))
+
+    def rest(self) -> None:
+        """Wait before a store that refuses everything is asked again.
+
+        Raises:
+            StoreUnavailable: ``stop`` is set.
+        """
+        if self.stop.is_set():
+            raise StoreUnavailable("The store refuses everything, and it is time to stop.")
+        self._pause(random.uniform(REFUSED_PAUSE_S / 2, REFUSED_PAUSE_S))
+
     def _insert(self, table: str, rows: pa.Table, token: str) -> None:
+        self._patiently(lambda: self.store.insert(table, rows, token))
+        self._count("write.inserts", 1)
+        self._count(f"write.rows.{table}", rows.num_rows)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call the store until it answers, and takes what is in order."""
         longest = FIRST_PAUSE_S
         since = time.monotonic()
         failures = 0
         while True:
             try:
-                self.store.insert(table, rows, token)
-            except StoreUnavailable as error:
+                answer = call()
+            except (StoreUnavailable, StoreUnfit) as error:
                 failures += 1
+                self.away = str(error)
                 self._count("write.retries", 1)
                 if failures & (failures - 1) == 0:
                     # The first, second, fourth, eighth … time: a long outage does not fill the log.
                     log.warning("%s (try %d, away for %.0f s)", error, failures, time.monotonic() - since)
                 if self.stop.is_set():
-                    raise
+                    raise error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error)) from error
                 self._pause(random.uniform(longest / 2, longest))
                 longest = min(longest * 2, LONGEST_PAUSE_S)
             else:
+                self.away = ""
                 break
         if failures:
             log.warning("store is back after %d tries and %.0f s", failures, time.monotonic() - since)
-        self._count("write.inserts", 1)
-        self._count(f"write.rows.{table}", rows.num_rows)
+        return answer
 
     def _count(self, name: str, count: int) -> None:
         if self.counters is not None:

@@ -28,6 +28,15 @@ rename about once a second; an older cursor only means that more comes again.
 
 ``lock``: flock held by the owning process, whose pid it contains.
 
+Formats
+-------
+All of this is format 1, which every file states: segments and ``batches.log`` in their headers, ``cursor.json`` as
+``format``. Every later format keeps the magics, the version in bytes 8 to 11, the CRC as the last four of the first
+48 (segment) or 32 (``batches.log``) bytes, and the names ``format`` and ``crc`` in ``cursor.json``, whose ``crc`` is
+that of all other names as JSON with sorted keys. So every program can tell what is newer than itself from what is
+damaged: it refuses a newer journal before it changes anything in it. Later versions replay older formats; a journal of
+each, from its version's own hand, lies with the tests (``tests/processor/journals``).
+
 Promises
 --------
 * A ticket completes after fdatasync of the segment, and a new segment's directory entry is synced before its first
@@ -39,6 +48,8 @@ Promises
   kernel may have dropped the dirty pages, so the next append starts a new segment. Either way nothing is
   acknowledged, the ticket fails with `JournalError` (`JournalFull` for want of room), and the next append tries
   again.
+* A file or directory that somebody removed or replaced takes nothing more: the append is refused, since what is
+  written to a removed file is synced and lost. The process has to be started again.
 * Where the newest segment has no end mark, the process died while it wrote: what stands behind the last good record
   is a torn tail, cut off on open and counted (``journal.torn_bytes``); nothing in it was acknowledged. A record whose
   CRC fails anywhere else is skipped, counted (``journal.corrupt_records``) and logged, and its segment is kept aside

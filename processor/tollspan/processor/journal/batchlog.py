@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tollspan.processor.journal.files import VERSION, Range, check_version, replace_file, write_all
 
@@ -17,6 +17,56 @@ _ENTRY: Final = struct.Struct("<QQQI")
 _RESERVED: Final = 128 << 10
 """Size of a new file, zeros at its end: on a full disk batches must still be frozen, or the journal could not empty."""
 _FREE: Final = bytes(_ENTRY.size)
+
+
+class Entries(NamedTuple):
+    """What is on file.
+
+    Attributes:
+        journal: the journal's id; None where the header is damaged.
+        ranges: as they were frozen.
+        slots: entries from the beginning of the file up to the last that is used.
+        damaged: entries, or headers, that cannot be read.
+    """
+
+    journal: bytes | None
+    ranges: list[Range]
+    slots: int
+    damaged: int
+
+    def apart(self) -> list[Range]:
+        """The ranges in the order of the journal, without those that overlap an earlier one."""
+        apart: list[Range] = []
+        for each in sorted(self.ranges):
+            if not apart or apart[-1].segment != each.segment or apart[-1].end <= each.start:
+                apart.append(each)
+        return apart
+
+
+def read_batches(path: Path) -> Entries:
+    """What ``batches.log`` at ``path`` holds.
+
+    Raises:
+        ConfigError: the file has a format that this version does not know.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    head, body = data[: _HEADER.size], data[_HEADER.size :]
+    if len(head) < _HEADER.size or zlib.crc32(head[:-4]) != _HEADER.unpack(head)[3]:
+        return Entries(None, [], 0, 1)
+    magic, version, journal, _ = _HEADER.unpack(head)
+    check_version(path.parent, version)
+    if magic != _MAGIC:
+        return Entries(None, [], 0, 1)
+    slots = [body[at : at + _ENTRY.size] for at in range(0, len(body), _ENTRY.size)]
+    while slots and slots[-1] == _FREE[: len(slots[-1])]:
+        slots.pop()
+    entries = [_parse(slot) for slot in slots]
+    if entries and entries[-1] is None:
+        # A torn last entry was never handed out, so it is no damage.
+        entries.pop()
+    ranges = [entry for entry in entries if entry is not None]
+    return Entries(journal, ranges, len(entries), len(entries) - len(ranges))
 
 
 class BatchLog:
@@ -48,35 +98,16 @@ class BatchLog:
             OSError: it cannot be read.
         """
         try:
-            data = self._path.read_bytes()
+            found = read_batches(self._path)
         except FileNotFoundError:
             self.rewrite([])
             return []
-        head, body = data[: _HEADER.size], data[_HEADER.size :]
-        if len(head) < _HEADER.size or zlib.crc32(head[:-4]) != _HEADER.unpack(head)[3]:
-            self.damaged += 1
-            return []
-        magic, version, journal, _ = _HEADER.unpack(head)
-        check_version(self._path.parent, version)
-        if magic != _MAGIC or journal != self._journal:
-            self.damaged += 1
-            return []
-        slots = [body[at : at + _ENTRY.size] for at in range(0, len(body), _ENTRY.size)]
-        while slots and slots[-1] == _FREE[: len(slots[-1])]:
-            slots.pop()
-        entries = [_parse(slot) for slot in slots]
-        if entries and entries[-1] is None:
-            # A torn last entry was never handed out, so it is no damage.
-            entries.pop()
-        ranges = [entry for entry in entries if entry is not None]
-        self.damaged += len(entries) - len(ranges)
+        if found.journal is not None and found.journal != self._journal:
+            found = Entries(None, [], 0, 1)
+        self.damaged += found.damaged
         if not self.damaged:
-            self._continue(len(entries))
-        apart: list[Range] = []
-        for each in sorted(ranges):
-            if not apart or apart[-1].segment != each.segment or apart[-1].end <= each.start:
-                apart.append(each)
-        return apart
+            self._continue(found.slots)
+        return found.apart()
 
     def freeze(self, batch: Range, outstanding: Callable[[], Iterable[Range]]) -> None:
         """Make ``batch`` durable; ``outstanding`` gives the others that are not released.

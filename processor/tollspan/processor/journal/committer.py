@@ -38,6 +38,7 @@ class Committer:
         on_durable: called with the segment and the records that are durable now, before their tickets are settled;
             moves the segment's end.
         counters: counts ``journal.appended``, ``appended_bytes``, ``syncs``, ``refused`` and ``failures``.
+        check: called before a segment is created; raises OSError where the directory is not the journal's any more.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Committer:
         on_segment: Callable[[Segment], None],
         on_durable: Callable[[Segment, list[Record]], None],
         counters: Counters,
+        check: Callable[[], None],
     ) -> None:
         self.pending_bytes = 0
+        self._check = check
         self._directory, self._journal, self._counters = directory, journal, counters
         self._next_number, self._segment_bytes = next_number, segment_bytes
         self._on_segment, self._on_durable = on_segment, on_durable
@@ -132,6 +135,7 @@ class Committer:
             with contextlib.suppress(OSError):
                 # Only tidier: readers stop at the end mark too.
                 newest.settle(newest.end)
+        self._check()
         number, self._next_number = self._next_number, self._next_number + 1
         segment = Segment.create(self._directory, number, self._journal)
         if newest is not None:

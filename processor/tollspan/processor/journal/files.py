@@ -7,16 +7,20 @@ import errno
 import fcntl
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tollspan.processor.errors import ConfigError, JournalError, JournalFull
+from tollspan.processor.errors import ConfigError, JournalError, JournalFull, JournalInUse
 
 VERSION: Final = 1
 """Format of all files of a journal. A reader refuses versions that it does not know."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_TRIES_S: Final = (0.02, 0.05, 0.1)
+_locks: Final[set[int]] = set()
+"""Descriptors that hold journals for this process."""
 _IOV_MAX: Final = 1024
 """Buffers that Linux takes in one vectored write."""
 
@@ -108,23 +112,93 @@ def lock_directory(directory: Path) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise unusable(directory, error) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise ConfigError(
-            f"Journal {directory} is in use by the process with pid {owner}.",
-            "Stop that process, or give this one another journal directory.",
-        ) from error
-    except OSError as error:
-        os.close(fd)
-        raise unusable(directory, error) from error
+    for pause in (*_TRIES_S, None):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if pause is not None:
+                # `owner_of` takes the lock for an instant, and a process that is about to exit frees it in the next.
+                time.sleep(pause)
+                continue
+            owner = _pid(fd)
+            os.close(fd)
+            raise JournalInUse(
+                f"Journal {directory} is in use by the process with pid {owner or 'unknown'}.",
+                "Stop that process, or give this one another journal directory.",
+            ) from error
+        except OSError as error:
+            os.close(fd)
+            raise unusable(directory, error) from error
+    _locks.add(fd)
     with contextlib.suppress(OSError):
         # The pid is for messages only; a full disk must not keep a journal from being opened and emptied.
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def owner_of(directory: Path) -> int | None:
+    """The pid of the process that has a journal open (0 where the lock does not say); None: nobody has."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _pid(fd)
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _pid(fd: int) -> int:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def format_of(path: Path) -> int | None:
+    """The format that a segment or batch log states; None where its header is damaged or it is neither.
+
+    Every format, also later ones, begins like this one: magic (8 bytes), version u32, and the CRC of all before it as
+    the last four bytes of the header: 48 bytes of a segment, 32 of ``batches.log``.
+    """
+    with path.open("rb") as file:
+        head = file.read(48)
+    size = {b"TOLLSPAN": 48, b"TOLLBTCH": 32}.get(head[:8], 0)
+    if not 0 < size <= len(head) or zlib.crc32(head[: size - 4]) != int.from_bytes(head[size - 4 : size], "little"):
+        return None
+    return int.from_bytes(head[8:12], "little")
+
+
+def check_place(directory: Path, lock_fd: int) -> None:
+    """Make sure that the directory of the lock is still the one at its path.
+
+    Raises:
+        OSError: it was removed or replaced; what is written there would be another journal, or nobody's.
+    """
+    held, there = os.fstat(lock_fd), os.stat(directory / "lock")
+    if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
+        raise OSError(errno.ESTALE, "the directory was replaced by another one; restart")
+
+
+def unlock(fd: int) -> None:
+    """Let go of a journal; in a forked child, which never held it, nothing."""
+    if fd in _locks:
+        _locks.remove(fd)
+        os.close(fd)
+
+
+def _forget() -> None:
+    """In a forked child: its copies of the parent's locks would hold them when the parent is gone."""
+    for fd in _locks:
+        os.close(fd)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def unusable(directory: Path, error: OSError) -> ConfigError:
@@ -160,11 +234,20 @@ def load_cursor(directory: Path) -> Cursor | None:
 
 
 def check_version(directory: Path, version: int) -> None:
-    """Refuse a format that this version does not know."""
+    """Refuse a format that this version does not know.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if version > VERSION:
+        raise ConfigError(
+            f"Journal {directory} has format {version}, a newer Tollspan's; this one reads formats up to {VERSION}.",
+            "Run the version that wrote it, at least until the journal is drained. Nothing in it was changed.",
+        )
     if version != VERSION:
         raise ConfigError(
-            f"Journal {directory} has format {version}; this version of Tollspan reads format {VERSION}.",
-            "Run the version that wrote it until the journal is drained, or upgrade.",
+            f"Journal {directory} has format {version}, which no Tollspan writes; this one reads format {VERSION}.",
+            "Check that the directory is a journal. Nothing in it was changed.",
         )
 
 

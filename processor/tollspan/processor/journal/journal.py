@@ -12,13 +12,13 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError, JournalError, JournalFull
 from tollspan.processor.journal import recovery
 from tollspan.processor.journal.committer import Committer, size_of
-from tollspan.processor.journal.files import Cursor, Position, Range, save_cursor, translate
+from tollspan.processor.journal.files import Cursor, Position, Range, check_place, save_cursor, translate, unlock
 from tollspan.processor.journal.segment import HEADER_BYTES, PAYLOAD_LIMIT, RECORD_BYTES, Damage, End, Record, Segment
 from tollspan.processor.journal.ticket import OnDone, Ticket
 
@@ -45,6 +45,22 @@ class Batch:
     position: Range
     received_ns: int = 0
     replayed: bool = False
+
+
+class JournalState(NamedTuple):
+    """How a journal stands.
+
+    Attributes:
+        disk_bytes: of all its segments; cap_bytes: what they may grow to.
+        waiting_bytes: durable and not yet handed out.
+        oldest_ns: when the oldest payload that is not released was received, ns since the epoch; None when there is
+            none, or when only its place on disk is known.
+    """
+
+    disk_bytes: int
+    cap_bytes: int
+    waiting_bytes: int
+    oldest_ns: int | None
 
 
 class Journal:
@@ -77,6 +93,7 @@ class Journal:
             raise ConfigError("Sizes of a journal are positive.", "Check segment_bytes, max_bytes and pending_bytes.")
         self.directory = Path(directory)
         self.counters = counters or Counters()
+        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4))
         self._max_bytes, self._memory_bytes, self._pending_limit = max_bytes, memory_bytes, pending_bytes
 
         found = recovery.recover(self.directory, self.counters)
@@ -96,6 +113,7 @@ class Journal:
         self._memory_used = 0
         self._streaming = False
         self._outstanding: OrderedDict[str, Range] = OrderedDict()
+        self._received: dict[str, int] = {}
         self._released: set[str] = set()
         self._cursor = found.cursor
         self._closing = self._closed = False
@@ -108,13 +126,20 @@ class Journal:
             self.directory,
             found.journal,
             found.next_number,
-            min(segment_bytes, max(1, max_bytes // 4)),
+            self._segment_bytes,
             self._lock,
             self._begin,
             self._publish,
             self.counters,
+            lambda: check_place(self.directory, found.lock_fd),
         )
-        self._committer.start()
+        try:
+            self._committer.start()
+        except RuntimeError:
+            # The interpreter is at its end and starts no threads: the next process is not to find this in use.
+            self._batches.close()
+            unlock(self._lock_fd)
+            raise
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
@@ -138,13 +163,43 @@ class Journal:
             ticket.settle(refusal)
         return ticket
 
+    def state(self) -> JournalState:
+        """How it stands now."""
+        with self._lock:
+            first = next(iter(self._outstanding), None)
+            oldest = self._received.get(first) if first is not None else None
+            if first is None and self._memory:
+                oldest = self._memory[0][1].received_ns
+            return JournalState(self._disk_bytes, self._max_bytes, self._unread, oldest)
+
+    @property
+    def id(self) -> bytes:
+        """Drawn once per directory, 16 bytes."""
+        return self._id
+
+    @property
+    def cursor(self) -> Position:
+        """Batches that end here or before are released and never come again, not in another process either."""
+        with self._lock:
+            return self._cursor
+
+    @property
+    def closed(self) -> bool:
+        """No append is taken any more, and none will be."""
+        return self._closing
+
+    def refusal(self, size: int) -> JournalError | None:
+        """Why a payload of so many bytes would be refused at once; None: it would be tried."""
+        with self._lock:
+            return self._refusal(size + RECORD_BYTES)
+
     def _refusal(self, size: int) -> JournalError | None:
         pending = self._committer.pending_bytes
         if self._closing:
             return JournalError("The journal is closed.", "Send again once the service is back.")
         if size - RECORD_BYTES > PAYLOAD_LIMIT:
             return JournalError(f"A payload of {size} bytes does not fit a journal record.", "Send smaller requests.")
-        if self._disk_bytes + pending + size > self._max_bytes:
+        if self._disk_bytes - self._reclaimable() + pending + size > self._max_bytes:
             return JournalFull(
                 f"The journal has reached its cap of {self._max_bytes} bytes.",
                 "It empties as rows are written: check the store, or raise the cap.",
@@ -152,6 +207,12 @@ class Journal:
         if pending and pending + size > self._pending_limit:
             return JournalFull("Too much waits for the disk.", "Send again a little later.")
         return None
+
+    def _reclaimable(self) -> int:
+        """Bytes of the newest segment where it is full and all released: it goes when the next one is begun."""
+        newest = next(reversed(self._segments.values()), None)
+        done = newest is not None and not self._unread and not self._outstanding and newest.end >= self._segment_bytes
+        return newest.end if newest is not None and done else 0
 
     def _begin(self, segment: Segment) -> None:
         """Take in a segment that the committer created."""
@@ -299,6 +360,7 @@ class Journal:
                 self._segments[place.segment].rest()
             if records:
                 self._outstanding[token] = place
+                self._received[token] = records[0].received_ns
         if not records:
             return None
         if replayed:
@@ -334,6 +396,7 @@ class Journal:
             self._released.add(batch.token)
             while self._outstanding and (first := next(iter(self._outstanding))) in self._released:
                 del self._outstanding[first]
+                self._received.pop(first, None)
                 self._released.remove(first)
         self._remove_released()
         if time.monotonic() - self._saved_at >= CURSOR_INTERVAL_S:
@@ -406,7 +469,7 @@ class Journal:
             self._batches.close()
             for segment in self._segments.values():
                 segment.close()
-            recovery.unlock(self._lock_fd)
+            unlock(self._lock_fd)
 
 
 _COUNTED: Final = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from tollspan.processor.journal.files import (
     Cursor,
     Position,
     Range,
+    check_version,
+    format_of,
     load_cursor,
     lock_directory,
     save_cursor,
     sync_directory,
+    unlock,
     unusable,
 )
 from tollspan.processor.journal.segment import HEADER_BYTES, Damage, End, Segment, segment_numbers, segment_path
@@ -79,6 +83,7 @@ def recover(directory: Path, counters: Counters) -> Found:
 
 def _recover(directory: Path, lock_fd: int, counters: Counters) -> Found:
     numbers = segment_numbers(directory)
+    _check_versions(directory, numbers)
     segments, ids = _open_segments(directory, numbers, counters)
     try:
         saved = load_cursor(directory)
@@ -120,6 +125,23 @@ def _recover(directory: Path, lock_fd: int, counters: Counters) -> Found:
         batches=batches,
         lock_fd=lock_fd,
     )
+
+
+def _check_versions(directory: Path, numbers: list[int]) -> None:
+    """Refuse a journal of which any file has a format that is not known, before any of it is changed.
+
+    Damage is no version: what fails its CRC is dealt with later.
+
+    Raises:
+        ConfigError: there is such a file.
+    """
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        load_cursor(directory)
+    for path in (*(segment_path(directory, number) for number in numbers), directory / "batches.log"):
+        with contextlib.suppress(FileNotFoundError):
+            version = format_of(path)
+            if version is not None:
+                check_version(directory, version)
 
 
 def _open_segments(directory: Path, numbers: list[int], counters: Counters) -> tuple[list[Segment], dict[int, bytes]]:
@@ -178,8 +200,3 @@ def remove(segment: Segment) -> None:
             segment.path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("journal: %s cannot be removed: %s", segment.path, error)
-
-
-def unlock(lock_fd: int) -> None:
-    """Let go of the directory."""
-    os.close(lock_fd)

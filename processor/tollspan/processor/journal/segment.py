@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -76,6 +77,7 @@ class Segment:
         # The committer writes while the worker reads, so each has a descriptor and closes it when it is done.
         self._write_fd = write_fd
         self._read_fd = -1
+        self._file = _identity(os.fstat(write_fd)) if write_fd >= 0 else None
 
     @classmethod
     def create(cls, directory: Path, number: int, journal: bytes) -> Segment:
@@ -151,13 +153,16 @@ class Segment:
         """Make what `append` wrote durable; whoever knows that readers are told moves `end` behind it.
 
         Raises:
-            OSError: it is unknown what is durable. Call `cut_back` and `seal`.
+            OSError: it is unknown what is durable, or the file is gone from its place. Call `cut_back` and `seal`.
         """
         os.fdatasync(self._write_fd)
+        # A removed file is written and synced without complaint; nobody would ever read it again.
+        if _identity(os.stat(self.path)) != self._file:
+            raise OSError(errno.ESTALE, "the file was replaced by another one")
 
     def cut_back(self) -> None:
         """Remove what stands behind `end`."""
-        os.truncate(self.path, self.end)
+        os.ftruncate(self._write_fd, self.end)
 
     def settle(self, end: int) -> None:
         """Cut the file off at ``end`` and sync it: nothing more will be appended."""
@@ -237,6 +242,10 @@ class Segment:
                 break
             offset += _WINDOW
         return limit
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _record(marker: bytes, received_ns: int, length: int, crc: int) -> bytes:

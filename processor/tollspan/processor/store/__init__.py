@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from tollspan.processor.store import lock
 from tollspan.processor.store.clickhouse import Reader, Store, as_rows, open_embedded, open_server
@@ -19,6 +20,7 @@ from tollspan.processor.store.location import Embedded, Location, Server, locate
 from tollspan.processor.store.lock import StoreInUse
 
 __all__ = [
+    "LOCAL_USER",
     "Embedded",
     "Location",
     "Reader",
@@ -32,6 +34,10 @@ __all__ = [
     "remove_service_file",
     "write_service_file",
 ]
+
+
+LOCAL_USER: Final = "tollspan-local"
+"""User of the SQL port for who can read the store's ``serve.json``, where its key stands."""
 
 
 def open_store(url: str | None = None, create: bool = True) -> Store:
@@ -66,14 +72,15 @@ def connect_for_query(url: str | None = None) -> Reader:
     if isinstance(location, Embedded):
         owner = lock.holder(location.directory)
         if owner is not None:
-            address = lock.read_service(location.directory, owner).get("sql")
+            service = lock.read_service(location.directory, owner)
+            address = service.get("sql")
             if not isinstance(address, str) or not address:
                 raise StoreInUse(
                     f"Store {location.directory} is in use by {owner}, which has no SQL port.",
                     "Stop it first, or run `tollspan serve` with --sql HOST:PORT.",
                     owner,
                 )
-            return open_server(_through(address, location.database), create=False).detached_reader()
+            return open_server(_through(address, location.database, service), create=False).detached_reader()
     return open_store(url, create=False).detached_reader()
 
 
@@ -82,7 +89,7 @@ def write_service_file(store: Store, info: Mapping[str, object]) -> None:
 
     Args:
         store: an embedded store; for a server nothing is written.
-        info: ``{"pid": …, "grpc": "host:port", "sql": "host:port" or None}``.
+        info: see `lock.write_service`.
     """
     if store.directory is not None:
         lock.write_service(store.directory, info)
@@ -94,10 +101,14 @@ def remove_service_file(store: Store) -> None:
         lock.remove_service(store.directory)
 
 
-def _through(address: str, database: str) -> Server:
+def _through(address: str, database: str, service: Mapping[str, object]) -> Server:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     # A port that listens everywhere is reached here.
     if host in ("", "0.0.0.0", "::"):
         host = "127.0.0.1"
-    return Server(host, int(port), None, None, database, False, {})
+    key = service.get("sql_key")
+    secure = service.get("sql_tls") is True
+    # Its certificate has the name that others know it by. Nobody else can have the port: its process holds the lock.
+    options = {"verify": "false"} if secure else {}
+    return Server(host, int(port), LOCAL_USER if key else None, str(key) if key else None, database, secure, options)

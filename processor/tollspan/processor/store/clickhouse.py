@@ -24,7 +24,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.httputil import get_pool_manager
 
 from tollspan.processor.errors import ConfigError, StoreError, StoreUnavailable
-from tollspan.processor.store import lock
+from tollspan.processor.store import forks, lock
 from tollspan.processor.store.faults import REFUSED_LOGIN, code_of, one_line, root_cause, translate
 from tollspan.processor.store.location import Embedded, Location, Server
 
@@ -161,7 +161,7 @@ class Store:
                 settings={**self._insert_settings, "insert_deduplication_token": token},
             )
         except (ClickHouseError, OSError) as error:
-            raise translate(error, f"insert into {table}") from error
+            raise translate(error, f"insert into {table}", insert=True) from error
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Run a SELECT on the store's own reading handle; see `Reader.query`. Never writes."""
@@ -241,7 +241,13 @@ def open_embedded(location: Embedded, create: bool) -> Store:
         ) from None
     if not create and not location.engine.is_dir():
         raise StoreError(f"There is no store at {location.directory}.", "`tollspan serve` makes one; or check --store.")
+    if forks.inherited():
+        raise StoreError(
+            f"Store {location.directory} cannot be opened in a process that was forked from one which had it open.",
+            "Open it before any fork or only after, or run `tollspan serve` and use its ports.",
+        )
     lock.acquire(location.directory)
+    forks.opened()
 
     def connect(read_only: bool) -> Client:
         try:
@@ -294,7 +300,14 @@ def server_client(location: Server) -> Client:
     options: dict[str, Any] = dict(location.options)
     if _loopback(location.host):
         # A proxy from the environment is for the world outside, not for this machine.
-        options["pool_mgr"] = get_pool_manager()
+        # With a pool of our own, what the URL says of TLS has to be told to the pool.
+        given: dict[str, Any] = {
+            name: options[name] for name in ("ca_cert", "client_cert", "client_cert_key") if name in options
+        }
+        verify = options.get("verify", "true").lower() not in ("false", "0", "no", "off")
+        if verify and (name := options.get("server_host_name")):
+            given |= {"assert_hostname": name, "server_hostname": name}
+        options["pool_mgr"] = get_pool_manager(verify=verify, **given)
     try:
         return clickhouse_connect.get_client(
             host=location.host,

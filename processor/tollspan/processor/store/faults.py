@@ -11,7 +11,7 @@ from typing import Final
 
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error, OperationalError, ProgrammingError
 
-from tollspan.processor.errors import StoreError, StoreUnavailable
+from tollspan.processor.errors import StoreError, StoreUnavailable, StoreUnfit
 
 RETRYABLE: Final[dict[int, str]] = {
     3: "UNEXPECTED_END_OF_FILE",
@@ -57,6 +57,29 @@ RETRYABLE: Final[dict[int, str]] = {
 }
 """ClickHouse error codes after which the same call may succeed. A test compares the names with the engine's own."""
 
+MENDABLE: Final[dict[int, str]] = {
+    10: "NOT_FOUND_COLUMN_IN_BLOCK",
+    16: "NO_SUCH_COLUMN_IN_TABLE",
+    20: "NUMBER_OF_COLUMNS_DOESNT_MATCH",
+    47: "UNKNOWN_IDENTIFIER",
+    60: "UNKNOWN_TABLE",
+    81: "UNKNOWN_DATABASE",
+    115: "UNKNOWN_SETTING",
+    164: "READONLY",
+    192: "UNKNOWN_USER",
+    193: "WRONG_PASSWORD",
+    194: "REQUIRED_PASSWORD",
+    218: "TABLE_IS_DROPPED",
+    291: "DATABASE_ACCESS_DENIED",
+    452: "SETTING_CONSTRAINT_VIOLATION",
+    497: "ACCESS_DENIED",
+    516: "AUTHENTICATION_FAILED",
+}
+"""Codes by which an insert is refused whatever its rows are: tables, rights or settings are not as they should be.
+
+Rows refused so are not at fault: `write` has them wait until somebody has mended the store.
+"""
+
 REFUSED_LOGIN: Final = frozenset({192, 193, 194, 516})
 """UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, AUTHENTICATION_FAILED."""
 
@@ -75,14 +98,17 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def translate(error: Exception, doing: str) -> StoreError:
+def translate(error: Exception, doing: str, *, insert: bool = False) -> StoreError:
     """The error to raise instead of ``error``.
 
     Args:
         error: from clickhouse_connect, urllib3 or chdb.
         doing: what was tried, e.g. ``insert into ledger``; begins the message.
+        insert: rows of ours were offered; what is `MENDABLE` is `StoreUnfit` then.
     """
     message = f"Store: {doing} failed: {one_line(error)}"
+    if insert and code_of(error) in MENDABLE:
+        return StoreUnfit(message, "Mend the store's tables, rights or settings.")
     return StoreUnavailable(message) if is_transient(error) else StoreError(message)
 
 

@@ -128,11 +128,15 @@ def write_service(directory: Path, info: Mapping[str, object]) -> None:
 
     Args:
         directory: the store's directory, held by this process.
-        info: ``{"pid": …, "grpc": "host:port", "sql": "host:port" or None}``.
+        info: ``{"pid": …, "grpc": "host:port", "sql": "host:port" or None}``; with ``"sql_tls": True`` and
+            ``"sql_key"``, a password, where the SQL port asks for these.
     """
     path = directory / "serve.json"
     draft = path.with_suffix(".json.new")
-    draft.write_text(json.dumps(dict(info)) + "\n")
+    draft.unlink(missing_ok=True)
+    # The key of the SQL port is in it where that needs a login: for the store's owner alone.
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(json.dumps(dict(info)) + "\n")
     draft.replace(path)
 
 
