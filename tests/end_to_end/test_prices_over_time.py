@@ -71,10 +71,11 @@ def health(service: Service, name: str) -> int:
         return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status)
 
 
-def metrics(service: Service) -> dict[str, int]:
+def metrics(service: Service) -> dict[str, float]:
     with urllib.request.urlopen(f"http://{service.info['sql']}/metrics", timeout=20) as answer:
         lines = answer.read().decode().splitlines()
-    return {name: int(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+    samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
 
 
 def test_a_span_sent_again_after_a_restart_with_another_book_keeps_its_first_price(folder: Path, prices: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 import numpy as np
-import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollspan.processor.assemble import Assembler, correct
+from tollspan.processor import revisions
+from tollspan.processor.assemble import NO_PARENT, Assembler, correct
 from tollspan.processor.identity import ascending, distinct, repeated
+from tollspan.processor.journal import Range
+from tollspan.processor.recent_log import Record
 
 ROOT = 0
 
@@ -40,57 +42,40 @@ def expected_rollups(spans: list[Span]) -> set[int]:
     return rollups
 
 
-LEDGER = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("cost", pa.decimal128(38, 12)),
-        ("cost_status", pa.string()),
-        ("cost_reasons", pa.string()),
-        ("charges.meter", pa.list_(pa.string())),
-        ("charges.cost", pa.list_(pa.decimal128(38, 12))),
-        ("charges.status", pa.list_(pa.string())),
-        ("revision", pa.uint64()),
-    ]
-)
+@dataclass
+class Billed:
+    """The bill as a ReplacingMergeTree(revision) would show it: who is a roll-up, by span id."""
 
+    assembler: Assembler = field(default_factory=Assembler)
+    rolled: dict[int, bool] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
 
-def ledger(spans: list[Span]) -> pa.Table:
-    return pa.table(
-        [
-            [s.id for s in spans],
-            [Decimal(1)] * len(spans),
-            ["priced"] * len(spans),
-            [""] * len(spans),
-            [["tokens.output"]] * len(spans),
-            [[Decimal(1)]] * len(spans),
-            [["priced"]] * len(spans),
-            [0] * len(spans),
-        ],
-        schema=LEDGER,
-    )
+    def feed(self, batches: list[list[Span]]) -> dict[int, bool]:
+        for batch in batches:
+            now = float(len(self.records) + 1)
+            keys = np.array([s.id for s in batch], np.uint64)
+            parents = np.array([s.parent for s in batch], np.uint64)
+            tokens = np.array([s.tokens for s in batch], bool)
+            rollups, announced = self.assembler.mark(keys, parents, parents == ROOT, tokens)
+            for span, rolled in zip(batch, rollups.tolist(), strict=True):
+                self.rolled[span.id] = self.rolled.get(span.id, False) or rolled
+            for place in self.assembler.late(announced).tolist():
+                self.rolled[place[3]] = True
+            order = np.argsort(keys)
+            billed = np.sort(keys[tokens & ~rollups])
+            places = np.column_stack([np.zeros((len(billed), 3), np.uint64), billed])
+            spans = np.column_stack([np.where(parents == keys, NO_PARENT, parents), keys])[order]
+            self.assembler.learn(keys[order], spans, announced, billed, places, now)
+            at = Range(1, len(self.records), len(self.records) + 1)
+            self.records.append(
+                Record(at, "", int(now * 1e9), 10**9, {}, keys[order], spans, announced, billed, places)
+            )
+        return self.rolled
 
-
-def feed(assembler: Assembler, batches: list[list[Span]]) -> dict[int, dict]:
-    """Final ledger row by span id, as a ReplacingMergeTree(revision) would show it."""
-    rows: dict[int, dict] = {}
-    for now, batch in enumerate(batches):
-        keys = np.array([s.id for s in batch], np.uint64)
-        parents = np.array([s.parent for s in batch], np.uint64)
-        tokens = np.array([s.tokens for s in batch], bool)
-        rollups, announced = assembler.mark(keys, parents, parents == ROOT, tokens, float(now))
-        late = assembler.corrections(announced, LEDGER)
-        table = ledger(batch)
-        written = table.to_pylist()
-        for row, rolled in zip(written, rollups, strict=True):
-            if rolled:
-                row.update(cost=None, cost_status="rollup", revision=1)
-        mine = tokens & ~rollups
-        assembler.remember(keys, table, mine, float(now))
-        written += late.to_pylist() if late is not None else []
-        for row in written:
-            if row["id"] not in rows or row["revision"] >= rows[row["id"]]["revision"]:
-                rows[row["id"]] = row
-    return rows
+    def revive(self) -> None:
+        """Another process, that knows what was put down."""
+        self.assembler = Assembler()
+        self.assembler.recall(self.records)
 
 
 @st.composite
@@ -106,42 +91,69 @@ def trees_in_any_order(draw: st.DrawFn) -> list[list[Span]]:
 @given(trees_in_any_order())
 @settings(max_examples=300, deadline=None)
 def test_a_rollup_is_found_in_any_order_and_batching(batches: list[list[Span]]) -> None:
-    rows = feed(Assembler(), batches)
-    found = {i for i, row in rows.items() if row["cost_status"] == "rollup"}
-    assert found == expected_rollups([s for batch in batches for s in batch])
+    rolled = Billed().feed(batches)
+    assert {i for i, r in rolled.items() if r} == expected_rollups([s for batch in batches for s in batch])
 
 
 @given(trees_in_any_order())
 @settings(max_examples=100, deadline=None)
-def test_law_an_assembler_that_is_put_down_and_revived_knows_what_it_knew(batches: list[list[Span]]) -> None:
-    whole, parts = Assembler(), Assembler()
-    rows, revived_rows = {}, {}
-    for number, batch in enumerate(batches):
-        rows |= feed(whole, [batch])
-        revived_rows |= feed(parts, [batch])
-        parts = Assembler.revived(*parts.dump(now=float(number)), now=float(number))
-    assert revived_rows == rows
+def test_law_an_assembler_that_recalls_what_was_put_down_knows_what_it_knew(batches: list[list[Span]]) -> None:
+    whole, parts = Billed(), Billed()
+    for batch in batches:
+        whole.feed([batch])
+        parts.feed([batch])
+        parts.revive()
+    assert parts.rolled == whole.rolled
+
+
+@given(trees_in_any_order())
+@settings(max_examples=50, deadline=None)
+def test_law_what_was_owed_when_a_process_died_is_named_by_the_next(batches: list[list[Span]]) -> None:
+    billed = Billed()
+    billed.feed(batches)
+    owed = {place[3] for place in Assembler().recall(billed.records).tolist()}
+    late = {i for i, rolled in billed.rolled.items() if rolled} & {
+        key for record in billed.records for key in record.billed.tolist()
+    }
+    assert owed == late
+
+
+def test_marking_takes_nothing_in() -> None:
+    assembler = Assembler()
+    keys, parents = np.array([1, 2], np.uint64), np.array([0, 1], np.uint64)
+    for _ in range(2):
+        rollups, announced = assembler.mark(keys, parents, parents == 0, np.ones(2, bool))
+        assert (rollups.tolist(), announced.tolist()) == ([True, False], [1])
 
 
 def test_a_cycle_of_parents_ends() -> None:
-    rows = feed(Assembler(), [[Span(1, 2, True), Span(2, 1, True), Span(3, 3, True)]])
-    assert set(rows) == {1, 2, 3}
+    assert set(Billed().feed([[Span(1, 2, True), Span(2, 1, True), Span(3, 3, True)]])) == {1, 2, 3}
 
 
 def test_resending_the_parent_alone_does_not_bill_it_again() -> None:
-    assembler = Assembler()
-    rows = feed(assembler, [[Span(1, ROOT, True), Span(2, 1, True)]])
-    assert rows[1]["revision"] > 0
-    again = feed(Assembler(), [[Span(1, ROOT, True)]])
-    assert again[1]["revision"] < rows[1]["revision"], "the store keeps the higher revision: the roll-up"
+    assert revisions.rolled_up(revisions.arrived()) > revisions.arrived(), "the store keeps the higher revision"
 
 
 def test_memory_of_old_spans_is_bounded() -> None:
     assembler = Assembler(max_spans=1000)
+    none = np.zeros(0, np.uint64)
     for now in range(100):
         keys = np.arange(100, dtype=np.uint64) + np.uint64(now * 1000 + 1)
-        assembler.mark(keys, keys, np.ones(100, bool), np.ones(100, bool), float(now))
-    assert sum(len(g.keys) for g in assembler._generations) <= 1100
+        places = np.zeros((100, 4), np.uint64)
+        assembler.learn(keys, np.zeros((100, 2), np.uint64), none, keys, places, float(now))
+    assert len(assembler.spans) <= 1100
+    assert len(assembler.billed) <= 1100
+    assert 80 < assembler.since < 99, "what is forgotten is known"
+
+
+def test_what_is_older_than_the_window_is_forgotten() -> None:
+    assembler = Assembler(window_s=10.0)
+    none = np.zeros(0, np.uint64)
+    for now in range(100):
+        key = np.array([now + 1], np.uint64)
+        assembler.learn(key, np.zeros((1, 2), np.uint64), none, key, np.zeros((1, 4), np.uint64), float(now))
+    assert len(assembler.spans.find(np.array([1, 2, 3], np.uint64))[0]) == 0
+    assert len(assembler.spans.find(np.array([95, 100], np.uint64))[0]) == 2
 
 
 def test_a_corrected_row_keeps_what_is_not_tokens() -> None:
@@ -153,12 +165,16 @@ def test_a_corrected_row_keeps_what_is_not_tokens() -> None:
         "charges.cost": [Decimal("2"), Decimal("5"), Decimal("1")],
         "charges.status": ["priced", "priced", "priced"],
         "revision": 0,
+        "revised": False,
+        "arrival_cost": None,
     }
     fixed = correct(row)
     assert fixed["cost"] == Decimal("1")
     assert fixed["charges.meter"] == ["cpu.seconds"]
     assert fixed["cost_status"] == "priced"
     assert fixed["cost_reasons"] == "rollup"
+    assert (fixed["revised"], fixed["arrival_cost"]) == (True, Decimal("3")), "what it cost on arrival is kept"
+    assert correct(fixed)["arrival_cost"] == Decimal("3")
     estimated = row | {"cost_reasons": "unknown_device,usage_incomplete,usage_estimated"}
     assert correct(estimated)["cost_reasons"] == "unknown_device,rollup"
     unknown = row | {"charges.status": ["priced", "priced", "unpriced"], "charges.cost": [Decimal(2), Decimal(5), None]}
@@ -174,16 +190,3 @@ def test_keys_are_grouped_as_numpy_groups_them(keys: np.ndarray) -> None:
         assert found.tolist() == expected.tolist()
     assert ascending(keys).tolist() == sorted(set(keys.tolist()))
     assert repeated(keys).tolist() == [key in keys[:row].tolist() for row, key in enumerate(keys.tolist())]
-
-
-def test_remembered_ledger_rows_are_bounded_in_bytes_and_the_youngest_are_still_corrected() -> None:
-    table = ledger([Span(1, 0, True)] * 1000)
-    assembler = Assembler(max_bytes=10 * table.nbytes)
-    every = np.ones(1000, bool)
-    for batch in range(40):
-        assembler.mark(*(np.zeros(0, kind) for kind in (np.uint64, np.uint64, bool, bool)), float(batch))
-        assembler.remember(np.arange(1000, dtype=np.uint64) + np.uint64(1000 * batch + 1), table, every, float(batch))
-        assert assembler._written_bytes <= 11 * table.nbytes
-    corrected = assembler.corrections(np.array([1, 39_001, 40_000], np.uint64), LEDGER)
-    assert corrected is not None
-    assert corrected.num_rows == 2

@@ -44,6 +44,7 @@ class Line:
             Settings(keep=self.keep, decision_wait_s=0.0, linger_s=0.0),
             self.counters,
         )
+        self.pipeline.recall(self.folder / "recent", "store")
 
     def crash(self) -> None:
         """Close the files without releasing anything."""
@@ -125,10 +126,8 @@ def test_a_call_that_tells_only_its_bytes_above_one_that_tells_its_usage_is_the_
 def restart(line: Line) -> None:
     """The process ends as it should, and another takes over."""
     line.drain()
-    line.pipeline.keep(line.folder / "window", "store")
     line.journal.close()
     line.open()
-    line.pipeline.resume(line.folder / "window", "store")
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
@@ -161,37 +160,6 @@ def test_a_correction_that_the_store_did_not_take_is_not_forgotten(line: Line) -
     line.drain()
     line.store = flaky.store
     assert total(line) == (2, CALL)
-
-
-def test_a_window_of_another_store_is_not_taken_up(line: Line, caplog: pytest.LogCaptureFixture) -> None:
-    line.send(chat(1, tokens=(5000, 500)))
-    line.work()
-    line.pipeline.keep(line.folder / "window", "store")
-    line.pipeline.resume(line.folder / "window", "another")
-    assert "another store's" in caplog.text
-    assert not (line.folder / "window").exists()
-
-
-@pytest.mark.parametrize("spoil", ["window.npz", "written-0.arrow"])
-@pytest.mark.parametrize("how", ["torn", "gone", "other"])
-def test_a_window_that_cannot_be_read_costs_nothing_else(
-    line: Line, spoil: str, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    line.send(chat(1, tokens=(5000, 500)))
-    line.work()
-    folder = line.folder / "window"
-    line.pipeline.keep(folder, "store")
-    content = (folder / spoil).read_bytes()
-    if how == "gone":
-        (folder / spoil).unlink()
-    else:
-        (folder / spoil).write_bytes(content[: len(content) // 2] if how == "torn" else b"nothing of ours")
-    line.pipeline.resume(folder, "store")
-    assert "not taken up" in caplog.text
-    assert not folder.exists()
-    line.send(chat(3))
-    line.drain()
-    assert total(line) == (2, 6 * CALL)
 
 
 def test_a_resend_in_other_batches_changes_nothing(line: Line) -> None:
@@ -323,8 +291,8 @@ def test_one_poisonous_request_does_not_keep_its_batch_out_of_the_ledger(store: 
     line.drain()
     assert total(line) == (6, 6 * CALL)
     assert line.counters.snapshot()["decoded.spans"] == 6, "dividing a batch counts no span twice"
-    (kept,) = (tmp_path / "journal" / "set-aside").glob("*.otlp")
-    assert kept.read_bytes() == payload([chat(3)])
+    (kept,) = line.pipeline.quarantine.entries()
+    assert line.pipeline.quarantine.payload(kept) == payload([chat(3)])
     line.journal.close()
 
 

@@ -21,6 +21,9 @@ from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_mo
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.normalize import Normalized
 
+PROVIDER_ASSUMED: Final = "provider_assumed"
+"""Reason of a row whose provider nothing but the name of its model told, see `tollspan.processor.providers`."""
+
 SELECTORS: Final = (
     "provider",
     "model",
@@ -54,7 +57,17 @@ _TEXT: Final = (
 
 _USED: Final = sorted(
     {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
-    | {"batch_size", "invalid", "incomplete", "sent", "deferred", "estimated", "reported_cost", *_TEXT}
+    | {
+        "batch_size",
+        "invalid",
+        "incomplete",
+        "sent",
+        "deferred",
+        "estimated",
+        "provider_assumed",
+        "reported_cost",
+        *_TEXT,
+    }
 )
 
 
@@ -78,22 +91,23 @@ def plain(column: Any) -> pa.Array:
     return column
 
 
-def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charged:
+def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine, batch: int = 0) -> Charged:
     """Price the billable spans of a batch.
 
     Args:
         normalized: canonical columns and quantities of n spans.
         rollups: shape (n,), spans whose tokens are billed on their descendants.
         engine: prices as of its book's version.
+        batch: what the rows call it, see `accounts`.
 
     The rows' revision says that they arrived now: the first price of a span is the one that stays.
     """
     rows = np.flatnonzero(np.asarray(normalized.table["billable"]))
     index = pa.array(rows)
-    table = normalized.table.select(_USED).take(index)
+    table = {name: _taken(plain(normalized.table[name]), index) for name in _USED}
     rolled = rollups[rows]
 
-    taken = {meter: plain(values).take(index) for meter, values in normalized.quantities.items()}
+    taken = {meter: _taken(plain(values), index) for meter, values in normalized.quantities.items()}
     quantities = {}
     for meter, mine in _beside_usage(taken, table["kind"]).items():
         if is_model(meter) and rolled.any():
@@ -123,6 +137,7 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
         np.asarray(table["incomplete"]) & counted_here,
         np.asarray(pc.fill_null(plain(table["estimated"]), False)) & counted_here,
         rolled,
+        np.asarray(table["provider_assumed"]) & counted_here,
     )
     for mask, state, reason in (
         (empty & valid, "unpriced", "usage_missing"),
@@ -153,6 +168,9 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine) -> Charge
     columns["reported_cost"] = plain(table["reported_cost"])
     revision = revisions.arrived()
     columns["revision"] = pa.array(np.where(rolled, revisions.rolled_up(revision), revision).astype(np.uint64))
+    columns["revised"] = pa.array(np.zeros(len(rows), np.bool_))
+    columns["arrival_cost"] = pa.nulls(len(rows), pa.decimal128(38, 12))
+    columns["batch"] = pa.array(np.full(len(rows), batch, np.uint64))
     return Charged(pa.table(columns), rows)
 
 
@@ -175,7 +193,7 @@ def _beside_usage(quantities: dict[str, Any], kind: Any) -> dict[str, Any]:
     }
 
 
-def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask) -> tuple[Any, Any]:
+def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask, assumed: Mask) -> tuple[Any, Any]:
     """Status and reasons of priced rows, with what only the processor knows about them.
 
     Args:
@@ -183,6 +201,7 @@ def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask) ->
         incomplete: shape (n,), calls that tell one side of their tokens only: at best priced in part.
         estimated: shape (n,), calls whose usage is an estimate, and not counted or measured.
         rolled: shape (n,), roll-ups, whose remaining charges are priced.
+        assumed: shape (n,), calls whose provider only the name of their model tells.
 
     Returns:
         ``cost_status`` and ``cost_reasons``, string or dictionary arrays.
@@ -191,7 +210,12 @@ def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask) ->
     if incomplete.any():
         whole = np.asarray(pc.is_in(_text(status), pa.array(["priced", "free", "included"])))
         status = pc.if_else(pa.array(incomplete & whole), "partial", _text(status))
-    for mask, reason in ((incomplete, USAGE_INCOMPLETE), (estimated, USAGE_ESTIMATED), (rolled, "rollup")):
+    for mask, reason in (
+        (incomplete, USAGE_INCOMPLETE),
+        (estimated, USAGE_ESTIMATED),
+        (assumed, PROVIDER_ASSUMED),
+        (rolled, "rollup"),
+    ):
         if mask.any():
             known = _text(reasons)
             joined = pc.if_else(pc.equal(known, ""), reason, pc.binary_join_element_wise(known, reason, ","))
@@ -205,6 +229,11 @@ def counted(column: Any) -> Any:
     return pc.cast(pc.if_else(right, pc.cast(column, pa.int64()), None), pa.uint32())
 
 
+def _taken(column: Any, index: Any) -> Any:
+    """``column.take(index)``; most columns of most batches say nothing, and those are made and not taken."""
+    return pa.nulls(len(index), column.type) if column.null_count == len(column) else column.take(index)
+
+
 def given(column: Any) -> Any:
     """A string column with '' for null; a dictionary stays one, which is the cheapest form on the way to the store."""
     if not column.null_count:
@@ -212,6 +241,9 @@ def given(column: Any) -> Any:
     if not pa.types.is_dictionary(column.type):
         return pc.fill_null(column, "")
     values = column.dictionary
+    if column.null_count == len(column):
+        nowhere = pa.array(np.zeros(len(column), np.int32))
+        return pa.DictionaryArray.from_arrays(nowhere, pa.array([""], values.type))
     indices = pc.fill_null(column.indices, pa.scalar(len(values), column.indices.type))
     return pa.DictionaryArray.from_arrays(indices, pa.concat_arrays([values, pa.array([""], values.type)]))
 

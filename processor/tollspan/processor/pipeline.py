@@ -2,6 +2,7 @@
 
     batch ─▶ decode ─▶ normalize ─▶ assemble ─▶ charge ─▶ write ledger
                                                     └▶ sample ─▶ write spans and traces ─▶ release
+                                                          └▶ forward
 
 One thread runs it. A batch's ledger rows are written under the token that the journal froze; its place in the journal
 is released when none of its spans waits for a sampling decision any more, so a crash replays whatever bodies were
@@ -10,14 +11,14 @@ still undecided, and the ledger rows that come again land on themselves.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import threading
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,30 +26,40 @@ import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
 from tollspan.pricing.meters import METERS
-from tollspan.processor import window
-from tollspan.processor.assemble import Assembler, billing_keys
+from tollspan.processor.accounts import Accounts, batch_number, figures, late_rows
 from tollspan.processor.bodies import bodies
 from tollspan.processor.charge import Charged, charge, plain
-from tollspan.processor.counters import Counters
+from tollspan.processor.counters import Counters, Laps
 from tollspan.processor.decode import Decoded, decode
-from tollspan.processor.errors import JournalError, StoreError, StoreUnavailable
-from tollspan.processor.identity import Mask, new_seed, span_keys, trace_keys, words
+from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
+from tollspan.processor.identity import Mask
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
-from tollspan.processor.sample import DROPPED, REASONS, Decision, Pending, Round, TailSampler, adjusted_count
+from tollspan.processor.quarantine import FOLDER as QUARANTINE
+from tollspan.processor.quarantine import SET_ASIDE, Entry, Quarantine, halves
+from tollspan.processor.recall import Recall
+from tollspan.processor.recent import RecentSettings
+from tollspan.processor.sample import REASONS, Pending, Round, TailSampler, adjusted_count
 from tollspan.processor.sample import encode_threshold as encode
-from tollspan.processor.summarize import Held, summarize
-from tollspan.processor.tracestate import randomness, stamp_column
-from tollspan.processor.window import Window
+from tollspan.processor.summarize import Held, Kept, kept_of, summarize
+from tollspan.processor.tracestate import randomness
+from tollspan.processor.unknown import Unknown
+from tollspan.processor.values import Between
 from tollspan.processor.write import Writer
+
+if TYPE_CHECKING:
+    from tollspan.processor.forward.forwarder import Forwarder
 
 log = logging.getLogger(__name__)
 
 STORE_ATTEMPTS: Final = 3
-"""Times a batch is offered to a store that refuses it for good before it is divided."""
+"""Times a batch, and a span that stands alone, is offered to a store that refuses it for good; parts between once."""
 
-SET_ASIDE: Final = "set-aside"
-"""Folder of the journal for requests that cannot be processed, one OTLP request a file."""
+LAST_FAULTS: Final = 8
+"""Faults of ours after which a drain ends; what is left comes again at the next start."""
+
+ACCEPTED_S: Final = 600.0
+"""Age from which on a row that the store has taken is not shown to it again when it refuses others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +70,12 @@ class Settings:
         keep: share of error-free traces whose bodies are kept.
         batch_bytes: payload bytes in one batch at the most.
         linger_s: how long a small batch waits for more.
-        decision_wait_s, decision_timeout_s: see `TailSampler`.
+        decision_wait_s: from the arrival of a trace's root to its sampling decision.
+        decision_timeout_s: from a trace's first span to its decision where no root comes.
         max_pending_bytes: bound on bodies that wait for a decision.
     """
 
-    keep: float = 0.1
+    keep: Annotated[float, Between(0, 1)] = 0.1
     batch_bytes: int = 16 << 20
     linger_s: float = 0.25
     decision_wait_s: float = 5.0
@@ -110,6 +122,15 @@ def silent(normalized: Normalized) -> Mask:
     return found
 
 
+def _parts(payloads: list[bytes]) -> list[list[bytes]] | None:
+    """Payloads in two parts: by requests, or by the spans of the only one; None where a single span is left."""
+    if len(payloads) > 1:
+        half = len(payloads) // 2
+        return [payloads[:half], payloads[half:]]
+    both = halves(payloads[0])
+    return None if both is None else [[both[0]], [both[1]]]
+
+
 class Pipeline:
     """Everything behind the journal.
 
@@ -119,16 +140,34 @@ class Pipeline:
         engine: prices.
         settings: see `Settings`.
         counters: shared by all stages.
+        quarantine: for spans that nothing can be done with; the journal's own when None.
+        recent: how much is known of recent spans.
     """
 
     def __init__(
-        self, journal: Journal, writer: Writer, engine: PriceEngine, settings: Settings, counters: Counters
+        self,
+        journal: Journal,
+        writer: Writer,
+        engine: PriceEngine,
+        settings: Settings,
+        counters: Counters,
+        quarantine: Quarantine | None = None,
+        recent: RecentSettings | None = None,
     ) -> None:
         self.journal, self.writer, self.engine = journal, writer, engine
         self.settings, self.counters = settings, counters
-        self.assembler = Assembler()
-        self.seed = new_seed()
-        self._owed: list[dict[str, Any]] = []
+        self.quarantine = quarantine or Quarantine(journal.directory / QUARANTINE, counters)
+        self._attempts = STORE_ATTEMPTS
+        # A row that the store has taken, with its token, and when.
+        self._accepted: tuple[str, pa.Table] | None = None
+        self._accepted_at = 0.0
+        self.recent = Recall(recent or RecentSettings(), writer, counters)
+        self.accounts = Accounts(writer, counters)
+        self.unknown = Unknown(counters)
+        self.forwarder: Forwarder | None = None
+        """Sends kept spans on; set before `run`."""
+        self.laps = Laps(counters, "pipeline.stage.seconds")
+        self._finished: list[_Source] = []
         self.sampler = TailSampler(
             settings.keep,
             wait_s=settings.decision_wait_s,
@@ -141,30 +180,35 @@ class Pipeline:
         # A batch is charged in one call, so it never has prices of two books.
         self.engine = engine
 
-    def keep(self, folder: Path, store: str) -> None:
-        """Put down what is known of recent spans, for the next process; see `tollspan.processor.window`."""
-        window.save(folder, store, Window(self.assembler, self._owed, self.seed))
+    def tune(self, settings: Settings) -> None:
+        """Sample as other settings say; may be called from any thread. How batches are cut does not change."""
+        self.sampler.tune(settings.keep, settings.decision_wait_s, settings.decision_timeout_s)
 
-    def resume(self, folder: Path, store: str) -> None:
-        """Take up what the process before knew; before the first batch."""
-        found = window.load(folder, store)
-        if found is not None:
-            self.assembler, self._owed, self.seed = found
-            self.counters.add("assemble.resumed")
+    def recall(self, folder: Path, store: str) -> None:
+        """Take up what the processes before knew of recent spans; before the first batch. See `Recall.open`."""
+        self.accounts.add_attempts(self.recent.open(folder, self.journal, store))
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; then finish what the journal holds and decide every open trace."""
         while not stop.is_set():
-            try:
-                self.step(self.settings.linger_s)
-            except Exception:
-                # A fault of ours: what it touched stays in the journal, and the line goes on.
-                log.exception("the pipeline met a fault of its own")
-                self.counters.add("pipeline.faults")
+            if self._stepped(self.settings.linger_s) is None:
                 stop.wait(1.0)
-        while self.step(0.0):
-            pass
+        faults = 0
+        while faults < LAST_FAULTS and (more := self._stepped(0.0)) is not False:
+            faults += more is None
+        self.laps.start()
         self._settle(self.sampler.tick(time.monotonic(), everything=True))
+        self._let_go(everything=True)
+
+    def _stepped(self, timeout_s: float) -> bool | None:
+        """As `step`; None where a fault of ours came in between: what it touched stays in the journal, and the line
+        goes on."""
+        try:
+            return self.step(timeout_s)
+        except Exception:
+            log.exception("the pipeline met a fault of its own")
+            self.counters.add("pipeline.faults")
+            return None
 
     def step(self, timeout_s: float) -> bool:
         """Take one batch, if one comes within ``timeout_s``, and decide what is due. True if there was a batch."""
@@ -173,7 +217,9 @@ class Pipeline:
         )
         if batch is not None:
             self._guarded(batch)
+        self.laps.start()
         self._settle(self.sampler.tick(time.monotonic()))
+        self._let_go()
         return batch is not None
 
     def _guarded(self, batch: Batch) -> None:
@@ -184,132 +230,209 @@ class Pipeline:
         batch.payloads.clear()
         try:
             self._divide(source, batch.token, payloads)
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             # The writer gives up on an unreachable store only when it is told to stop: the journal has the batch.
-            log.warning("store still away at shutdown; batch %s stays in the journal", batch.token)
+            log.warning("batch %s stays in the journal: %s", batch.token, error)
             self.counters.add("pipeline.left_in_journal")
             return
         source.complete = True
         self._release(source)
 
-    def _divide(self, source: _Source, token: str, payloads: list[bytes]) -> None:
+    def _divide(self, source: _Source, token: str, payloads: list[bytes], whole: bool = True) -> None:
         """Process payloads; if that fails, halve them until what cannot be processed stands alone, and set it aside.
 
-        Half a batch has a token of its own: the store must not take it for the whole.
+        First requests are halved, then the spans of the one that fails. A part has a token of its own, which is the
+        same every time: the store must not take it for the whole, and has it once when the batch comes again.
+
+        Raises:
+            StoreUnavailable: it is time to stop; or what cannot be processed cannot be set aside either.
         """
+        parts = None if whole else _parts(payloads)
+        self._attempts = STORE_ATTEMPTS if whole or parts is None else 1
+        while True:
+            try:
+                self._process(source, token, payloads)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001  (whatever it is, the others go on)
+                parts = parts or _parts(payloads)
+                if parts is not None:
+                    log.warning("batch %s cannot be processed whole (%s); trying its halves", token, error)
+                    for number, part in enumerate(parts):
+                        self._divide(source, f"{token}.{number}", part, whole=False)
+                elif isinstance(error, StoreError) and not self._takes_others():
+                    # Somebody has to mend the store; until then it is no different from one that is away.
+                    self.counters.add("pipeline.held")
+                    log.error("the store refuses what it took before: %s Everything waits until it is mended.", error)
+                    self.writer.rest()
+                    continue
+                else:
+                    self._set_aside(source, token, payloads[0], error)
+            return
+
+    def _takes_others(self) -> bool:
+        """Whether the store takes a row that it took before; under its token it changes nothing."""
+        if self._accepted is None:
+            return True
+        token, row = self._accepted
         try:
-            self._process(source, token, payloads)
+            self.writer.write(token, row, None, None)
         except StoreUnavailable:
             raise
-        except Exception as error:
-            if len(payloads) > 1:
-                log.warning("batch %s cannot be processed whole (%s); trying its halves", token, error)
-                half = len(payloads) // 2
-                self._divide(source, f"{token}.0", payloads[:half])
-                self._divide(source, f"{token}.1", payloads[half:])
-                return
-            log.exception("a request of batch %s cannot be processed", token)
-            self._set_aside(token, payloads[0])
+        except StoreError:
+            return False
+        return True
 
-    def _set_aside(self, token: str, payload: bytes) -> None:
-        """Keep a request that nothing can be done with, out of the way of the others; the next start tries it again."""
-        folder = self.journal.directory / SET_ASIDE
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{token}.otlp"
-        with path.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        log.error("its spans are kept in %s and tried again at the next start", path)
+    def _set_aside(self, source: _Source, token: str, payload: bytes, error: Exception) -> None:
+        """Keep a request that nothing can be done with, out of the way of the others."""
+        reason = "store_refused" if isinstance(error, StoreError) else "fault"
+        if reason == "fault":
+            log.error("a span of batch %s cannot be processed", token, exc_info=error)
+        spans = self._quarantine(token, payload, reason, str(error) or type(error).__name__).spans or 0
         self.counters.add("pipeline.set_aside")
+        self.accounts.add(self._account(source.batch, token, 1) | {"spans": spans, "set_aside": spans})
+
+    def _quarantine(self, token: str, payload: bytes, reason: str, detail: str) -> Entry:
+        entry = self.quarantine.put(payload, reason, detail=detail, token=token)
+        if entry is None:
+            # It was acknowledged, so it stays in the journal, and with it its batch.
+            raise StoreUnavailable("What cannot be processed finds no room in quarantine.")
+        log.error("what cannot be processed is kept as %s: see `tollspan quarantine`", entry.id)
+        return entry
+
+    def _account(self, batch: Batch, token: str, requests: int) -> dict[str, Any]:
+        """An account of a part of a batch, with no figures yet."""
+        part = token[len(batch.token) :]
+        return self.accounts.open(batch.token, part, batch.position, batch.received_ns, self.journal.id, requests)
 
     def take_back(self) -> None:
         """Bring what an earlier run set aside into the line again; a newer version may know what to do with it."""
-        for path in sorted((self.journal.directory / SET_ASIDE).glob("*.otlp")):
-            try:
+        try:
+            for path in sorted((self.journal.directory / SET_ASIDE).glob("*.otlp")):
                 self.journal.append(path.read_bytes()).wait()
-            except JournalError as error:
-                # No room now: the file stays for the next start, and the worker goes on.
-                log.warning("%s cannot be taken back yet: %s", path, error)
-                return
-            path.unlink()
-            self.counters.add("pipeline.taken_back")
+                path.unlink()
+                self.counters.add("pipeline.taken_back")
+            again = [entry for entry in self.quarantine.entries() if entry.retry]
+            for entry in again[: self.quarantine.limits.retry_at_start]:
+                try:
+                    payload = self.quarantine.payload(entry)
+                except ConfigError as error:
+                    log.error("%s", error)
+                    continue
+                self.journal.append(payload).wait()
+                self.quarantine.drop(entry)
+                self.counters.add("pipeline.taken_back")
+        except (JournalError, OSError) as error:
+            # No room now: the rest stays where it is, and the worker goes on.
+            log.warning("what was set aside cannot be taken back yet: %s", error)
 
     def _release(self, source: _Source) -> None:
         if source.complete and not source.waiting:
+            self._finished.append(source)
+
+    def _let_go(self, everything: bool = False) -> None:
+        """Release batches, of which nothing may be needed again: their accounts and what they taught are durable."""
+        if not (self._finished or self.accounts.due or everything):
+            return
+        try:
+            self.accounts.flush()
+        except StoreUnavailable as error:
+            log.warning("%d batches stay in the journal: %s", len(self._finished), error)
+            return
+        self.recent.sync()
+        for source in self._finished:
             self.journal.release(source.batch)
+        self._finished.clear()
+        with contextlib.suppress(StoreUnavailable):
+            self.unknown.flush(self.writer, everything)
 
     def _process(self, source: _Source, token: str, payloads: list[bytes]) -> None:
+        batch = source.batch
+        part = token[len(batch.token) :]
+        account = self._account(batch, token, len(payloads))
         received = sum(map(len, payloads))
-        decoded = decode(payloads)
+        self.laps.start()
+        everything = decode(payloads)
+        rejected = sum(everything.rejected.values())
+        account |= {"spans": len(everything) + rejected, "rejected": rejected, "malformed": len(everything.malformed)}
+        for index in everything.malformed:
+            # Acknowledged, and no parser reads it: a fault of ours, so it is kept as it came.
+            self._quarantine(token, payloads[index], "malformed", "no decoder reads it")
+        self.laps.lap("decode")
+        decoded, who, seen = self.recent.new(everything)
+        account |= seen
+        self.laps.lap("sift")
         if not len(decoded):
-            self._count_decoded(decoded)
+            self._count_decoded(everything, received, seen)
+            self.accounts.add(account)
             return
         now = time.monotonic()
-        normalized = normalize(decoded, received_ns=time.time_ns())
+        normalized = normalize(decoded, received_ns=batch.received_ns)
+        self.unknown.see(decoded, normalized, batch.received_ns)
+        self.laps.lap("normalize")
         table = normalized.table
-        trace = words(table["trace_id"], 2)
-        traces = trace_keys(trace, self.seed)
-        spans = span_keys(traces, words(table["span_id"], 1)[:, 0], self.seed)
-        parent = words(table["parent_span_id"], 1)[:, 0]
-        root = parent == 0
         tokens = np.asarray(table["token_bearing"]) | silent(normalized)
         embeddings = np.asarray(pc.fill_null(pc.equal(plain(table["operation"]), "embeddings"), False))
         # What stands elsewhere accounts for nobody's bill, or a call with such a span beneath it would have none.
         elsewhere = np.asarray(pc.fill_null(plain(table["elsewhere"]), False))
-        rollups, announced = self.assembler.mark(
-            spans,
-            span_keys(traces, parent, self.seed),
-            root,
+        rollups, announced = self.recent.assembler.mark(
+            who.keys,
+            who.parents,
+            who.root,
             tokens,
-            now,
             used=used(normalized) & ~elsewhere,
             embeddings=embeddings,
+            order=who.order,
         )
         rollups |= elsewhere
+        self.laps.lap("assemble")
 
-        charged = charge(normalized, rollups, self.engine)
+        charged = charge(normalized, rollups, self.engine, batch_number(batch.token))
         ledger = charged.ledger
-        late = self.assembler.corrections(announced, ledger.schema)
-        if late is not None:
-            # Owed until written: a batch that fails is marked again, and its children are then no news.
-            self._owed.extend(late.to_pylist())
-        billed = (tokens & ~rollups)[charged.rows]
-        self.assembler.remember(billing_keys(spans, embeddings)[charged.rows], ledger, billed, now)
-        # Rows owed from another try take this batch's column types: which are dictionaries differs between batches.
-        owed = pa.Table.from_pylist(self._owed, schema=ledger.schema)
-        self._write(token, pa.concat_tables([ledger, owed]) if self._owed else ledger, None, None)
-        # Counted once written: a batch that is divided comes through here again.
-        self._count_decoded(decoded)
-        self._count(charged)
-        self._owed.clear()
-
-        held = self._hold(decoded, normalized, charged, root, received)
+        account |= figures(ledger, self.engine.book_version)
+        late = self.recent.late(np.asarray(decoded.spans["end_ns"])[charged.rows], batch)
+        account["late"] = int(np.count_nonzero(late))
+        self.laps.lap("charge")
+        held = self._hold(decoded, normalized, charged, who.root, received // len(everything))
         states = decoded.spans["trace_state"]
-        chance, incoming = randomness(plain(states), trace)
+        chance, incoming = randomness(plain(states), who.trace)
+        billed = charged.rows[(tokens & ~rollups)[charged.rows]]
+        starts = np.asarray(table["start_ns"]).astype(np.uint64)
+        record = self.recent.record(batch, part, account, who, announced, billed, embeddings, starts)
+        self.laps.lap("remember")
+        try:
+            self._write(token, ledger, None, None)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            self.recent.void(record)
+            raise
+        self.laps.lap("write_ledger")
+        account["corrections"] = self.recent.learn(record)
+        # Counted once written: a batch that is divided comes through here again.
+        self.accounts.add(account, late_rows(ledger, late))
+        self._count_decoded(everything, received, seen)
+        self._count(charged)
+
         self.sampler.offer(
             Pending(
                 source=source,
                 bodies=held,
                 rows=np.arange(len(decoded), dtype=np.int64),
-                trace=traces,
-                span=spans,
+                trace=who.traces,
+                span=who.keys,
                 randomness=chance,
                 incoming=incoming,
-                root=root,
+                root=who.root,
                 error=np.asarray(held.facts["error"]),
                 arrived=now,
                 nbytes=held.nbytes,
             )
         )
         source.waiting += 1
+        self.laps.lap("hold")
 
-    def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, received: int) -> Held:
+    def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, span_bytes: int) -> Held:
         table = normalized.table
         row_of = np.full(len(decoded), -1, np.int64)
         row_of[charged.rows] = np.arange(len(charged.rows))
@@ -325,21 +448,30 @@ class Pipeline:
                 "service": plain(table["service"]),
                 "tenant": plain(table["tenant"]),
                 "cost": plain(charged.ledger["cost"]).take(at),
-                "cost_status": pc.cast(plain(charged.ledger["cost_status"]), pa.string()).take(at),
+                "cost_status": plain(charged.ledger["cost_status"]).take(at),
             }
         )
-        return Held(decoded, facts, received // max(len(decoded), 1))
+        costs = self.forwarder.costs(charged.ledger, charged.rows, len(decoded)) if self.forwarder else None
+        return Held(decoded.waiting(), facts, span_bytes, costs)
 
     def _settle(self, decided: Round) -> None:
         """Write what a round decided, then release the batches that wait for nothing more."""
         if decided.decisions:
-            kept = [t for d in decided.decisions if (t := self._kept(d)) is not None]
-            spans = pa.concat_tables(kept, promote_options="permissive") if kept else None
+            self.laps.lap("sample")
+            kept = [some for decision in decided.decisions if (some := kept_of(decision)) is not None]
+            tables = [self._bodies(some) for some in kept]
+            spans = pa.concat_tables(tables, promote_options="permissive") if tables else None
+            self.laps.lap("bodies")
             summaries = summarize(decided.decisions, decided.traces, self.engine)
+            self.laps.lap("summarize")
             self.counters.add("sampled.traces", decided.traces)
             self.counters.add("sampled.kept_traces", int(pc.sum(summaries["kept"]).as_py() or 0))
             self.counters.add("sampled.spans", sum(len(d.rows) for d in decided.decisions))
             self.counters.add("sampled.kept_spans", spans.num_rows if spans is not None else 0)
+            spooled = None
+            if self.forwarder is not None:
+                spooled = self.forwarder.keep(kept)
+                self.laps.lap("forward")
             try:
                 # These rows replace or merge with themselves when they come again, so the token is only for retries.
                 self._write(uuid.uuid4().hex, None, spans, summaries)
@@ -347,56 +479,58 @@ class Pipeline:
                 log.exception("%d kept spans cannot be written; their batches stay in the journal", len(kept))
                 self.counters.add("pipeline.unwritten_rounds")
                 return
+            if spooled is not None:
+                # Durable before the batches that these spans came in are released.
+                spooled.wait()
+            self.laps.lap("write_bodies")
         for source in decided.finished:
             source.waiting -= 1
             self._release(source)
 
-    def _kept(self, decision: Decision) -> pa.Table | None:
-        """Bodies of the kept rows of one batch."""
-        keep = (decision.reason != DROPPED) & ~decision.duplicate
-        rows = decision.rows[keep]
-        if not len(rows):
-            return None
-        held: Held = decision.bodies
-        thresholds, codes = decision.threshold[keep], decision.reason[keep].astype(np.int64)
-        levels, level = np.unique(thresholds, return_inverse=True)
-        facts = held.facts.take(pa.array(rows))
-        table = bodies(
-            held.decoded,
-            rows,
+    @staticmethod
+    def _bodies(kept: Kept) -> pa.Table:
+        """Rows of ``spans``."""
+        levels, level = np.unique(kept.threshold, return_inverse=True)
+        facts = kept.held.facts.take(pa.array(kept.rows))
+        return bodies(
+            kept.spans,
             {
                 "SamplingThreshold": pa.array([encode(int(v)) for v in levels]).take(pa.array(level)),
                 "AdjustedCount": pa.array([adjusted_count(int(v)) for v in levels]).take(pa.array(level)),
-                "KeepReason": pa.array(list(REASONS)).take(pa.array(codes)),
+                "KeepReason": pa.array(list(REASONS)).take(pa.array(kept.reason.astype(np.int64))),
                 "Cost": plain(facts["cost"]),
-                "CostStatus": pc.fill_null(plain(facts["cost_status"]), ""),
+                "CostStatus": pc.fill_null(pc.cast(plain(facts["cost_status"]), pa.string()), ""),
             },
         )
-        at = table.column_names.index("TraceState")
-        return table.set_column(at, "TraceState", stamp_column(table["TraceState"], thresholds))
 
     def _write(self, token: str, ledger: pa.Table | None, spans: pa.Table | None, traces: pa.Table | None) -> None:
-        for attempt in range(1, STORE_ATTEMPTS + 1):
+        attempts = self._attempts if ledger is not None else STORE_ATTEMPTS
+        for attempt in range(1, attempts + 1):
             try:
                 self.writer.write(token, ledger, spans, traces)
+                if ledger is not None and ledger.num_rows and time.monotonic() - self._accepted_at > ACCEPTED_S:
+                    # Copied: a slice would hold the whole batch.
+                    self._accepted, self._accepted_at = (token, ledger.take(pa.array([0]))), time.monotonic()
                 return
             except StoreUnavailable:
                 raise
             except StoreError as error:
-                if attempt == STORE_ATTEMPTS:
+                if attempt == attempts:
                     raise
                 log.warning("store refused %s (attempt %d): %s", token, attempt, error)
                 time.sleep(0.2 * attempt)
 
-    def _count_decoded(self, decoded: Decoded) -> None:
+    def _count_decoded(self, decoded: Decoded, received: int, seen: dict[str, int]) -> None:
         self.counters.add("decoded.spans", len(decoded))
+        self.counters.add("decoded.bytes", received)
         self.counters.add("decoded.malformed", len(decoded.malformed))
+        for name, count in seen.items():
+            self.counters.add(f"recent.{name}", count)
         for reason, count in decoded.rejected.items():
             self.counters.add(f"rejected.{reason}", count)
 
     def _count(self, charged: Charged) -> None:
         self.counters.add("ledger.rows", charged.ledger.num_rows)
-        self.counters.add("ledger.corrections", len(self._owed))
         counts = pc.value_counts(pc.cast(plain(charged.ledger["cost_status"]), pa.string()))
         for entry in counts.to_pylist():
             self.counters.add(f"priced.{entry['values']}", entry["counts"])

@@ -27,7 +27,7 @@ from tollspan.pricing.meters import METERS
 from tollspan.pricing.resolve import IMPLIED_MARK, INPUT_TOKENS, TIER_ASSUMED
 from tollspan.processor import revisions
 from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE
-from tollspan.processor.charge import SELECTORS, plain, settled
+from tollspan.processor.charge import PROVIDER_ASSUMED, SELECTORS, plain, settled
 from tollspan.processor.dialects import TWO_SIDED
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.schema import LEDGER
@@ -68,7 +68,14 @@ class Recharged:
         """The changed rows as repricing ``number`` writes them."""
         rows = self.again.filter(pa.array(self.changed[self.at]))
         revision = revisions.repriced(np.asarray(plain(rows["revision"])), number)
-        rows = rows.set_column(rows.column_names.index("revision"), "revision", pa.array(revision, pa.uint64()))
+        before = self.rows.take(pa.array(self.at[self.changed[self.at]]))
+        first = pc.if_else(before["revised"], before["arrival_cost"], before["cost"])
+        for name, column in (
+            ("revision", pa.array(revision, pa.uint64())),
+            ("revised", pa.array(np.ones(rows.num_rows, np.bool_))),
+            ("arrival_cost", plain(first)),
+        ):
+            rows = rows.set_column(rows.column_names.index(name), name, column)
         return pa.table({name: _coded(plain(rows[name])) for name in rows.column_names})
 
 
@@ -85,12 +92,12 @@ def recharge(rows: pa.Table, engine: PriceEngine) -> Recharged:
     quantities = _quantities(old, engine.book_version)
     selectors = {name: _given(plain(old[name])) for name in SELECTORS}
     costs = engine.price_columns(np.asarray(pc.cast(plain(old["start_time"]), pa.int64())), selectors, quantities)
-    incomplete, estimated = (
+    incomplete, estimated, assumed = (
         np.asarray(pc.match_substring(plain(old["cost_reasons"]), reason))
-        for reason in (USAGE_INCOMPLETE, USAGE_ESTIMATED)
+        for reason in (USAGE_INCOMPLETE, USAGE_ESTIMATED, PROVIDER_ASSUMED)
     )
     rolled = _rolled(old)
-    status, reasons = settled(costs, incomplete, estimated, rolled)
+    status, reasons = settled(costs, incomplete, estimated, rolled, assumed)
     again = old
     for name in costs.column_names:
         again = again.set_column(again.column_names.index(name), name, costs[name])

@@ -73,6 +73,9 @@ LEDGER: Final = pa.schema(
         pa.field("charges.status", _TEXTS, nullable=False),
         pa.field("book_version", _TEXT, nullable=False),
         pa.field("revision", pa.uint64(), nullable=False),
+        pa.field("revised", pa.bool_(), nullable=False),
+        pa.field("arrival_cost", _MONEY),
+        pa.field("batch", pa.uint64(), nullable=False),
     ]
 )
 """``ledger``: one row for each billable span."""
@@ -131,5 +134,65 @@ SPANS: Final = pa.schema(
 )
 """``spans``: bodies of kept spans."""
 
-SCHEMAS: Final[dict[str, pa.Schema]] = {"ledger": LEDGER, "traces": TRACES, "spans": SPANS}
+BATCHES: Final = pa.schema(
+    [
+        pa.field("token", _TEXT, nullable=False),
+        pa.field("part", _TEXT, nullable=False),
+        pa.field("attempt", pa.uint64(), nullable=False),
+        pa.field("batch", pa.uint64(), nullable=False),
+        pa.field("journal", _TEXT, nullable=False),
+        *(pa.field(name, pa.uint64(), nullable=False) for name in ("segment", "first_byte", "end_byte")),
+        *(pa.field(name, _INSTANT, nullable=False) for name in ("received_at", "processed_at")),
+        *(
+            pa.field(name, pa.uint64(), nullable=False)
+            for name in (
+                "requests",
+                "spans",
+                "rejected",
+                "malformed",
+                "duplicates",
+                "conflicts",
+                "set_aside",
+                "rows",
+                "costed",
+                "rollups",
+            )
+        ),
+        pa.field("cost", _MONEY, nullable=False),
+        *(pa.field(name, pa.uint64(), nullable=False) for name in ("corrections", "late")),
+        *(pa.field(name, _INSTANT, nullable=False) for name in ("first_start", "last_start")),
+        pa.field("book_version", _TEXT, nullable=False),
+    ]
+)
+"""``batches``: what each batch came to."""
+
+LATE_ROWS: Final = pa.schema(
+    [
+        pa.field("batch", pa.uint64(), nullable=False),
+        pa.field("start_time", _INSTANT, nullable=False),
+        pa.field("trace_id", pa.binary(16), nullable=False),
+        pa.field("span_id", pa.binary(8), nullable=False),
+        pa.field("cost", _MONEY),
+    ]
+)
+"""``late_rows``: rows that could have been in the ledger before."""
+
+UNKNOWN_ATTRIBUTES: Final = pa.schema(
+    [
+        *(pa.field(name, _TEXT, nullable=False) for name in ("scope", "scope_version", "attribute")),
+        pa.field("usage_told", pa.bool_(), nullable=False),
+        *(pa.field(name, pa.uint64(), nullable=False) for name in ("process", "spans")),
+        *(pa.field(name, _INSTANT, nullable=False) for name in ("first_seen", "last_seen")),
+    ]
+)
+"""``unknown_attributes``: names that no dialect knows."""
+
+SCHEMAS: Final[dict[str, pa.Schema]] = {
+    "ledger": LEDGER,
+    "traces": TRACES,
+    "spans": SPANS,
+    "batches": BATCHES,
+    "late_rows": LATE_ROWS,
+    "unknown_attributes": UNKNOWN_ATTRIBUTES,
+}
 """Schema of each table that stages write to."""

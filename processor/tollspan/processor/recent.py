@@ -1,0 +1,333 @@
+"""Recent: which spans came lately, so that one that comes again is counted once and billed once.
+
+In: keys and content of a batch's spans. Out: which of them are new. A span whose key is known with the same content is
+a duplicate; one whose key is known with other content is a conflict. Neither is priced or written again: **the first
+stays**. That holds within bounds of time and number (`RecentSettings`); beyond them the ledger's own key and revision
+hold the same rule for the bill (`revisions`): a row that comes again lands on the first, which outranks it.
+
+`Generations` is what holds it, for `assemble` too: sorted keys with columns beside them. `recent_log` puts it on disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tollspan.processor.decode import Decoded
+from tollspan.processor.identity import U64, Rows, find, repeated, words
+
+log = logging.getLogger(__name__)
+
+MOST_HASHED: Final = 1 << 20
+"""Bytes of a span's attribute values (and of each other text of it) that its content is told by; beyond them, by their
+length alone."""
+
+NAMED: Final = 5
+"""Conflicts that one line of the log names."""
+
+QUIET_S: Final = 60.0
+"""Least time between two such lines."""
+
+_A: Final = np.uint64(0x9E3779B97F4A7C15)
+_B: Final = np.uint64(0xBF58476D1CE4E5B9)
+_C: Final = np.uint64(0x94D049BB133111EB)
+_BASE: Final = 0xD1342543DE82EF95
+_INVERSE: Final = pow(_BASE, -1, 1 << 64)
+
+
+@dataclass(frozen=True, slots=True)
+class RecentSettings:
+    """How much is known of recent spans: to tell spans that come again, and parents of children that come late.
+
+    Attributes:
+        window_s: how long a span is remembered.
+        max_spans: spans remembered at the most, about 100 bytes of memory each; the oldest are forgotten first.
+        max_bytes: disk space for what has to be known again after a crash; the oldest is removed first.
+    """
+
+    window_s: float = 900.0
+    max_spans: int = 2_000_000
+    max_bytes: int = 512 << 20
+
+
+@dataclass(slots=True)
+class _Generation:
+    """Keys, ascending, and beside each a row of values, that came until ``born``."""
+
+    born: float
+    keys: U64
+    values: U64
+
+
+class Generations:
+    """Keys with values beside them, that grow by batches and are forgotten by age and number.
+
+    A few sorted arrays, searched one after another. Merging only the younger half when there are too many keeps the
+    cost of a batch near that of sorting it. Most keys that are asked for are in none, and a bitmap says so at once.
+
+    Args:
+        width: values beside a key.
+    """
+
+    MOST: Final = 12
+    SLOTS: Final = 1 << 24
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.forgotten = -np.inf
+        """Nothing that came after this was forgotten."""
+        self._generations: list[_Generation] = []
+        self._maybe = np.zeros(self.SLOTS, np.bool_)
+
+    def __len__(self) -> int:
+        return sum(len(each.keys) for each in self._generations)
+
+    def add(self, keys: U64, values: U64, now: float) -> None:
+        """Put keys in.
+
+        Args:
+            keys: ascending, shape (n,).
+            values: shape (n, width), dtype uint64.
+            now: seconds, never less than before.
+        """
+        if not len(keys):
+            return
+        self._generations.append(_Generation(now, keys, values))
+        self._mark(keys)
+        if len(self._generations) > self.MOST:
+            half = len(self._generations) // 2
+            younger = self._generations[half:]
+            merged = np.concatenate([each.keys for each in younger])
+            # Stable is what finds the runs that are sorted already.
+            order = np.argsort(merged, kind="stable")
+            beside = np.concatenate([each.values for each in younger])[order]
+            self._generations[half:] = [_Generation(younger[-1].born, merged[order], beside)]
+
+    def find(self, keys: U64) -> tuple[Rows, U64]:
+        """Rows of ``keys`` that are known, ascending, and the values beside each of them, shape (found, width)."""
+        open_ = np.flatnonzero(self._maybe[keys & np.uint64(self.SLOTS - 1)])
+        rows, values = [], []
+        for each in reversed(self._generations):
+            if not len(open_):
+                break
+            at = find(keys[open_], each.keys)
+            hit = at >= 0
+            if hit.any():
+                rows.append(open_[hit])
+                values.append(each.values[at[hit]])
+                open_ = open_[~hit]
+        if not rows:
+            return np.zeros(0, np.int64), np.zeros((0, self.width), np.uint64)
+        found = np.concatenate(rows)
+        order = np.argsort(found)
+        return found[order], np.concatenate(values)[order]
+
+    def expire(self, horizon: float, most: int) -> None:
+        """Forget what came before ``horizon``, and the oldest beyond ``most`` keys; the youngest generation stays."""
+        before = len(self._generations)
+        while len(self._generations) > 1 and (self._generations[0].born < horizon or len(self) > most):
+            self.forgotten = self._generations.pop(0).born
+        if len(self._generations) < before:
+            self._maybe[:] = False
+            for each in self._generations:
+                self._mark(each.keys)
+
+    def _mark(self, keys: U64) -> None:
+        self._maybe[keys & np.uint64(self.SLOTS - 1)] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """Which spans of a batch are new.
+
+    Attributes:
+        fresh: their rows, ascending.
+        duplicates: how many came before with the same content.
+        conflicts: rows of those that came before with other content.
+    """
+
+    fresh: Rows
+    duplicates: int
+    conflicts: Rows
+
+
+def sift(known: Generations, column: int, keys: U64, contents: U64) -> Sifted:
+    """Tell new spans from those that came before, in the batch itself or among ``known``.
+
+    Args:
+        known: earlier spans.
+        column: of its values, the one with their content.
+        keys, contents: of the batch, shape (n,).
+    """
+    rows, values = known.find(keys)
+    again = np.zeros(len(keys), np.bool_)
+    other = np.zeros(len(keys), np.bool_)
+    again[rows] = True
+    other[rows] = values[:, column] != contents[rows]
+    within = repeated(keys) & ~again
+    if within.any():
+        _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+        again |= within
+        other |= within & (contents != contents[first[number.reshape(-1)]])
+    return Sifted(np.flatnonzero(~again), int(np.count_nonzero(again & ~other)), np.flatnonzero(other))
+
+
+def contents(decoded: Decoded) -> U64:
+    """A hash of each span as it was sent, shape (n,): the same for a span that is sent again, whatever is around it.
+
+    Of all that the span says itself and of its resource (which also says who sent it); not of its scope. The order of
+    attributes counts: senders that send again do not change it.
+    """
+    spans = decoded.spans
+    n = len(decoded)
+    with np.errstate(over="ignore"):
+        h = _mixed(np.asarray(spans["start_ns"]).astype(np.uint64))
+        h = _mixed(h + np.asarray(spans["end_ns"]).astype(np.uint64))
+        h = _mixed(h + words(spans["parent_span_id"], 1)[:, 0])
+        codes = np.asarray(spans["kind"]).astype(np.uint64) << np.uint64(32)
+        h += _mixed(codes ^ np.asarray(spans["status_code"]).astype(np.uint64))
+        for number, name in enumerate(("name", "status_message", "trace_state")):
+            h += _texts(spans[name]) * (_C + np.uint64(2 * number))
+        for number, name in enumerate(("events", "links")):
+            lists = _array(spans[name])
+            if len(lists.values):
+                h += _ranges(_array(lists.values), np.asarray(lists.offsets)) * (_B + np.uint64(2 * number))
+        h += _attributes(decoded.attributes, n)
+        resources = _attributes(decoded.resources, len(decoded.resources.offsets) - 1)
+        if len(resources):
+            h += _mixed(resources)[np.asarray(spans["resource"])]
+        return _mixed(h)
+
+
+def _attributes(attributes: Any, owners: int) -> U64:
+    """A hash of the attributes of each owner."""
+    if not owners:
+        return np.zeros(0, np.uint64)
+    offsets = np.asarray(attributes.offsets)
+    keys = _mixed(_texts(attributes.keys))
+    made: U64 | None = attributes.content(keys, MOST_HASHED, np.array([_BASE, _C, _A], np.uint64))
+    if made is not None:
+        return made
+    # Each key with its place, so that values that changed places are other content.
+    return _ranges(attributes.raw, offsets) + _sums(keys[attributes.codes], offsets) * _A
+
+
+def _texts(column: Any) -> U64:
+    """A hash of each value of a string or binary column."""
+    return _ranges(_array(column), None)
+
+
+def _ranges(array: Any, bounds: Any) -> U64:
+    """A hash of the bytes of several neighbouring values of a binary array together.
+
+    Args:
+        array: string or binary array, 32-bit offsets, no nulls.
+        bounds: shape (m + 1,); owner i has the values ``bounds[i]`` to ``bounds[i + 1]``. None: each value is alone.
+    """
+    owners = len(array) if bounds is None else len(bounds) - 1
+    if not len(array) or array.buffers()[2] is None:
+        return np.zeros(owners, np.uint64)
+    ends = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, 4 * array.offset)
+    at = (ends if bounds is None else ends[np.asarray(bounds)]).astype(np.int64)
+    if at[0] == at[-1]:
+        return np.zeros(owners, np.uint64)
+    data = np.frombuffer(array.buffers()[2], np.uint8)
+    starts, lengths = at[:-1], np.diff(at)
+    made: U64 = lengths.astype(np.uint64) * _C
+    # In parts of some megabytes, so that what is made beside the bytes stays in proportion.
+    sizes = (np.minimum(lengths, MOST_HASHED) + 7) >> 3
+    part = np.cumsum(sizes) // (MOST_HASHED >> 2)
+    cuts = [0, *(np.flatnonzero(np.diff(part)) + 1), owners]
+    for first, last in itertools.pairwise(cuts):
+        made[first:last] += _words(data, starts[first:last], np.minimum(lengths[first:last], MOST_HASHED))
+    return made
+
+
+def _words(data: npt.NDArray[np.uint8], starts: Rows, lengths: Rows) -> U64:
+    """A hash of each byte range: a polynomial over its 64-bit words, the last one filled up with zeros."""
+    if len(data) < 16 or int(starts[-1] + lengths[-1]) + 8 > len(data):
+        # A word is read as a whole, also where only a part of it belongs to the last range.
+        first = int(starts[0])
+        data = np.concatenate([data[first : int(starts[-1] + lengths[-1])], np.zeros(16, np.uint8)])
+        starts = starts - first
+    view: U64 = np.ndarray((len(data) - 7,), "<u8", data.data, strides=(1,))
+    counts = (lengths + 7) >> 3
+    ends = np.cumsum(counts)
+    firsts = ends - counts
+    at = np.arange(0, 8 * int(ends[-1]), 8)
+    at += np.repeat(starts - 8 * firsts, counts)
+    found = view[at]
+    odd = np.flatnonzero(lengths & 7)
+    found[ends[odd] - 1] &= (np.uint64(1) << ((lengths[odd] & 7) << 3).astype(np.uint64)) - np.uint64(1)
+    found ^= found >> np.uint64(29)
+    return _sums(found, np.concatenate([firsts, ends[-1:]]))
+
+
+def _sums(values: U64, bounds: Any) -> U64:
+    """Σ value × base^place of each owner's values, modulo 2⁶⁴; overwrites ``values``."""
+    powers, inverses = _powers(len(values) + 1)
+    values *= powers[: len(values)]
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values, out=sums[1:])
+    made: U64 = (sums[bounds[1:]] - sums[bounds[:-1]]) * inverses[bounds[:-1]]
+    return made
+
+
+_tables: list[U64] = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
+
+
+def _powers(count: int) -> tuple[U64, U64]:
+    """Powers of the base and of its inverse."""
+    if len(_tables[0]) < count:
+        size = max(1 << (count - 1).bit_length(), 1 << 16)
+        for number, base in enumerate((_BASE, _INVERSE)):
+            table = np.full(size, base, np.uint64)
+            table[0] = 1
+            _tables[number] = np.cumprod(table, dtype=np.uint64)
+    return _tables[0], _tables[1]
+
+
+def _mixed(h: U64) -> U64:
+    h = (h ^ (h >> np.uint64(32))) * _A
+    return h ^ (h >> np.uint64(29))
+
+
+def _array(column: Any) -> Any:
+    return column.combine_chunks() if hasattr(column, "combine_chunks") else column
+
+
+@dataclass(slots=True)
+class ConflictLog:
+    """Tells of conflicts in the log, at most once in `QUIET_S`; the counter has them all."""
+
+    _next: float = -np.inf
+    _untold: int = field(default=0)
+
+    def tell(self, trace_ids: Any, span_ids: Any) -> None:
+        """Name some of them.
+
+        Args:
+            trace_ids, span_ids: binary columns of the conflicting spans.
+        """
+        self._untold += len(span_ids)
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + QUIET_S
+        named = ", ".join(
+            f"{trace.hex()}/{span.hex()}"
+            for trace, span in zip(trace_ids[:NAMED].to_pylist(), span_ids[:NAMED].to_pylist(), strict=True)
+        )
+        log.warning(
+            "%d spans came again under their ids with other content; the first of each stays: %s%s",
+            self._untold,
+            named,
+            " …" if self._untold > NAMED else "",
+        )
+        self._untold = 0
