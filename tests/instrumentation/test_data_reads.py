@@ -245,7 +245,7 @@ def test_repeated_reads_of_a_trace_are_found_by_the_query_that_is_documented(
         with feature_read(store="redis", view="other") as read:
             read.keys = ["ann"]
     decoded = decode([encode_spans(spans.spans()).SerializeToString()])
-    store.insert("spans", bodies(decoded, np.arange(len(decoded)), {}), "token")
+    store.insert("spans", bodies(decoded, {}), "token")
     sql = textwrap.dedent((data_reads.__doc__ or "").partition("tables::\n\n")[2].partition("\n\n")[0])
     (repeated,) = store.query(sql).to_pylist()
     assert (repeated["store"], repeated["views"], repeated["reads"]) == ("redis", '["profiles"]', 2)

@@ -16,18 +16,15 @@ from tollspan.pricing import attributes as names
 from tollspan.pricing.meters import METERS, NANO
 from tollspan.processor.decode import decode
 from tollspan.processor.decode.arrow_bytes import LONGEST_NAME
-from tollspan.processor.dialects import COSTS, NO_MODEL_CALLS, OPERATION_KINDS, TEXT, USAGE
+from tollspan.processor.dialects import COSTS, NO_MODEL_CALLS, OLD_PROVIDERS, OPERATION_KINDS, TEXT
 from tollspan.processor.normalize import CLOCK_SKEW_NS, REASONS, Normalized, normalize
+from tollspan.processor.usage_counts import KEYS as COUNT_KEYS
 
 from .otlp_factory import START, chat_payload, request, resource_spans, span
 
 NOW = START + 3600 * NANO
 CHAT = {"gen_ai.operation.name": "chat"}
 TOKENS = "gen_ai.usage.input_tokens"
-USAGE_KEYS = {
-    key for dialect in USAGE for table in (dialect.counts, dialect.parts) for keys in table.values() for key in keys
-}
-
 COLUMNS = {
     "trace_id": pa.binary(16),
     "span_id": pa.binary(8),
@@ -44,6 +41,7 @@ COLUMNS = {
     "billable": pa.bool_(),
     "token_bearing": pa.bool_(),
     "incomplete": pa.bool_(),
+    "provider_assumed": pa.bool_(),
     "estimated": pa.bool_(),
     "elsewhere": pa.bool_(),
     "reported_cost": pa.decimal128(38, 12),
@@ -96,7 +94,7 @@ def test_a_span_that_says_nothing_has_nulls_and_is_not_billable() -> None:
     made = row({})
     silent = COLUMNS.keys() - {
         *("trace_id", "span_id", "parent_span_id", "start_ns", "end_ns", "duration_ns", "name", "kind"),
-        *("span_status", "billable", "token_bearing", "incomplete"),
+        *("span_status", "billable", "token_bearing", "incomplete", "provider_assumed"),
     }
     assert {column: made[column] for column in silent} == dict.fromkeys(silent)
     assert (made["kind"], made["span_status"], made["billable"], made["token_bearing"]) == (
@@ -174,7 +172,7 @@ def test_a_name_of_megabytes_is_cut_visibly() -> None:
     assert tenant.endswith("é…")
 
 
-@pytest.mark.parametrize(("old", "new"), TEXT["provider"].rename.items())
+@pytest.mark.parametrize(("old", "new"), OLD_PROVIDERS.items())
 def test_older_provider_names_become_current_ones(old: str, new: str) -> None:
     assert row({"gen_ai.system": old})["provider"] == new
     assert row({"gen_ai.system": old.title()})["provider"] == new
@@ -183,14 +181,14 @@ def test_older_provider_names_become_current_ones(old: str, new: str) -> None:
 def test_a_provider_has_one_spelling_whatever_its_case_and_a_model_stays_as_given() -> None:
     given = ["OpenAI", None, "openai", "OPENAI", "xAI", "x_ai", "Mistral"]
     spans = [
-        span({**({"gen_ai.provider.name": name} if name else {}), "gen_ai.request.model": f"GPT-{n}"}, number=n)
+        span({**({"gen_ai.provider.name": name} if name else {}), "gen_ai.request.model": f"Llama-{n}"}, number=n)
         for n, name in enumerate(given, 1)
     ]
     table = normalized(*spans).table
     provider = table["provider"].combine_chunks()
     assert provider.to_pylist() == ["openai", None, "openai", "openai", "x_ai", "x_ai", "mistral"]
     assert sorted(provider.dictionary.to_pylist()) == ["mistral", "openai", "x_ai"]
-    assert table["request_model"].to_pylist() == [f"GPT-{n}" for n in range(1, len(given) + 1)]
+    assert table["request_model"].to_pylist() == [f"Llama-{n}" for n in range(1, len(given) + 1)]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +415,7 @@ def test_no_time_raises(start: int, end: int, now: int) -> None:
 anything = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text() | st.binary()
 known_keys = sorted(
     {key for source in TEXT.values() for key in source.keys}
-    | USAGE_KEYS
+    | COUNT_KEYS
     | {names.usage(meter) for meter in METERS}
     | set(COSTS)
     | {names.RETRIES, names.COLD_START, names.BATCH_SIZE, names.HTTP_STATUS}

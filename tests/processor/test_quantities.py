@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tollspan.pricing import attributes as names
 from tollspan.pricing.conventions import CONVENTIONS, COUNTS, disjoint
 from tollspan.pricing.meters import METERS, NANO
-from tollspan.processor import normalize as module
+from tollspan.processor import usage_counts as module
 from tollspan.processor.decode import decode
-from tollspan.processor.dialects import USAGE, Usage
 from tollspan.processor.normalize import Normalized, normalize
+from tollspan.processor.usage_dialects import COUNTING, USAGE, Usage
 
 from .otlp_factory import START, request, span
 
@@ -38,8 +38,20 @@ def row(values: dict[str, object]) -> dict[str, Any]:
     return only
 
 
-PARTS = {count: keys for dialect in USAGE for count, keys in dialect.parts.items()}
-KEYS = {count: keys for dialect in USAGE for count, keys in dialect.counts.items()} | PARTS
+(GENAI,) = (dialect for dialect in USAGE if dialect.name == "opentelemetry")
+
+
+def plain(table: dict[str, tuple[Any, ...]]) -> dict[str, tuple[str, ...]]:
+    """Counts that stand under keys of their own."""
+    return {
+        count: keys
+        for count, places in table.items()
+        if (keys := tuple(place for place in places if isinstance(place, str)))
+    }
+
+
+PARTS = plain(GENAI.parts)
+KEYS = plain(GENAI.counts) | PARTS
 
 
 def test_token_counts_become_disjoint_meters() -> None:
@@ -133,7 +145,7 @@ def test_older_cache_counts_are_parts_of_the_input() -> None:
 def test_every_dialect_names_a_known_convention_and_known_counts(dialect: Any) -> None:
     assert dialect.convention in CONVENTIONS
     assert dialect.counts.keys() | dialect.parts.keys() <= set(COUNTS)
-    assert not dialect.counts.keys() & dialect.parts.keys()
+    assert all(rule.convention in CONVENTIONS and set(rule.usage) <= {d.name for d in USAGE} for rule in COUNTING)
 
 
 def test_the_counts_of_a_span_are_all_of_one_dialect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,6 +279,23 @@ COST_LOCAL: Final = "tollspan.cost.local"
 """`USAGE_COST_AMOUNT` to the last digit: a decimal string, USD."""
 
 # -- written by the processor on kept spans ----------------------------------------------------------------------------
+# Only on what `tollspan.processor.forward` sends on, never read as usage or as a cost, and replaced by the next
+# processor that a span comes through: they are the figures of the one that sent it last.
 COST_AMOUNT: Final = "tollspan.cost.amount"
+"""What the span cost, to the last digit: a decimal string. Absent where it is not known (``unpriced``, ``rollup``)."""
+COST_APPROXIMATE: Final = "tollspan.cost.approximate"
+"""The double next to `COST_AMOUNT`, for dashboards that add only numbers. Sums of it are approximate; the ledger's are
+not."""
 COST_CURRENCY: Final = "tollspan.cost.currency"
 COST_STATUS: Final = "tollspan.cost.status"
+"""``priced``, ``free``, ``included``, ``partial`` (`COST_AMOUNT` is a lower bound), ``unpriced``, ``invalid``,
+``rollup`` (billed on a span beneath), ``not_billed``."""
+COST_REASONS: Final = "tollspan.cost.reasons"
+"""Why a status is what it is, joined by commas; absent where there is nothing to say."""
+COST_COMPONENT_PREFIX: Final = "tollspan.cost.component."
+"""``tollspan.cost.component.<component of the bill>``: the part of `COST_AMOUNT` that is its own, a decimal string."""
+COST_BOOK_VERSION: Final = "tollspan.cost.book_version"
+SAMPLING_ADJUSTED_COUNT: Final = "tollspan.sampling.adjusted_count"
+"""How many spans this one stands for (double): the inverse of the probability that ``ot=th`` in its tracestate says."""
+SAMPLING_REASON: Final = "tollspan.sampling.reason"
+"""Why its trace was kept: ``error``, ``probability`` ..."""

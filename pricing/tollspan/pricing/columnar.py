@@ -26,7 +26,6 @@ from tollspan.pricing.cost_columns import (
     CHARGE_STATUSES,
     CHARGED,
     COST,
-    MAX_FLAGS,
     METER_ORDER,
     REASON_BIT,
     SCHEMA,
@@ -35,6 +34,7 @@ from tollspan.pricing.cost_columns import (
     Entries,
     coded,
     dense,
+    most_flags,
     named,
 )
 from tollspan.pricing.meters import METERS, Axis
@@ -216,7 +216,7 @@ class _Batch:
                 keeps = np.array([schedule in situation.schedules for situation in situations])[self.combination_of]
                 holds = np.zeros(self.n, dtype=bool)
                 holds[keeps] = schedule.holds_many(self.at[keeps])
-                if size > MAX_FLAGS:  # keep the numbers small by numbering what occurs
+                if size > most_flags(self.n):  # keep the numbers small by numbering what occurs
                     one_row, key = dense(key, size)
                     size = len(one_row)
                 key = key * 2 + holds
@@ -406,7 +406,7 @@ def _combinations(selectors: Mapping[str, pa.Array], n: int) -> tuple[list[Selec
         if len(values) == 1:
             continue
         columns[name] = values, codes
-        if size * len(values) > MAX_FLAGS:  # keep the numbers small by numbering what occurs
+        if size * len(values) > most_flags(n):  # keep the numbers small by numbering what occurs
             one_row, key = dense(key, size)
             size = len(one_row)
         key = key * len(values) + codes

@@ -111,6 +111,9 @@ TOOLS_EXCLUSIVE: Final = "tools_exclusive"
 """Mistral's conversations: as OpenAI's, but what its connectors gave back to the model beside the prompt."""
 COHERE_BILLED: Final = "cohere_billed"
 """Cohere's ``billed_units``: image tokens beside text tokens, nothing cached."""
+DISJOINT: Final = "disjoint"
+"""Langfuse's own usage types: nothing includes anything else, but for the lifetimes of cache writes. What was cached of
+a modality has no type of its own."""
 
 BESIDE: Final[dict[str, tuple[str, ...]]] = {
     OTEL_INCLUSIVE: (),
@@ -120,6 +123,10 @@ BESIDE: Final[dict[str, tuple[str, ...]]] = {
     GEMINI_THOUGHTS_INSIDE: ("tool_input",),
     TOOLS_EXCLUSIVE: ("tool_input",),
     COHERE_BILLED: ("image_input",),
+    DISJOINT: (
+        *("cache_read", "cache_write", "reasoning", "citation", "tool_input"),
+        *(f"{modality}_{side}" for modality in _MODALITIES for side in ("input", "output")),
+    ),
 }
 """Convention → the counts that it reports beside the input or the output; every other count is part of one of them."""
 

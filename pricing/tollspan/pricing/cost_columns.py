@@ -57,8 +57,7 @@ CHARGED: Final = CHARGE_STATUS["unpriced"]
 """Statuses below this one have a cost."""
 REASON_BIT: Final = {reason: 1 << position for position, reason in enumerate(REASONS)}
 METER_ORDER: Final = {name: position for position, name in enumerate(METERS)}
-MAX_FLAGS: Final = 1 << 24
-"""Number ranges up to this size are made dense with a table of flags, larger ones by sorting."""
+_FEW_FLAGS: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +251,18 @@ class Differences:
         return decimals(self.low, COST, charged if self.unknown is None else charged & ~self.unknown, high)
 
 
+def most_flags(rows: int) -> int:
+    """Number ranges up to this size are made dense with a table of flags, larger ones by sorting.
+
+    A few for each row: a table of millions for some thousand rows took longer to clear than everything else did.
+    """
+    return max(_FEW_FLAGS, 2 * rows)
+
+
 def dense(key: NDArray[np.signedinteger[Any]], size: int) -> tuple[Int64s, Int64s]:
     """Numbers without gaps for the keys that occur (keys are below ``size``): one row that has each, and each row's
     number."""
-    if size > MAX_FLAGS:
+    if size > most_flags(len(key)):
         _, one_row, numbers = np.unique(key, return_index=True, return_inverse=True)
         return one_row.astype(np.int64), numbers.reshape(-1).astype(np.int64)
     row_of = np.full(size, -1, dtype=np.int64)

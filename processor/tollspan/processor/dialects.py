@@ -1,16 +1,14 @@
 """Dialects: which attributes say what, as data.
 
 In: nothing; these are tables. Out: for every canonical text, integer and flag column the keys it is read from, in order
-of preference, and for every dialect of token usage the keys of its counts and the convention they are counted by.
-`normalize` walks the tables; a new dialect is a new entry here and a fixture in the tests.
+of preference, and how values of other dialects are called here. `normalize` walks the tables; token counts stand in
+`usage_dialects`, providers in `providers`. A new dialect is new entries here and there, and a fixture in the tests.
 
-Sources: OpenTelemetry GenAI semantic conventions (current names in `tollspan.pricing.attributes`; older spellings from
-semantic-conventions 1.27 to 1.40 and the renames in semantic-conventions-genai); OpenLLMetry's semantic conventions for
-its older cache counts; the spans of Anthropic's own SDK (anthropic 2.11.0) for cache writes by lifetime and the tier;
-the sources of vLLM 0.33.0, SGLang 0.5.23, Triton's server and Text Generation Inference for the spans that they make
-themselves; labels of Karpenter and EKS, as the Collector's k8sattributes puts them on resources, for how a node is paid
-for; and for costs OpenLIT 1.45.0 (``gen_ai.usage.cost``), OpenInference 0.1.42 (``llm.cost.total``), Logfire and
-Pydantic AI (``operation.cost``) and Langfuse 5.0.4 (``cost_details``, JSON), read on 2026-11-21.
+Sources: spans of the libraries themselves, in ``tests/processor/dialects`` with their versions; OpenTelemetry GenAI
+semantic conventions (current names in `tollspan.pricing.attributes`; older spellings from semantic-conventions 1.27 to
+1.40 and the renames in semantic-conventions-genai); the sources of vLLM 0.33.0, SGLang 0.5.23, Triton's server and Text
+Generation Inference for the spans that they make themselves; labels of Karpenter and EKS, as the Collector's
+k8sattributes puts them on resources, for how a node is paid for.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tollspan.pricing import attributes as names
-from tollspan.pricing.conventions import OTEL_INCLUSIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +30,7 @@ class Source:
         rename: older spellings of values, in lower case.
         span: whether the span itself is asked.
         fold: whether values are names in any case, kept in lower case (and compared with ``rename`` in it).
+        quoted: whether some dialect writes values as JSON, a text in quotes.
     """
 
     keys: tuple[str, ...]
@@ -41,17 +39,27 @@ class Source:
     rename: dict[str, str] = field(default_factory=dict)
     fold: bool = False
     span: bool = True
+    quoted: bool = False
 
 
 OLD_PROVIDERS: Final[dict[str, str]] = {
     "az.ai.inference": "azure.ai.inference",
     "az.ai.openai": "azure.ai.openai",
+    "azure-openai": "azure.ai.openai",
+    "amazon-bedrock": "aws.bedrock",
+    "amazon_bedrock": "aws.bedrock",
+    "bedrock_converse": "aws.bedrock",
     "azure_openai": "azure.ai.openai",
     "bedrock": "aws.bedrock",
     "gemini": "gcp.gemini",
+    "google.generative-ai": "gcp.gemini",
+    "google_genai": "gcp.gemini",
+    "google.vertex": "gcp.vertex_ai",
+    "google_vertexai": "gcp.vertex_ai",
     "mistralai": "mistral_ai",
     "together_ai": "together",
     "togetherai": "together",
+    "vertex.anthropic": "gcp.vertex_ai",
     "vertex_ai": "gcp.vertex_ai",
     "vertexai": "gcp.vertex_ai",
     "xai": "x_ai",
@@ -62,10 +70,29 @@ that the ledger has one name a provider. Pricing knows more spellings (`tollspan
 SENDER_TENANT: Final = Source((names.SENDER_TENANT,), resource=True, span=False)
 """Where the tenant stands that a sender logged in as: never on a span, which a sender writes."""
 
-SERVERS: Final[dict[str, str]] = {"vllm.": "vllm", "sglang": "sglang", "triton-server": "triton"}
-"""How the names of a model server's instrumentation scopes begin → the provider of its spans, which do not say it.
-Triton's tell no usage, and are billed only where somebody has put some on them; nor do those of Text Generation
-Inference, which have no scope of their own: there the client's span is the one that is billed."""
+NO_PROVIDERS: Final = frozenset(
+    {
+        *("strands-agents", "langchain", "langgraph", "llama_index", "llamaindex", "crewai", "haystack", "autogen"),
+        *("microsoft.agent_framework", "semantic_kernel", "spring_ai", "gcp.vertex.agent", "pydantic_ai", "agno"),
+        *(
+            "openai-compatible",
+            "gateway",
+            "litellm",
+            "litellm_proxy",
+            "portkey",
+            "helicone",
+            "unknown",
+            "none",
+            "_other",
+        ),
+    }
+)
+"""What frameworks and proxies write where a provider belongs, in lower case: nobody of these bills for a model."""
+
+OWN_PROVIDER: Final = Source((names.PROVIDER_NAME, names.PROVIDER), fold=True, rename=OLD_PROVIDERS)
+"""The provider of our own instrumentation's spans: there it is always the one who bills, whatever the user calls it."""
+OWN_SCOPES: Final = "tollspan."
+"""How the names of its scopes begin."""
 
 TOLD_INVALID: Final = Source((names.USAGE_INVALID,))
 """Where the reason stands for which an instrumentation found the usage wrong; it becomes part of ``invalid``."""
@@ -79,15 +106,65 @@ TEXT: Final[dict[str, Source]] = {
     "feature": Source((names.FEATURE,), resource=True),
     "workflow": Source((names.WORKFLOW,), resource=True),
     "variant": Source((names.VARIANT,), resource=True),
-    "provider": Source((names.PROVIDER_NAME, "gen_ai.system", names.PROVIDER), rename=OLD_PROVIDERS, fold=True),
+    "provider": Source(
+        (
+            names.PROVIDER_NAME,
+            "gen_ai.system",
+            names.PROVIDER,
+            "llm.provider",
+            "llm.system",
+            "ai.model.provider",
+            "mlflow.llm.provider",
+            "langsmith.metadata.ls_provider",
+            "langfuse.observation.metadata.ls_provider",
+            "litellm.provider.model",
+        ),
+        ignore=NO_PROVIDERS,
+        fold=True,
+        quoted=True,
+    ),
     # A server of one model may say which it is once for all its spans, on its resource: vLLM's spans do not say it.
-    "model": Source((names.RESPONSE_MODEL, names.MODEL, "triton.model_name"), resource=True),
-    "request_model": Source((names.REQUEST_MODEL,)),
-    "operation": Source((names.OPERATION_NAME, names.OPERATION)),
+    "model": Source(
+        (
+            names.RESPONSE_MODEL,
+            names.MODEL,
+            "triton.model_name",
+            "llm.response.model_name",
+            "llm.model_name",
+            "embedding.model_name",
+            "reranker.model_name",
+            "ai.response.model",
+            "langfuse.observation.model.name",
+            "mlflow.llm.model",
+            "braintrust.metadata.model",
+        ),
+        resource=True,
+        quoted=True,
+    ),
+    "request_model": Source(
+        (names.REQUEST_MODEL, "llm.request.model_name", "ai.model.id", "langsmith.metadata.ls_model_name"), quoted=True
+    ),
+    "operation": Source(
+        (
+            # LangSmith's exporter calls every run but a chain ``chat``; its own attribute knows better.
+            "langsmith.span.kind",
+            names.OPERATION_NAME,
+            names.OPERATION,
+            "openinference.span.kind",
+            "ai.operationId",
+            "langfuse.observation.type",
+            "mlflow.spanType",
+            "llm.request.type",
+            "traceloop.span.kind",
+        ),
+        ignore=frozenset({"span", "event", "UNKNOWN", '"UNKNOWN"', "unknown"}),
+        quoted=True,
+    ),
     "service_tier": Source(
         (
             names.OPENAI_RESPONSE_SERVICE_TIER,
             "gen_ai.openai.response.service_tier",
+            "gen_ai.response.service_tier",
             "anthropic.response.service_tier",
             names.OPENAI_REQUEST_SERVICE_TIER,
             "gen_ai.openai.request.service_tier",
@@ -115,6 +192,10 @@ TEXT: Final[dict[str, Source]] = {
 }
 """Canonical text column → its source."""
 
+MODEL_OBJECTS: Final = ("request_data", "braintrust.metadata")
+"""Keys of JSON objects with a ``model``, read where no attribute of its own tells one: the
+request as Logfire 4 and before put it on spans of Anthropic's client, and Braintrust's metadata."""
+
 INTEGERS: Final[dict[str, tuple[str, ...]]] = {
     "http_status": (names.HTTP_STATUS, "http.status_code"),
     "retries": (names.RETRIES,),
@@ -134,6 +215,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
 COSTS: Final = (
     names.COST_REPORTED,
     "gen_ai.usage.cost",
+    "gen_ai.cost.total_cost",
     "llm.cost.total",
     "operation.cost",
     "langfuse.observation.cost_details",
@@ -141,9 +223,68 @@ COSTS: Final = (
 """Keys of what somebody else says a call cost, USD, the provider's own word first: a number, its text, or JSON with a
 ``total``."""
 
+ESTIMATES: Final[tuple[tuple[str, str, frozenset[str]], ...]] = (
+    ("openlit.otel.tracing", "gen_ai.request.is_stream", frozenset({"openai", "azure.ai.openai"})),
+)
+"""Scopes, flags and providers of spans whose counts the library made up by counting words: OpenLIT 1.34 to 1.38 does so
+for streams of OpenAI's client, also where the service told the usage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Spans of calls whose usage stands on another span that is not beneath them.
+
+    Attributes:
+        scope: how the name of their instrumentation scope begins.
+        key, value: an attribute that they have, and its value.
+        unless: keys of which they have none: what a call that was answered at once tells.
+    """
+
+    scope: str
+    key: str
+    value: str
+    unless: tuple[str, ...]
+
+
+LATER: Final = (Later("logfire.", "logfire.span_type", "span", ("gen_ai.response.id", "response_data")),)
+"""Logfire's span of a streamed call ends when the stream begins; its usage is on a log that is made at the end. Only
+calls that give text, tell no usage and did not fail are taken for such."""
+
 BATCH_TIER: Final = "batch"
 """The service tier by which providers report that a call was processed as a batch: it is a way of processing, at any
 tier, and goes to the column ``processing``."""
+
+OPERATION_NAMES: Final[dict[str, str]] = {
+    **dict.fromkeys(
+        (
+            *("llm", "chat_model", "generation", "chat.completions", "completion", "acompletion", "aresponses"),
+            *("ai.generatetext.dogenerate", "ai.streamtext.dostream"),
+            *("ai.generateobject.dogenerate", "ai.streamobject.dostream"),
+        ),
+        "chat",
+    ),
+    "text.completions": "text_completion",
+    "atext_completion": "text_completion",
+    **dict.fromkeys(
+        ("embedding", "aembedding", "ai.embed", "ai.embed.doembed", "ai.embedmany", "ai.embedmany.doembed"),
+        "embeddings",
+    ),
+    **dict.fromkeys(("reranker", "arerank", "ai.rerank", "ai.rerank.dorerank"), "rerank"),
+    **dict.fromkeys(("image", "aimage_generation"), "image_generation"),
+    "atranscription": "transcription",
+    "aspeech": "speech",
+    **dict.fromkeys(
+        (
+            *("agent", "agent_step", "execute_event_loop_cycle"),
+            *("ai.generatetext", "ai.streamtext", "ai.generateobject", "ai.streamobject"),
+        ),
+        "invoke_agent",
+    ),
+    **dict.fromkeys(("chain", "workflow", "framework", "task", "execute_task"), "invoke_workflow"),
+    **dict.fromkeys(("tool", "ai.toolcall"), "execute_tool"),
+    **dict.fromkeys(("retriever", "vectordb"), "retrieval"),
+}
+"""Names of operations in other dialects, in lower case → the name of the GenAI conventions."""
 
 OPERATION_KINDS: Final[dict[str, str]] = {
     **dict.fromkeys(
@@ -179,6 +320,10 @@ NO_MODEL_CALLS: Final = frozenset(
         "fetch_response",
         "handoff",
         "plan",
+        "prompt",
+        "parser",
+        "guardrail",
+        "evaluator",
         "retrieval",
         "create_memory",
         "create_memory_store",
@@ -193,63 +338,3 @@ NO_MODEL_CALLS: Final = frozenset(
 
 TWO_SIDED: Final = frozenset({"chat", "text_completion", "generate_content", "responses"})
 """Operations, in lower case, that take tokens in and give tokens out: usage with only one of the two is incomplete."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """A dialect of token usage.
-
-    Attributes:
-        name: whose dialect it is.
-        convention: how its counts include each other, a key of `tollspan.pricing.conventions.CONVENTIONS`.
-        counts: count of that convention → attribute keys, the preferred one first.
-        parts: counts that are read only beside one of ``counts``, and by themselves say nothing in this dialect.
-    """
-
-    name: str
-    convention: str
-    counts: dict[str, tuple[str, ...]]
-    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-USAGE: Final[tuple[Usage, ...]] = (
-    Usage(
-        "opentelemetry",
-        OTEL_INCLUSIVE,
-        {
-            "input_tokens": (names.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens"),
-            "output_tokens": (names.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens"),
-            "cache_read": (
-                names.USAGE_CACHE_READ_TOKENS,
-                "gen_ai.usage.cache_read_input_tokens",
-                "gen_ai.usage.cached_tokens",
-            ),
-            "cache_write": (
-                names.USAGE_CACHE_WRITE_TOKENS,
-                "gen_ai.usage.cache_creation.input_tokens",
-                "gen_ai.usage.cache_creation_input_tokens",
-            ),
-            "reasoning": (names.USAGE_REASONING_TOKENS,),
-            "audio_input": (names.USAGE_AUDIO_INPUT_TOKENS,),
-            "audio_output": (names.USAGE_AUDIO_OUTPUT_TOKENS,),
-            "image_input": (names.USAGE_IMAGE_INPUT_TOKENS,),
-            "audio_cache_read": (names.USAGE_AUDIO_CACHE_READ_TOKENS,),
-            "image_output": (names.USAGE_IMAGE_OUTPUT_TOKENS,),
-            "image_cache_read": (names.USAGE_IMAGE_CACHE_READ_TOKENS,),
-            "video_input": (names.USAGE_VIDEO_INPUT_TOKENS,),
-            "video_output": (names.USAGE_VIDEO_OUTPUT_TOKENS,),
-            "video_cache_read": (names.USAGE_VIDEO_CACHE_READ_TOKENS,),
-        },
-        {
-            **{
-                f"cache_write_{lifetime}": (
-                    f"anthropic.usage.cache_creation.ephemeral_{lifetime}_input_tokens",
-                    names.usage(f"tokens.input.cache_write.{lifetime}"),
-                )
-                for lifetime in ("5m", "30m", "1h", "12h")
-            },
-            "citation": (names.usage("tokens.output.citation"),),
-        },
-    ),
-)
-"""Dialects in order; a span's counts are all read in the first one of which it carries any."""

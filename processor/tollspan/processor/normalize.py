@@ -19,25 +19,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing.attributes import USAGE_PREFIX, usage
-from tollspan.pricing.conventions import INVALID_REASONS, disjoint_columns
+from tollspan.pricing.conventions import INVALID_REASONS
 from tollspan.pricing.meters import METERS
 from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask
 from tollspan.processor.dialects import (
     BATCH_TIER,
     COSTS,
+    ESTIMATES,
     FLAGS,
     INTEGERS,
+    LATER,
+    MODEL_OBJECTS,
     NO_MODEL_CALLS,
     OPERATION_KINDS,
+    OPERATION_NAMES,
+    OWN_PROVIDER,
     SENDER_TENANT,
-    SERVERS,
     TEXT,
     TOLD_INVALID,
     TWO_SIDED,
-    USAGE,
 )
 from tollspan.processor.pivot import FRACTIONAL, GOOD, NEGATIVE, NOT_A_NUMBER, TEXT_TYPE, TOO_LARGE, Pivot
+from tollspan.processor.providers import provided
+from tollspan.processor.usage_counts import CONVENTION_NAMES, Counts, counts_of
+from tollspan.processor.usage_counts import KEYS as COUNT_KEYS
 
 REASONS: Final = (
     None,
@@ -60,24 +66,25 @@ _OF_PIVOT: Final = np.zeros(5, np.uint8)
 _OF_PIVOT[[GOOD, NOT_A_NUMBER, FRACTIONAL, NEGATIVE, TOO_LARGE]] = range(5)
 _OF_CONVENTIONS: Final = np.array([REASONS.index(reason) for reason in INVALID_REASONS], np.uint8)
 
+_MODEL: Final = r'"model"\s*:\s*"(?P<model>[^"\\]{1,256})"'
+
 _LAST_INSTANT: Final = np.uint64(2**63 - 1)
 CLOCK_SKEW_NS: Final = 86_400 * 10**9
 """How far in the future a span may start by a clock that runs ahead of ours."""
 
 _METER_KEYS: Final = {meter: usage(meter) for meter in METERS}
-_COUNT_KEYS: Final = {
-    key for dialect in USAGE for table in (dialect.counts, dialect.parts) for keys in table.values() for key in keys
-}
-_WANTED: Final = pa.array(
+WANTED: Final = pa.array(
     sorted(
         {key for source in (*TEXT.values(), TOLD_INVALID, SENDER_TENANT) for key in source.keys}
         | {key for keys in (*INTEGERS.values(), *FLAGS.values()) for key in keys}
-        | _COUNT_KEYS
-        | set(COSTS)
+        | COUNT_KEYS
+        | {*COSTS, *MODEL_OBJECTS, *(flag for _, flag, _ in ESTIMATES)}
+        | {key for later in LATER for key in (later.key, *later.unless)}
         | set(_METER_KEYS.values())
     ),
     pa.string(),
 )
+"""Every key that is read."""
 _WHOLES: Final = ("tokens.input.uncached", "tokens.output")
 """Meters that a span has exactly when it tells its input and its output."""
 _KINDS: Final = ("inference", "model_load", "feature_read", "capacity", "other")
@@ -114,23 +121,32 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     Returns:
         Columns and quantities. No input raises.
     """
-    pivot = Pivot(decoded, _WANTED)
+    pivot = Pivot(decoded, WANTED)
     invalid = np.zeros(len(decoded), np.uint8)
-    quantities, tokens, given, convention = _quantities(pivot, decoded, invalid)
-    times = _times(decoded, received_ns, invalid)
-    text = pivot.texts({**TEXT, "told_invalid": TOLD_INVALID, "sender_tenant": SENDER_TENANT})
+    text = pivot.texts(
+        {**TEXT, "own_provider": OWN_PROVIDER, "told_invalid": TOLD_INVALID, "sender_tenant": SENDER_TENANT}
+    )
     text["tenant"] = _above(text.pop("sender_tenant"), text["tenant"])
     text["service_tier"], text["processing"] = _processing(text["service_tier"], text["processing"])
     for column, source in TEXT.items():
+        if source.quoted:
+            text[column] = _unquoted(text[column])
         if source.fold:
             text[column] = _folded(text[column], source.rename)
-    text["provider"] = _served(text["provider"], decoded)
+    text["operation"] = _folded(text["operation"], OPERATION_NAMES, others=False)
+    text["request_model"] = _inside(pivot, text["request_model"], text["model"])
+    own = _folded(text.pop("own_provider"), OWN_PROVIDER.rename)
+    text["provider"], assumed = provided(text["provider"], own, text["model"], text["request_model"], decoded)
+    counts = counts_of(pivot, decoded, text["provider"], text["model"], text["request_model"])
+    quantities, tokens, given = _quantities(pivot, decoded, counts, invalid)
+    times = _times(decoded, received_ns, invalid)
     told = _told_invalid(text.pop("told_invalid"))
     if told is not None:
         _mark(invalid, told)
         given |= told > 0
     kind, two_sided = _kinds(text["operation"], tokens)
-    incomplete = two_sided & tokens & (invalid == 0) & ~_whole(quantities, len(decoded))
+    halved = two_sided & ~_whole(quantities, len(decoded))
+    incomplete = tokens & (invalid == 0) & (halved | counts.short)
     status = np.asarray(decoded.spans["status_code"])
     status = np.where((status < 0) | (status >= len(_STATUSES)), 0, status)
     table = pa.table(
@@ -147,15 +163,16 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "retries": pivot.integer(INTEGERS["retries"], pa.int32()),
             "cold_start": pivot.flag(FLAGS["cold_start"]),
             "sent": pivot.flag(FLAGS["sent"]),
-            "deferred": pivot.flag(FLAGS["deferred"]),
-            "estimated": pivot.flag(FLAGS["estimated"]),
+            "deferred": _deferred(pivot, decoded, two_sided & ~tokens & (status != _STATUSES.index("error"))),
+            "estimated": _estimated(pivot, decoded, text["provider"]),
             "elsewhere": pivot.flag(FLAGS["elsewhere"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
-            "convention": convention,
+            "convention": _dictionary(counts.convention, CONVENTION_NAMES),
             "billable": pa.array(given | np.isin(kind, _BILLED_ANYWAY)),
             "token_bearing": pa.array(tokens),
             "incomplete": pa.array(incomplete),
+            "provider_assumed": pa.array(assumed),
             "reported_cost": pivot.money(COSTS),
         }
     )
@@ -168,36 +185,13 @@ def _mark(invalid: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> None:
 
 
 def _quantities(
-    pivot: Pivot, decoded: Decoded, invalid: npt.NDArray[np.uint8]
-) -> tuple[dict[str, Any], Mask, Mask, Any]:
-    """Quantities by meter; which spans gave token counts; which gave any usage, right or wrong; and the convention."""
+    pivot: Pivot, decoded: Decoded, counts: Counts, invalid: npt.NDArray[np.uint8]
+) -> tuple[dict[str, Any], Mask, Mask]:
+    """Quantities by meter; which spans gave token counts; and which gave any usage, right or wrong."""
     length = pivot.length
-    columns: dict[str, tuple[npt.NDArray[np.int64], Mask]] = {}
-    counted = np.zeros(length, np.bool_)
-    conventions = np.full(length, -1, np.int32)
-    for number, dialect in enumerate(USAGE):
-        counts = {}
-        mine = np.zeros(length, np.bool_)
-        for table, whose in ((dialect.counts, ~counted), (dialect.parts, mine)):
-            for count, keys in table.items():
-                found = pivot.quantity(keys, 1)
-                if found is None:
-                    continue
-                values, given, wrong = found
-                given &= whose
-                _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
-                counts[count] = (values, given & (wrong == GOOD))
-                mine |= given
-        counted |= mine
-        conventions[mine] = number
-        if counts:
-            converted, codes = disjoint_columns(dialect.convention, counts)
-            _mark(invalid, _OF_CONVENTIONS[codes])
-            for meter, (values, valid) in converted.items():
-                before = columns.get(meter)
-                columns[meter] = (
-                    (values, valid) if before is None else (np.where(valid, values, before[0]), valid | before[1])
-                )
+    columns, counted = dict(counts.meters), counts.counted
+    _mark(invalid, _OF_PIVOT[counts.wrong].astype(np.uint8))
+    _mark(invalid, _OF_CONVENTIONS[counts.inconsistent])
     if counted.any():
         # A count that could not be read leaves the others without their whole: such a span has no token quantities.
         right = invalid == 0
@@ -221,7 +215,7 @@ def _quantities(
         columns[meter] = (values, valid)
 
     keys = decoded.attributes.keys
-    unknown = np.asarray(pc.and_not(pc.starts_with(keys, USAGE_PREFIX), pc.is_in(keys, value_set=_WANTED)))
+    unknown = np.asarray(pc.and_not(pc.starts_with(keys, USAGE_PREFIX), pc.is_in(keys, value_set=WANTED)))
     if unknown.any():
         spans = pivot.having(unknown)
         any_usage |= spans
@@ -231,8 +225,38 @@ def _quantities(
         for meter in METERS
         if meter in columns and columns[meter][1].any()
     }
-    convention = _dictionary(conventions, tuple(dialect.convention for dialect in USAGE))
-    return quantities, tokens, any_usage, convention
+    return quantities, tokens, any_usage
+
+
+def _deferred(pivot: Pivot, decoded: Decoded, silent: Mask) -> Any:
+    """Which spans say that their usage is told later, or are known to (`dialects.LATER`), of calls that tell none."""
+    said = pivot.flag(FLAGS["deferred"])
+    for later in LATER:
+        owners, values = pivot.written(later.key)
+        if not len(owners):
+            continue
+        scopes = np.array([name.startswith(later.scope) for name in decoded.scopes["name"].to_pylist()], np.bool_)
+        elsewhere = np.zeros(len(decoded), np.bool_)
+        elsewhere[owners] = np.asarray(pc.equal(values, later.value))
+        elsewhere &= silent & scopes[np.asarray(decoded.spans["scope"])]
+        if elsewhere.any():
+            keys = pc.is_in(decoded.attributes.keys, value_set=pa.array(later.unless))
+            elsewhere &= ~pivot.having(np.asarray(keys))
+            said = pc.if_else(pa.array(elsewhere), True, said)
+    return said
+
+
+def _estimated(pivot: Pivot, decoded: Decoded, provider: Any) -> Any:
+    """Which spans say that their usage is an estimate, or come from a library that estimates without saying so."""
+    said = pivot.flag(FLAGS["estimated"])
+    scopes = decoded.scopes["name"].to_pylist()
+    for scope, flag, providers in ESTIMATES:
+        if scope in scopes:
+            mine = pa.array([name == scope for name in scopes]).take(decoded.spans["scope"])
+            theirs = pc.is_in(pc.cast(provider, pa.string()), pa.array(sorted(providers)))
+            made_up = pc.and_(pc.and_(mine, theirs), pc.fill_null(pivot.flag((flag,)), False))
+            said = pc.if_else(made_up, True, said)
+    return said
 
 
 def _times(decoded: Decoded, received_ns: int, invalid: npt.NDArray[np.uint8]) -> dict[str, Any]:
@@ -260,16 +284,6 @@ def _processing(tier: Any, processing: Any) -> tuple[Any, Any]:
     return tier, pc.cast(said.dictionary_encode(), TEXT_TYPE)
 
 
-def _served(provider: Any, decoded: Decoded) -> Any:
-    """Providers, with those of model servers' own spans, which do not say theirs."""
-    scopes = decoded.scopes["name"].to_pylist()
-    servers = [next((name for start, name in SERVERS.items() if scope.startswith(start)), None) for scope in scopes]
-    if provider.null_count == 0 or not any(servers):
-        return provider
-    of_scope = pa.array(servers, pa.string()).take(decoded.spans["scope"])
-    return pc.cast(pc.coalesce(pc.cast(provider, pa.string()), of_scope).dictionary_encode(), TEXT_TYPE)
-
-
 def _told_invalid(said: Any) -> npt.NDArray[np.uint8] | None:
     """Codes of the reasons that instrumentations give themselves; None where none does."""
     if said.null_count == len(said):
@@ -288,15 +302,41 @@ def _above(preferred: Any, column: Any) -> Any:
     return both.dictionary_encode().cast(TEXT_TYPE)
 
 
-def _folded(column: Any, rename: dict[str, str]) -> Any:
-    """A text column with its values in lower case and in their current spelling."""
+def _inside(pivot: Pivot, request_model: Any, model: Any) -> Any:
+    """The models that were asked for, with those that stand inside of an object where nothing else tells one."""
+    for key in MODEL_OBJECTS:
+        owners, texts = pivot.written(key)
+        silent = np.asarray(pc.and_(pc.is_null(request_model), pc.is_null(model)))[owners] if len(owners) else owners
+        if not len(owners) or not silent.any():
+            continue
+        found = pc.struct_field(pc.extract_regex(texts.filter(pa.array(silent)), _MODEL), "model")
+        place = np.zeros(pivot.length, np.int64)
+        place[owners[silent]] = np.arange(1, len(found) + 1)
+        inside = found.take(pa.array(place - 1, mask=place == 0))
+        request_model = pc.coalesce(pc.cast(request_model, pa.string()), inside).dictionary_encode().cast(TEXT_TYPE)
+    return request_model
+
+
+def _unquoted(column: Any) -> Any:
+    """A text column without the quotes of values that are texts written as JSON."""
+    if not pc.any(pc.starts_with(column.dictionary, '"')).as_py():
+        return column
+    return _respelled(column, [value.strip('"') for value in column.dictionary.to_pylist()])
+
+
+def _folded(column: Any, rename: dict[str, str], *, others: bool = True) -> Any:
+    """A text column with its values in their current spelling, and in lower case (or else as given)."""
     values = column.dictionary.to_pylist()
-    lowered = [value.lower() for value in values]
-    current = [rename.get(value, value) for value in lowered]
+    return _respelled(column, [rename.get(low := value.lower(), low if others else value) for value in values])
+
+
+def _respelled(column: Any, current: list[str]) -> Any:
+    """A text column with other words in the place of its values; an empty one is null."""
+    values = column.dictionary.to_pylist()
     if current == values:
         return column
-    words = {word: position for position, word in enumerate(dict.fromkeys(current))}
-    place = pa.array([words[value] for value in current], pa.int32())
+    words = {word: position for position, word in enumerate(dict.fromkeys(filter(None, current)))}
+    place = pa.array([words.get(value) for value in current], pa.int32())
     return pa.DictionaryArray.from_arrays(place.take(column.indices), pa.array(words, pa.string()))
 
 
