@@ -13,31 +13,35 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pyarrow as pa
 import pytest
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
+from google.rpc.code_pb2 import UNAVAILABLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from tollspan.processor import receive_http
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError, JournalFull
-from tollspan.processor.intake import Intake
+from tollspan.processor.intake import Intake, Refusal
 from tollspan.processor.journal import Journal
-from tollspan.processor.otlp_json import to_protobuf
-from tollspan.processor.receive_http import JSON, PROTOBUF, TRACES, HttpReceiver
+from tollspan.processor.otlp_json import other_to_protobuf, to_protobuf
+from tollspan.processor.receive_http import JSON, PROTOBUF, HttpReceiver, HttpSettings
 
 from .test_receive import request, span_names
 
 LIMIT = 1 << 20
+TRACES = "/v1/traces"
 
 
 class Line:
@@ -46,9 +50,15 @@ class Line:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.counters = Counters()
         self.journal = Journal(directory, counters=self.counters)
-        self.intake = Intake(self.journal, counters=self.counters)
-        options = {"address": "127.0.0.1:0", "max_request_bytes": LIMIT, **options}
-        self.receiver = HttpReceiver(self.intake, **options)
+        self.intake = Intake(
+            self.journal,
+            counters=self.counters,
+            signals=options.pop("signals", None),
+            max_held_bytes=options.pop("max_held_bytes", 512 << 20),
+        )
+        metrics = options.pop("metrics", None)
+        settings = HttpSettings(max_request_bytes=LIMIT, **options)
+        self.receiver = HttpReceiver(self.intake, address="127.0.0.1:0", settings=settings, metrics=metrics)
         self.address = self.receiver.start()
         self.port = int(self.address.rpartition(":")[2])
 
@@ -78,6 +88,14 @@ class Line:
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line]:
     opened = Line(tmp_path / "journal")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Line]:
+    """One that gives up after 0.2 s."""
+    opened = Line(tmp_path / "journal", stalled_s=0.2)
     yield opened
     opened.close()
 
@@ -229,7 +247,7 @@ def test_what_is_no_otlp_json_is_refused_with_its_place(line: Line, document: st
     told = json.loads(body)
     assert told["code"] == 3
     assert says in told["message"]
-    assert line.counters.get("receive.refused.malformed") == 1
+    assert line.counters.get("receive.refused.malformed") + line.counters.get("receive.refused.no_good_span") == 1
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "zstd"])
@@ -315,6 +333,143 @@ def test_metrics_are_there_where_there_are_any(tmp_path: Path) -> None:
     line.close()
 
 
+@pytest.mark.parametrize("content_type", [PROTOBUF, JSON])
+def test_other_signals_go_to_whom_takes_them(tmp_path: Path, content_type: str) -> None:
+    taken: list[bytes] = []
+    answers = [None, Refusal("spool_full", UNAVAILABLE, "Later.")]
+
+    def take(payload: bytes) -> Refusal | None:
+        taken.append(payload)
+        return answers.pop(0)
+
+    line = Line(tmp_path, signals={"logs": take})
+    message = ExportLogsServiceRequest()
+    record = message.resource_logs.add().scope_logs.add().log_records.add(trace_id=b"\1" * 16, span_id=b"\2" * 8)
+    record.body.string_value = "hello"
+    body: Any = message.SerializeToString()
+    if content_type == JSON:
+        document = json_format.MessageToDict(message)
+        ids = document["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]
+        ids |= {"traceId": "01" * 16, "spanId": "02" * 8}
+        body = json.dumps(document)
+    code, _, said = line.ask(body, path="/v1/logs", content_type=content_type)
+    assert (code, said) == (200, b"{}" if content_type == JSON else b"")
+    code, headers, _ = line.ask(body, path="/v1/logs", content_type=content_type)
+    assert (code, headers["retry-after"]) == (503, "1")
+    assert [ExportLogsServiceRequest.FromString(payload) for payload in taken] == [message] * 2
+    assert line.ask(body, path="/v1/metrics", content_type=content_type)[0] == 404
+    assert line.journaled() == []
+    line.close()
+
+
+def test_exemplars_of_metrics_have_their_ids_in_hex_too() -> None:
+    document = {
+        "resourceMetrics": [
+            {
+                "scopeMetrics": [
+                    {
+                        "metrics": [
+                            {
+                                "name": "traceId",
+                                "sum": {"dataPoints": [{"asInt": "1", "exemplars": [{"traceId": "0a" * 16}]}]},
+                            }
+                        ]
+                    }
+                ]
+            }
+        ]
+    }
+    message = ExportMetricsServiceRequest.FromString(other_to_protobuf("metrics", json.dumps(document).encode()))
+    metric = message.resource_metrics[0].scope_metrics[0].metrics[0]
+    assert metric.name == "traceId"
+    assert metric.sum.data_points[0].exemplars[0].trace_id == b"\x0a" * 16
+
+
+def test_the_disk_being_full_is_told_to_readiness_checks(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tollspan.processor.intake.PROBE_S", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(line.journal, "_refusal", lambda size: JournalFull("The disk is full."))
+        assert line.ask(request())[0] == 503
+        until = time.monotonic() + 5
+        while (answer := line.ask(path="/readyz", method="GET"))[0] == 200 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert (answer[0], answer[2]) == (503, b"The disk is full.\n")
+        assert line.ask(path="/healthz", method="GET")[0] == 200
+    until = time.monotonic() + 5
+    while line.ask(path="/readyz", method="GET")[0] != 200 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert line.ask(path="/readyz", method="GET")[0] == 200
+
+
+# -- compression -------------------------------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_bombs_are_refused_while_they_unfold(tmp_path: Path, encoding: str) -> None:
+    """Forty at once of a gibibyte each."""
+    line = Line(tmp_path / "journal", max_held_bytes=8 * LIMIT)
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, encoding) as out:
+        for _ in range(1024):
+            out.write(bytes(1 << 20))
+    bomb = bytes(sink.getvalue())
+    before = resident()
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(line.ask(bomb, content_encoding=encoding)[0])) for _ in range(40)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(codes) == 40
+    assert set(codes) <= {413, 503}
+    # 40 clients are in this process too, each with the bomb as it is sent.
+    assert resident() - before < 200 << 20
+    assert line.intake.bodies.held == 0
+    assert line.ask(request())[0] == 200
+    line.close()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_body_in_several_pieces_of_compression_is_one_request(line: Line, encoding: str) -> None:
+    body = compressed(request(2, "first"), encoding) + compressed(request(3, "second"), encoding)
+    assert line.ask(body, content_encoding=encoding)[0] == 200
+    assert span_names(line.journaled()) == ["first"] * 2 + ["second"] * 3
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+@pytest.mark.parametrize("spoil", [lambda body: body[:-3], lambda body: body + b"rubbish", lambda body: body[:6]])
+def test_compression_that_is_broken_is_refused_for_good(line: Line, encoding: str, spoil: Any) -> None:
+    code, _, said = line.ask(spoil(compressed(request(5), encoding)), content_encoding=encoding)
+    assert code == 400
+    assert encoding in status(said).message
+    assert line.intake.bodies.held == 0
+    assert line.journaled() == []
+
+
+def test_a_frame_that_asks_for_very_much_memory_is_refused(line: Line) -> None:
+    # A zstd frame header: magic number, no single segment, window of 2 GiB; then one empty last block.
+    frame = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + b"\x01\x00\x00"
+    code, _, said = line.ask(frame, content_encoding="zstd")
+    assert (code, "zstd" in status(said).message) == (400, True)
+
+
+def test_json_counts_for_what_it_takes_in_memory(tmp_path: Path) -> None:
+    line = Line(tmp_path, max_held_bytes=1 << 20)
+    document = json.dumps(as_json(request(1000)))
+    assert len(document) * 16 > 1 << 20
+    code, _, said = line.ask(document, content_type=JSON)
+    assert (code, json.loads(said)["code"]) == (413, 8)
+    assert line.ask(json.dumps(as_json(request(5))), content_type=JSON)[0] == 200
+    assert line.intake.bodies.held == 0
+    line.close()
+
+
 # -- slow, many, hostile -----------------------------------------------------------------------------------------------
 
 
@@ -336,32 +491,31 @@ def hung_up(client: socket.socket) -> bool:
     "sent",
     [b"", b"POST /v1/tra", b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\n"],
 )
-def test_a_head_that_does_not_come_is_not_waited_for(line: Line, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive_http, "STALLED_S", 0.2)
-    with connected(line) as client:
+def test_a_head_that_does_not_come_is_not_waited_for(hasty: Line, sent: bytes) -> None:
+    with connected(hasty) as client:
         client.sendall(sent)
         assert hung_up(client)
 
 
-def test_a_second_head_that_does_not_come_is_not_waited_for_either(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive_http, "STALLED_S", 0.2)
+def test_a_second_head_that_does_not_come_is_not_waited_for_either(hasty: Line) -> None:
     payload = request()
     head = f"POST {TRACES} HTTP/1.1\r\nhost: x\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {len(payload)}\r\n\r\n"
-    with connected(line) as client:
+    with connected(hasty) as client:
         client.sendall(head.encode() + payload)
         assert b"200 OK" in client.recv(1 << 16)
         client.sendall(b"POST /v1/tr")
         assert hung_up(client)
 
 
-def test_a_body_that_stalls_is_told_so(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive_http, "STALLED_S", 0.2)
-    with connected(line) as client:
+def test_a_body_that_stalls_is_told_so(hasty: Line) -> None:
+    with connected(hasty) as client:
         head = f"POST {TRACES} HTTP/1.1\r\nhost: x\r\ncontent-type: {PROTOBUF}\r\ncontent-length: 100\r\n\r\nhalf"
         client.sendall(head.encode())
-        assert b" 408 " in client.recv(1 << 16)
+        said = client.recv(1 << 16)
+        assert b" 408 " in said
+        assert b"retry-after: 1" in said
         assert hung_up(client)
-    assert line.receiver._held == 0
+    assert hasty.intake.bodies.held == 0
 
 
 def test_a_sender_that_hangs_up_leaves_nothing(line: Line) -> None:
@@ -370,9 +524,9 @@ def test_a_sender_that_hangs_up_leaves_nothing(line: Line) -> None:
         client.sendall(head.encode())
         time.sleep(0.1)
     until = time.monotonic() + 5
-    while line.receiver._held and time.monotonic() < until:
+    while line.intake.bodies.held and time.monotonic() < until:
         time.sleep(0.01)
-    assert line.receiver._held == 0
+    assert line.intake.bodies.held == 0
     assert line.ask(request())[0] == 200
 
 
@@ -439,7 +593,7 @@ def test_a_taken_port_is_one_line_with_what_to_do(line: Line) -> None:
 def test_a_server_that_does_not_start_is_said_and_replaces_none_that_does(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uvicorn.Server.run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("uvicorn.Server.serve", AsyncMock())
     with pytest.raises(ConfigError, match="did not start"):
         HttpReceiver(line.intake, address="127.0.0.1:0").start()
     with pytest.raises(OSError, match="did not start"):
@@ -495,7 +649,7 @@ def test_the_specifications_own_example_is_understood() -> None:
             }
         ]
     }
-    message = ExportTraceServiceRequest.FromString(to_protobuf(json.dumps(document).encode()))
+    message = ExportTraceServiceRequest.FromString(to_protobuf(json.dumps(document).encode()).payload)
     span = message.resource_spans[0].scope_spans[0].spans[0]
     assert span.trace_id.hex() == "5b8efff798038103d269b633813fc60c"
     assert (span.span_id.hex(), span.parent_span_id.hex()) == ("eee19b7ec3c1b174", "eee19b7ec3c1b173")
@@ -511,5 +665,5 @@ def test_the_specifications_own_example_is_understood() -> None:
 def test_law_json_and_protobuf_are_the_same_request(spans: int, name: str) -> None:
     payload = request(spans, name)
     document = json.dumps(as_json(payload) if spans else {}).encode()
-    back = ExportTraceServiceRequest.FromString(to_protobuf(document))
+    back = ExportTraceServiceRequest.FromString(to_protobuf(document).payload)
     assert span_names([back.SerializeToString()]) == span_names([payload])

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 from tollspan.processor.cli.replay import replay
 from tollspan.processor.errors import ConfigError
-from tollspan.processor.otlp_client import OtlpClient, Patience, ReceiverUnreachable, parse_target
+from tollspan.processor.otlp_client import Access, OtlpClient, Patience, ReceiverUnreachable, find
 from tollspan.processor.replay import SpanMaker, SpanTemplate, batches_in_time, batches_now, send, span_ids
 from tollspan.processor.usage_trace import parse_instant, read_usage_trace
 
@@ -339,14 +339,43 @@ def server_takes(server: Receiver) -> Behaviour:
 )
 def test_what_is_no_address_is_said_to_be_none(target: str) -> None:
     with pytest.raises(ConfigError, match="is not an address"):
-        parse_target(target)
+        find(target)
 
 
-def test_addresses_may_be_written_as_the_sdk_takes_them() -> None:
-    assert parse_target("127.0.0.1:4317") == ("127.0.0.1:4317", False)
-    assert parse_target("http://localhost:4317/") == ("localhost:4317", False)
-    assert parse_target("https://otel.example:443") == ("otel.example:443", True)
-    assert parse_target("[::1]:4317") == ("[::1]:4317", False)
+@pytest.mark.parametrize(
+    ("target", "access", "endpoint", "protocol"),
+    [
+        ("127.0.0.1:4317", Access(), "http://127.0.0.1:4317", "grpc"),
+        ("http://localhost:4317/", Access(), "http://localhost:4317", "grpc"),
+        ("https://otel.example:443", Access(), "https://otel.example:443", "grpc"),
+        ("[::1]:4317", Access(), "http://[::1]:4317", "grpc"),
+        ("otel.example:4317", Access(), "https://otel.example:4317", "grpc"),
+        ("otel.example:4317", Access(insecure=True), "http://otel.example:4317", "grpc"),
+        ("localhost:4318", Access(), "http://localhost:4318", "http/protobuf"),
+        ("http://localhost:80/otlp/v1/traces", Access(), "http://localhost:80/otlp", "http/protobuf"),
+        ("localhost:4319", Access(protocol="http/protobuf"), "http://localhost:4319", "http/protobuf"),
+    ],
+)
+def test_addresses_may_be_written_as_the_sdk_takes_them(
+    target: str, access: Access, endpoint: str, protocol: str
+) -> None:
+    found = find(target, access)
+    assert (found.endpoint, found.protocol) == (endpoint, protocol)
+
+
+@pytest.mark.parametrize(
+    ("target", "access", "says"),
+    [
+        ("http://otel.example:4317", Access(token="t"), "unencrypted"),
+        ("https://otel.example:4317", Access(insecure=True), "--insecure"),
+        ("localhost:4317", Access(compression="zstd"), "zstd"),
+        ("localhost:4317", Access(ca=Path("x")), "https://"),
+        ("https://localhost:4317", Access(cert=Path("x")), "belong together"),
+    ],
+)
+def test_what_does_not_go_together_is_said(target: str, access: Access, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find(target, access)
 
 
 def test_at_the_traces_own_pace_calls_come_when_they_are_due_and_together_when_they_are_close() -> None:

@@ -25,17 +25,18 @@ from typer.testing import CliRunner
 from tollspan.pricing import attributes as names
 from tollspan.processor.cli.app import app
 from tollspan.processor.counters import Counters
-from tollspan.processor.decode import decode, validate
+from tollspan.processor.decode import decode
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.intake import Intake, Refusal
 from tollspan.processor.journal import Journal
 from tollspan.processor.normalize import normalize
 from tollspan.processor.receive import EXPORT, Receiver
-from tollspan.processor.receive_http import PROTOBUF, TRACES, HttpReceiver
+from tollspan.processor.receive_http import PROTOBUF, HttpReceiver
 from tollspan.processor.senders import Sender, Senders, new_token, stamped
 
 from .test_receive import request
 
+TRACES = "/v1/traces"
 TOKENS = {"acme": "tsp_acme", "anyone": "tsp_anyone", "slow": "tsp_slow"}
 
 
@@ -66,7 +67,7 @@ class Line:
         self.clock, self.counters = Clock(), Counters()
         self.journal = Journal(folder / "journal", counters=self.counters)
         self.senders = Senders(self.file, self.counters, clock=self.clock)
-        intake = Intake(self.journal, validate=validate, counters=self.counters)
+        intake = Intake(self.journal, counters=self.counters)
         self.grpc = Receiver(intake, address="127.0.0.1:0", senders=self.senders)
         self.http = HttpReceiver(intake, address="127.0.0.1:0", senders=self.senders)
         self.addresses = {"grpc": self.grpc.start(), "http": self.http.start()}

@@ -23,11 +23,13 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.intake import Intake
 from tollspan.processor.journal import Journal
-from tollspan.processor.receive import EXPORT, Receiver
-from tollspan.processor.receive_http import TRACES, HttpReceiver
+from tollspan.processor.receive import EXPORT, GrpcSettings, Receiver
+from tollspan.processor.receive_http import HttpReceiver, HttpSettings
 from tollspan.processor.tls import Tls, TlsFiles
 
 from .test_receive import request, span_names
+
+TRACES = "/v1/traces"
 
 
 class Certificates:
@@ -254,4 +256,25 @@ def test_an_open_address_is_allowed_under_tls(tmp_path: Path, certificates: Cert
     receiver = Receiver(Intake(journal), address="0.0.0.0:0", tls=Tls(certificates.files))
     assert receiver.start()
     receiver.stop()
+    journal.close()
+
+
+def test_a_handshake_that_stalls_is_given_up(tmp_path: Path, certificates: Certificates) -> None:
+    journal = Journal(tmp_path / "journal")
+    intake, tls = Intake(journal), Tls(certificates.files)
+    receivers = (
+        Receiver(intake, address="127.0.0.1:0", tls=tls, settings=GrpcSettings(handshake_s=0.5)),
+        HttpReceiver(intake, address="127.0.0.1:0", tls=tls, settings=HttpSettings(stalled_s=0.5)),
+    )
+    for receiver in receivers:
+        port = int(receiver.start().rpartition(":")[2])
+        for beginning in (b"", b"\x16\x03\x01"):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+                client.sendall(beginning)
+                try:
+                    while client.recv(4096):
+                        pass
+                except ConnectionError:
+                    pass
+        receiver.stop()
     journal.close()

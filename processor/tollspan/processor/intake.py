@@ -1,38 +1,56 @@
 """The way into the journal, whatever a request came by: checked, made durable, and only then acknowledged.
 
-In: OTLP trace requests in protobuf form. Out: payloads in the journal, and for each request None (it is durable) or a
-`Refusal` that says whether to send it again. `receive` and `receive_http` put these into the words of their protocol;
-both stand on one intake, so that a drain holds for both.
+In: OTLP trace requests in protobuf form. Out: payloads in the journal, and for each request an answer: None (all of it
+is durable), a `Partial` (all but some spans that nobody could take) or a `Refusal` that says whether to send it again.
+`receive` and `receive_http` put these into the words of their protocol; both stand on one intake, so that a drain, the
+bound on bodies in memory and the state that health checks are told hold for both.
+
+Logs and metrics are not ours: they are refused for good, or handed to whoever passes them on (`Signals`).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-from google.rpc.code_pb2 import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from google.rpc.code_pb2 import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED
 
 from tollspan.processor.counters import Counters
-from tollspan.processor.errors import JournalFull
-from tollspan.processor.journal import Journal, JournalError
+from tollspan.processor.decode import Checked, check
+from tollspan.processor.errors import JournalError, JournalFull
+from tollspan.processor.journal import Journal, Ticket
+from tollspan.processor.rejects import BAD_JSON, MAX_SPANS, describe, split
 
 log = logging.getLogger(__name__)
-
-Validate: TypeAlias = Callable[[bytes], str | None]
-"""None when bytes can be acknowledged as an OTLP trace request, else the reason why not."""
 
 RETRY_S: Final = 1.0
 """Delay asked of refused senders. Short, because the Python SDK tries again only within its deadline of 10 s."""
 COMMIT_LIMIT_S: Final = 30.0
 """A disk that takes longer than this for a sync is treated as away."""
+PROBE_S: Final = 1.0
+"""Seconds between two looks at a journal that takes nothing."""
+TRACES: Final = "traces"
+OTHER_SIGNALS: Final = ("logs", "metrics")
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveSettings:
+    """What both OTLP ports share.
+
+    Attributes:
+        max_held_bytes: bodies of requests in memory at the most, all connections together, as sent and decompressed;
+            more is asked to come again. At least twice the largest request.
+    """
+
+    max_held_bytes: int = 512 << 20
 
 
 class Refusal(NamedTuple):
@@ -66,7 +84,31 @@ class Refusal(NamedTuple):
         return bytes(status_pb2.Status(code=self.code, message=self.message, details=details).SerializeToString())
 
 
+class Partial(NamedTuple):
+    """A request that was taken without some of its spans; sending these again will not help.
+
+    Attributes:
+        rejected: how many.
+        message: which and why, for people.
+    """
+
+    rejected: int
+    message: str
+
+
+Answer: TypeAlias = Refusal | Partial | None
+
+Check: TypeAlias = Callable[[bytes], Checked]
+
+Signals: TypeAlias = Mapping[str, Callable[[bytes], Refusal | None]]
+"""Who takes ``logs`` and ``metrics``: given a raw ``Export…ServiceRequest`` in protobuf form, on a thread that may
+wait. None once it is durable, else the refusal."""
+
+Keep: TypeAlias = Callable[[bytes, str], object]
+"""Puts rejected spans where a person can read them: a request of them alone, and why."""
+
 SHUTTING_DOWN: Final = Refusal("draining", UNAVAILABLE, "The service is shutting down.")
+TOO_MUCH: Final = Refusal("memory", UNAVAILABLE, "Too much comes in at once; send it again.")
 
 
 class Identified(Protocol):
@@ -79,23 +121,74 @@ class Identified(Protocol):
         """The request with the sender's tenant on it."""
 
 
+class Bodies:
+    """A bound on the bytes of requests that are in memory and not yet in the journal, of all connections together."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._lock, self._held = threading.Lock(), 0
+
+    @property
+    def held(self) -> int:
+        """Bytes held now."""
+        return self._held
+
+    def hold(self, size: int) -> bool:
+        """Count ``size`` bytes as held until `free`, if there is room for them."""
+        with self._lock:
+            if self._held + size > self.most:
+                return False
+            self._held += size
+            return True
+
+    def free(self, size: int) -> None:
+        """Undo `hold`."""
+        with self._lock:
+            self._held -= size
+
+
 class Intake:
     """Takes requests into the journal.
 
     Args:
         journal: where payloads are made durable.
-        validate: check before the journal; a full parse by protobuf when None.
-        counters: counts ``receive.*``: ``requests`` whose body arrived, ``accepted`` and ``bytes`` made durable,
-            ``empty``, and ``refused.<reason>``.
+        check: what is asked of a payload before the journal; `tollspan.processor.decode.check` when None.
+        counters: counts ``receive.*``: ``requests`` whose body arrived, ``accepted``, ``spans`` and ``bytes`` made
+            durable, ``empty``, ``refused.<reason>`` (requests), ``partial`` requests and ``rejected.<reason>`` (spans).
+        signals: takes logs and metrics; what is missing there is refused.
+        keep: gets rejected spans; None: they are only counted and logged.
+        max_held_bytes: see `ReceiveSettings`.
+
+    Attributes:
+        bodies: receivers hold the bytes of requests here while they have them.
+        trouble: why nothing can be taken: the service drains, or the disk takes nothing; '' when all is well.
     """
 
-    def __init__(self, journal: Journal, *, validate: Validate | None = None, counters: Counters | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        check: Check | None = None,
+        counters: Counters | None = None,
+        signals: Signals | None = None,
+        keep: Keep | None = None,
+        max_held_bytes: int = 512 << 20,
+    ) -> None:
         self.journal = journal
         self.counters = counters or Counters()
-        self._validate = validate or parses
+        self.bodies = Bodies(max_held_bytes)
+        self.trouble = ""
+        self._check = check or _check
+        self._signals, self._keep = dict(signals or {}), keep
+        self._told: set[str] = set()
         self._state = threading.Condition()
         self._draining = False
         self._in_flight = 0
+        self._listeners: list[Callable[[str], object]] = []
+        self._saying = threading.Lock()
+        self._probing = False
+        self._probe_size = 0
+        self._timed = self.counters.histogram("receive.seconds")
 
     @property
     def draining(self) -> bool:
@@ -103,19 +196,48 @@ class Intake:
         return self._draining
 
     def take(
-        self, payload: bytes, remaining_s: float | None = None, sender: Identified | None = None
-    ) -> Refusal | None:
-        """Make ``payload`` durable; None when it is.
+        self,
+        payload: bytes,
+        remaining_s: float | None = None,
+        sender: Identified | None = None,
+        left_out: int = 0,
+        why: str = "",
+    ) -> Answer:
+        """Make ``payload`` durable.
 
         Args:
             remaining_s: for how long the sender still waits; None where it does not say.
             sender: who sends it, where senders log in: its limits hold, and its tenant is the payload's.
+            left_out: spans that are not in the payload, for they are no OTLP/JSON.
+            why: what is wrong with the first of these.
         """
-        with self._flight() as open_for_requests:
-            refusal = self._take(payload, remaining_s, sender) if open_for_requests else SHUTTING_DOWN
+        return self._guarded(len(payload), lambda: self._take(payload, remaining_s, sender, left_out, why))
+
+    def take_other(self, signal: str, payload: bytes, sender: Identified | None = None) -> Refusal | None:
+        """Hand on a request of ``logs`` or ``metrics``; None when it is durable with whoever takes them."""
+        refusal = self.refusal_of(signal)
         if refusal is not None:
             self.refuse(refusal)
-        return refusal
+            return refusal
+        answer = self._guarded(len(payload), lambda: self._hand_on(signal, payload, sender))
+        return answer if isinstance(answer, Refusal) else None
+
+    def refusal_of(self, signal: str) -> Refusal | None:
+        """The refusal that all requests of a signal get, where nobody takes it; said once in the log."""
+        if signal == TRACES or signal in self._signals:
+            return None
+        if signal not in self._told:
+            self._told.add(signal)
+            log.warning(
+                "%s are sent here and refused: Tollspan takes traces. Set OTEL_%s_EXPORTER=none at the sender, send"
+                " them elsewhere, or have Tollspan forward them.",
+                signal,
+                signal.upper(),
+            )
+        said = (
+            f"Tollspan takes traces and no {signal}: set OTEL_{signal.upper()}_EXPORTER=none, or send them elsewhere."
+        )
+        return Refusal(signal, UNIMPLEMENTED, said)
 
     def refuse(self, refusal: Refusal) -> None:
         """Count a request that was refused."""
@@ -132,36 +254,111 @@ class Intake:
         """
         with self._state:
             self._draining = True
+        self._say("draining")
+        with self._state:
             return self._state.wait_for(lambda: self._in_flight == 0, timeout=grace_s)
 
-    def _take(self, payload: bytes, remaining_s: float | None, sender: Identified | None) -> Refusal | None:
-        self.counters.add("receive.requests")
-        if not payload:
+    def tell(self, listener: Callable[[str], object]) -> None:
+        """Call ``listener`` with `trouble` now and whenever it changes, from any thread."""
+        with self._saying:
+            self._listeners.append(listener)
+            listener(self.trouble)
+
+    def _guarded(self, size: int, work: Callable[[], Answer]) -> Answer:
+        """Do it as a request in flight; whatever goes wrong is a refusal."""
+        began = time.perf_counter()
+        with self._flight() as open_for_requests:
+            if not open_for_requests:
+                answer: Answer = SHUTTING_DOWN
+            else:
+                self.counters.add("receive.requests")
+                try:
+                    answer = work()
+                except JournalError as error:
+                    self._doubt(size)
+                    reason = "journal_full" if isinstance(error, JournalFull) else "journal_error"
+                    answer = Refusal(reason, UNAVAILABLE, error.message)
+                except TimeoutError:
+                    # It may become durable yet: the sender sends again, and the rows land on themselves.
+                    self._doubt(size)
+                    answer = Refusal("slow_disk", UNAVAILABLE, "The disk did not finish in time.")
+                except MemoryError:
+                    answer = TOO_MUCH
+                except Exception:
+                    log.exception("a request of %d bytes met a fault of ours; it is not acknowledged", size)
+                    answer = Refusal("fault", INTERNAL, "Internal error; the request was not stored.")
+        self._timed.observe(time.perf_counter() - began)
+        if isinstance(answer, Refusal):
+            self.refuse(answer)
+        return answer
+
+    def _take(
+        self, payload: bytes, remaining_s: float | None, sender: Identified | None, left_out: int, why: str
+    ) -> Answer:
+        if not payload and not left_out:
             self.counters.add("receive.empty")
             return None
-        try:
-            reason = self._validate(payload)
-            if reason is not None:
-                log.debug("refused a request of %d bytes: %s", len(payload), reason)
-                return Refusal("malformed", INVALID_ARGUMENT, reason)
-            if sender is not None:
-                over = sender.over(len(payload))
-                if over is not None:
-                    return over
-                payload = sender.stamped(payload)
-            wait_s = COMMIT_LIMIT_S if remaining_s is None else min(remaining_s, COMMIT_LIMIT_S)
-            self.journal.append(payload).wait(wait_s)
-        except JournalError as error:
-            reason = "journal_full" if isinstance(error, JournalFull) else "journal_error"
-            return Refusal(reason, UNAVAILABLE, error.message)
-        except TimeoutError:
-            # It may become durable yet: the sender sends again, and the rows land on themselves.
-            return Refusal("slow_disk", UNAVAILABLE, "The disk did not finish in time.")
-        except Exception:
-            log.exception("a request of %d bytes met a fault of ours; it is not acknowledged", len(payload))
-            return Refusal("fault", INTERNAL, "Internal error; the request was not stored.")
-        self.counters.add_all({"receive.accepted": 1, "receive.bytes": len(payload)})
-        return None
+        over = sender.over(len(payload)) if sender is not None else None
+        if over is not None:
+            return over
+        found = self._check(payload)
+        if found.error is not None:
+            log.debug("refused a request of %d bytes: %s", len(payload), found.error)
+            return Refusal("malformed", INVALID_ARGUMENT, found.error)
+        if not found.rejected and not left_out:
+            self._store(payload, remaining_s, sender, found.spans)
+            return None
+        rejected = {**found.rejected, BAD_JSON: left_out} if left_out else found.rejected
+        return self._take_rest(payload, remaining_s, sender, found, rejected, why)
+
+    def _take_rest(
+        self,
+        payload: bytes,
+        remaining_s: float | None,
+        sender: Identified | None,
+        found: Checked,
+        rejected: Mapping[str, int],
+        why: str,
+    ) -> Answer:
+        """Store what is good of a request, and put the rest aside."""
+        said = describe(rejected) + (f"; the first: {why}" if why else "")
+        bad = b""
+        if found.rejected and found.spans <= MAX_SPANS:
+            payload, bad = split(payload)
+        good = found.spans - sum(found.rejected.values())
+        if good:
+            self._store(payload, remaining_s, sender, good)
+        # Counted only now: a request that the journal refuses comes again, with the same spans.
+        self.counters.add_all({f"receive.rejected.{reason}": count for reason, count in rejected.items()})
+        if bad and self._keep is not None:
+            try:
+                self._keep(sender.stamped(bad) if sender is not None else bad, said)
+            except Exception:
+                log.exception("rejected spans could not be kept")
+        log.debug("rejected spans of a request: %s", said)
+        if not good:
+            return Refusal("no_good_span", INVALID_ARGUMENT, f"No span of this request can be taken: {said}.")
+        self.counters.add("receive.partial")
+        return Partial(sum(rejected.values()), f"Spans that cannot be taken: {said}.")
+
+    def _store(self, payload: bytes, remaining_s: float | None, sender: Identified | None, spans: int) -> None:
+        """Have the payload made durable.
+
+        Raises:
+            JournalError, TimeoutError: it is not.
+        """
+        if sender is not None:
+            payload = sender.stamped(payload)
+        wait_s = COMMIT_LIMIT_S if remaining_s is None else min(remaining_s, COMMIT_LIMIT_S)
+        self.journal.append(payload).wait(wait_s)
+        self.counters.add_all({"receive.accepted": 1, "receive.bytes": len(payload), "receive.spans": spans})
+
+    def _hand_on(self, signal: str, payload: bytes, sender: Identified | None) -> Answer:
+        over = sender.over(len(payload)) if sender is not None else None
+        answer = over if over is not None else self._signals[signal](payload)
+        if answer is None:
+            self.counters.add(f"receive.{signal}")
+        return answer
 
     @contextmanager
     def _flight(self) -> Iterator[bool]:
@@ -177,11 +374,62 @@ class Intake:
                 if self._draining and not self._in_flight:
                     self._state.notify_all()
 
+    # -- what health checks are told -----------------------------------------------------------------------------------
 
-def parses(payload: bytes) -> str | None:
-    """The check of an intake that is given none: protobuf's own parser."""
-    try:
-        ExportTraceServiceRequest.FromString(payload)
-    except DecodeError as error:
-        return f"not an OTLP ExportTraceServiceRequest: {error}"
-    return None
+    def _doubt(self, size: int) -> None:
+        """The journal refused: find out whether it still takes anything, and go on asking until it does.
+
+        Senders cannot be relied on for that: a service that is not ready is sent nothing.
+        """
+        with self._state:
+            self._probe_size = min(size, self._probe_size) if self._probing else size
+            if self._probing or self._draining:
+                return
+            self._probing = True
+        threading.Thread(target=self._probe, name="tollspan-probe", daemon=True).start()
+
+    def _probe(self) -> None:
+        ticket: Ticket | None = None
+        while True:
+            refused = self.journal.refusal(self._probe_size)
+            if refused is None:
+                # An empty request: it holds no span, and its record tries the disk as any other does.
+                try:
+                    ticket = ticket or self.journal.append(b"")
+                    ticket.wait(PROBE_S)
+                    ticket = None
+                except TimeoutError:
+                    refused = JournalFull("The disk does not finish in time.")
+                except JournalError as error:
+                    refused, ticket = error, None
+                except Exception:
+                    log.exception("the journal cannot be asked whether it takes anything")
+                    refused, ticket = JournalFull("The journal does not answer."), None
+            with self._state:
+                if refused is None or self.journal.closed or self._draining:
+                    self._probing = False
+                    break
+            self._say(refused.message)
+            with self._state:
+                self._state.wait_for(lambda: self._draining, PROBE_S)
+        self._say("" if refused is None else refused.message)
+
+    def _say(self, trouble: str) -> None:
+        """Change `trouble`, and tell who listens."""
+        with self._saying:
+            before, self.trouble = self.trouble, "draining" if self._draining else trouble
+            if self.trouble == before:
+                return
+            if self._draining:
+                pass
+            elif trouble:
+                log.warning("nothing can be taken: %s Senders are asked to come again.", trouble)
+            else:
+                log.warning("requests are taken again")
+            for listener in self._listeners:
+                listener(self.trouble)
+
+
+def _check(payload: bytes) -> Checked:
+    # Looked up at each call: the decoder may be replaced while the service runs.
+    return check(payload)

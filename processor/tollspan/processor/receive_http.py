@@ -1,16 +1,17 @@
 """OTLP/HTTP in: ``POST /v1/traces`` in protobuf or JSON, made durable before it is answered. Beside `receive`.
 
 In: requests of any OTLP/HTTP exporter, plain, gzip or zstd. Out: payloads in the journal in protobuf form, and answers
-in the request's own encoding. ``/healthz``, ``/readyz`` and ``/metrics`` stand on the same port.
+in the request's own encoding. ``/healthz``, ``/readyz`` and ``/metrics`` stand on the same port; ``/v1/logs`` and
+``/v1/metrics`` where somebody takes them (`intake.Signals`).
 
 What a sender is told, with a ``google.rpc.Status`` as the body of every refusal:
 
-    200   durable
-    400   not an OTLP trace request, or not what its headers say; sending it again will not help
+    200   durable; with ``partialSuccess`` where some spans can be nobody's: these are not to be sent again
+    400   not an OTLP trace request, not what its headers say, or without any good span; sending it again will not help
     401   no bearer token, or one that is not known
-    404   another path: logs and metrics are not taken
+    404   another path, also that of logs and metrics where nobody takes them (the Python SDK would try a 501 again)
     405   another method
-    408   the body did not come in time
+    408   the body did not come in time, with Retry-After
     413   larger than ``max_request_bytes``, as sent or decompressed
     415   a content type or encoding that is not known
     429   more than this sender may send a second, with Retry-After
@@ -32,8 +33,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -48,11 +51,12 @@ from google.rpc.code_pb2 import (
     UNAVAILABLE,
     UNIMPLEMENTED,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tollspan.processor.intake import RETRY_S, Intake, Refusal
-from tollspan.processor.otlp_json import to_protobuf
-from tollspan.processor.receive import cannot_listen, parse_address, require_loopback, try_to_bind
+from tollspan.processor.addresses import cannot_listen, parse_address, require_loopback, shown, try_to_bind
+from tollspan.processor.intake import RETRY_S, TOO_MUCH, TRACES, Answer, Intake, Partial, Refusal
+from tollspan.processor.otlp_json import other_to_protobuf, to_protobuf
 from tollspan.processor.senders import Sender, Senders
 from tollspan.processor.tls import Tls
 
@@ -60,16 +64,16 @@ log = logging.getLogger(__name__)
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
-TRACES: Final = "/v1/traces"
+PATHS: Final = {"/v1/traces": TRACES, "/v1/logs": "logs", "/v1/metrics": "metrics"}
 CODECS: Final = {"gzip": "gzip", "zstd": "zstd"}
 """Content-Encoding → pyarrow's codec."""
 
-STALLED_S: Final = 15.0
-"""Seconds without a byte of a request's head or body after which a connection is given up."""
-BODY_S: Final = 60.0
-"""Seconds that a whole body may take."""
-IDLE_S: Final = 75
-"""Seconds that a connection may be silent between requests."""
+PIECE_BYTES: Final = 1 << 20
+"""A body is decompressed by so much at a time, and each piece counted before the next is made."""
+JSON_WEIGHT: Final = 8
+"""Objects of Python's take so many times the room of the JSON that they were read from, about."""
+CLOSE: Final = (b"connection", b"close")
+"""What is left of the body is not read: the connection goes with it."""
 RELOAD_S: Final = 2.0
 """Seconds between looks at the certificate's files."""
 
@@ -103,6 +107,33 @@ class _Asked(NamedTuple):
     length: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """How connections of the OTLP/HTTP port are treated.
+
+    Attributes:
+        max_request_bytes: size of a request at the most, as sent and decompressed.
+        max_connections: connections at once; one more is hung up on.
+        threads: requests decompressed and stored at once.
+        stalled_s: seconds for a request's head, and without a byte of its body, after which a connection is given up.
+        body_s: seconds that a whole body may take.
+        idle_s: seconds that a connection may be silent between requests.
+    """
+
+    max_request_bytes: int = 64 << 20
+    max_connections: int = 4096
+    threads: int = 32
+    stalled_s: float = 15.0
+    body_s: float = 60.0
+    idle_s: float = 75.0
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.max_connections, self.max_request_bytes) < 1:
+            raise ValueError("threads, connections and bytes are at least 1")
+        if min(self.stalled_s, self.body_s, self.idle_s) <= 0:
+            raise ValueError("stalled, body and idle are above zero")
+
+
 class HttpReceiver:
     """The OTLP/HTTP server.
 
@@ -112,12 +143,9 @@ class HttpReceiver:
         tls: certificate, and whose certificates senders need; None for no encryption.
         senders: who may send, by bearer token; None: everybody who can connect.
         insecure_listen: allow addresses other than loopback although nothing is encrypted.
-        max_request_bytes: size of a request at the most, as sent and decompressed.
-        max_held_bytes: bodies in memory at the most, as sent, all requests together; what they unfold to is bounded by
-            the threads.
-        max_connections: connections at once; one more is hung up on.
-        threads: requests decompressed and stored at once.
+        settings: see `HttpSettings`.
         metrics: text that ``/metrics`` answers with; None for no such page.
+        pages: path → status and text, in the place of what ``/healthz``, ``/livez`` and ``/readyz`` say by themselves.
 
     Raises (from `start`):
         ConfigError: the address cannot be listened on.
@@ -131,18 +159,17 @@ class HttpReceiver:
         tls: Tls | None = None,
         senders: Senders | None = None,
         insecure_listen: bool = False,
-        max_request_bytes: int = 64 << 20,
-        max_held_bytes: int = 512 << 20,
-        max_connections: int = 4096,
-        threads: int = 32,
+        settings: HttpSettings | None = None,
         metrics: Callable[[], str] | None = None,
+        pages: Mapping[str, Callable[[], tuple[int, str]]] | None = None,
     ) -> None:
         self._intake, self._senders = intake, senders
         self._address, self._tls, self._insecure_listen = address, tls, insecure_listen
-        self._max_bytes, self._max_held, self._held = max_request_bytes, max_held_bytes, 0
-        self._max_connections = max_connections
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tollspan-http")
+        self._settings = settings or HttpSettings()
+        self._max_bytes, self._bodies = self._settings.max_request_bytes, intake.bodies
+        self._pool = ThreadPoolExecutor(self._settings.threads, thread_name_prefix="tollspan-http")
         self._metrics = metrics
+        self._pages = dict(pages or {})
         self._socket: socket.socket | None = None
         self._serving: list[tuple[uvicorn.Server, threading.Thread]] = []
         self._stopping = threading.Event()
@@ -163,6 +190,8 @@ class HttpReceiver:
         try:
             self._socket = socket.socket(family, kind, protocol)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Now, for `dup` passes it on, and what one copy is all of them are: a server that serves would block.
+            self._socket.setblocking(False)
             self._socket.bind(where)
             self._socket.listen(1024)
             self._serve()
@@ -173,7 +202,7 @@ class HttpReceiver:
             self._watcher = threading.Thread(target=self._watch, name="tollspan-http-tls", daemon=True)
             self._watcher.start()
         bound = self._socket.getsockname()[1]
-        return f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        return shown(host, bound)
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Close the port, let requests in flight finish for ``grace_s`` seconds, then hang up. Idempotent."""
@@ -189,10 +218,10 @@ class HttpReceiver:
     def _serve(self) -> None:
         """Serve the socket by another server, with the certificate of now."""
         assert self._socket is not None
-        limit = self._max_connections
+        limits = self._settings
 
         class Protocol(_Protocol):
-            max_connections = limit
+            max_connections, stalled_s = limits.max_connections, limits.stalled_s
 
         config = uvicorn.Config(
             self._app,
@@ -204,7 +233,8 @@ class HttpReceiver:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=IDLE_S,
+            # Seconds for `call_later`, which takes parts of them too.
+            timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]
             timeout_graceful_shutdown=30,
         )
         config.load()
@@ -212,9 +242,13 @@ class HttpReceiver:
             config.ssl = self._tls.context()
         server = uvicorn.Server(config)
         listening = self._socket.dup()
-        thread = threading.Thread(
-            target=server.run, kwargs={"sockets": [listening]}, name="tollspan-http-loop", daemon=True
-        )
+
+        def run() -> None:
+            # uvicorn's own `run` has no way to say how long a handshake may take.
+            with asyncio.Runner(loop_factory=partial(_Loop, limits.stalled_s)) as runner:
+                runner.run(server.serve(sockets=[listening]))
+
+        thread = threading.Thread(target=run, name="tollspan-http-loop", daemon=True)
         thread.start()
         while not server.started:
             if not thread.is_alive():
@@ -258,51 +292,49 @@ class HttpReceiver:
         headers = {name: value.decode("latin-1").strip() for name, value in scope["headers"]}
         in_json = headers.get(b"content-type", "").partition(";")[0].strip().lower() == JSON
         try:
-            if path != TRACES:
+            signal = PATHS.get(path)
+            if signal is None:
                 await self._beside(method, path, send)
                 return
             self._intake.counters.add("receive.http.calls")
+            refusal = self._intake.refusal_of(signal)
+            if refusal is not None:
+                raise _Refused(404, refusal, CLOSE)
             if method != "POST":
                 refusal = Refusal("method", UNIMPLEMENTED, f"{method} is not understood here; POST is.")
                 raise _Refused(405, refusal, (b"allow", b"POST"))
             sender = self._sender(headers)
-            await self._export(_asked(headers), sender, receive)
+            answer = await self._export(signal, _asked(headers), sender, receive)
         except _Refused as refused:
             self._intake.refuse(refused.refusal)
             await _answer_refusal(send, refused, in_json)
-            return
         except _Gone:
-            return
-        except _Answered as answered:
-            refusal = answered.refusal
-            retry = (_retry_after(refusal.delay_s),) if refusal.delay_s is not None else ()
-            await _answer_refusal(send, _Refused(_STATUS.get(refusal.code, 500), refusal, *retry), in_json)
-            return
+            pass
         except Exception:
             log.exception("a request met a fault of ours; it is not acknowledged")
             refusal = Refusal("fault", INTERNAL, "Internal error; the request was not stored.")
             self._intake.refuse(refusal)
             await _answer_refusal(send, _Refused(500, refusal), in_json)
-            return
-        await _answer(send, 200, JSON if in_json else PROTOBUF, b"{}" if in_json else b"")
+        else:
+            if isinstance(answer, Refusal):
+                await _answer_refusal(send, _Refused(_STATUS.get(answer.code, 500), answer), in_json)
+            else:
+                await _answer(send, 200, JSON if in_json else PROTOBUF, _success(answer, in_json))
 
     async def _beside(self, method: str, path: str, send: Send) -> None:
         """Answer anything but traces."""
         text = None
         status = 200
-        if path in ("/healthz", "/livez"):
+        if path in self._pages:
+            status, text = self._pages[path]()
+        elif path in ("/healthz", "/livez"):
             text = "ok\n"
         elif path == "/readyz":
-            status, text = (503, "draining\n") if self._intake.draining else (200, "ok\n")
+            status, text = (503, f"{self._intake.trouble}\n") if self._intake.trouble else (200, "ok\n")
         elif path == "/metrics" and self._metrics is not None:
             text = self._metrics()
         if text is None:
-            kind = {"/v1/logs": "logs", "/v1/metrics": "metrics"}.get(path)
-            said = (
-                f"Tollspan takes traces and no {kind}: set OTEL_{kind.upper()}_EXPORTER=none, or send them elsewhere."
-                if kind
-                else f"There is nothing at {path}; traces go to {TRACES}."
-            )
+            said = f"There is nothing at {path}; traces go to /v1/traces."
             raise _Refused(404, Refusal("path", UNIMPLEMENTED, said))
         if method not in ("GET", "HEAD"):
             refusal = Refusal("method", UNIMPLEMENTED, f"{method} is not understood here; GET is.")
@@ -319,47 +351,71 @@ class HttpReceiver:
             return None
         found = self._senders.who(headers.get(b"authorization"))
         if isinstance(found, Refusal):
-            raise _Refused(401, found, (b"www-authenticate", b"Bearer"), (b"connection", b"close"))
+            raise _Refused(401, found, (b"www-authenticate", b"Bearer"), CLOSE)
         return found
 
-    async def _export(self, asked: _Asked, sender: Sender | None, receive: Receive) -> None:
+    async def _export(self, signal: str, asked: _Asked, sender: Sender | None, receive: Receive) -> Answer:
         """Take one request.
 
         Raises:
-            _Refused, _Answered: it is not taken; the latter is counted already.
+            _Refused: it is not taken, and that is not counted yet.
             _Gone: the sender hung up.
         """
-        body, held = await self._body(asked, receive)
+        body = await self._body(asked, receive)
         try:
-            refusal = await asyncio.get_running_loop().run_in_executor(self._pool, self._take, asked, sender, body)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._take, signal, asked, sender, body)
         finally:
-            self._held -= held
-        if refusal is not None:
-            raise _Answered(refusal)
+            self._bodies.free(len(body))
 
-    def _take(self, asked: _Asked, sender: Sender | None, body: bytes) -> Refusal | None:
+    def _take(self, signal: str, asked: _Asked, sender: Sender | None, body: bytes) -> Answer:
         """Everything that takes time, on a thread of the pool."""
-        if asked.encoding is not None:
-            body = self._decompressed(body, asked.encoding)
-        if asked.json and body:
+        more = 0
+        try:
+            if asked.encoding is not None:
+                body = self._decompressed(body, asked.encoding)
+                more = len(body)
+            if not asked.json or not body:
+                if signal != TRACES:
+                    return self._intake.take_other(signal, body, sender)
+                return self._intake.take(body, sender=sender)
+            if 2 * JSON_WEIGHT * len(body) > self._bodies.most:
+                raise self._too_large(self._bodies.most // (2 * JSON_WEIGHT))
+            if not self._bodies.hold(JSON_WEIGHT * len(body)):
+                raise _too_much()
+            more += JSON_WEIGHT * len(body)
             try:
-                body = to_protobuf(body)
+                if signal != TRACES:
+                    return self._intake.take_other(signal, other_to_protobuf(signal, body), sender)
+                found = to_protobuf(body)
             except ValueError as error:
                 raise _Refused(400, Refusal("malformed", INVALID_ARGUMENT, f"not OTLP/JSON: {error}")) from None
-        return self._intake.take(body, sender=sender)
+            return self._intake.take(found.payload, sender=sender, left_out=found.left_out, why=found.why)
+        finally:
+            self._bodies.free(more)
 
     def _decompressed(self, body: bytes, encoding: str) -> bytes:
+        """The body as it was, held in `Intake.bodies` by its length; never more of it than may be."""
+        parts: list[bytes] = []
+        size = 0
         try:
-            # One byte more than is allowed, never all that a small body may unfold to.
-            plain = bytes(pa.CompressedInputStream(pa.BufferReader(body), CODECS[encoding]).read(self._max_bytes + 1))
-        except (OSError, pa.ArrowInvalid):
-            raise _Refused(400, Refusal("malformed", INVALID_ARGUMENT, f"The body is not {encoding}.")) from None
-        if len(plain) > self._max_bytes:
-            raise self._too_large()
-        return plain
+            stream = pa.CompressedInputStream(pa.BufferReader(body), CODECS[encoding])
+            while part := stream.read(min(PIECE_BYTES, self._max_bytes + 1 - size)):
+                if not self._bodies.hold(len(part)):
+                    raise _too_much()
+                size += len(part)
+                if size > self._max_bytes:
+                    raise self._too_large()
+                parts.append(part)
+            return b"".join(parts)
+        except BaseException as error:
+            self._bodies.free(size)
+            if isinstance(error, OSError | pa.ArrowInvalid):
+                said = f"The body is not {encoding}."
+                raise _Refused(400, Refusal("malformed", INVALID_ARGUMENT, said)) from None
+            raise
 
-    async def _body(self, asked: _Asked, receive: Receive) -> tuple[bytes, int]:
-        """The body as it was sent, and how much of `_held` it is: whoever gets it gives that back.
+    async def _body(self, asked: _Asked, receive: Receive) -> bytes:
+        """The body as it was sent, held in `Intake.bodies`: whoever gets it frees that.
 
         Raises:
             _Refused: too large, too slow, or too much at once.
@@ -370,31 +426,28 @@ class HttpReceiver:
             raise self._too_large()
         parts: list[bytes] = []
         held = 0
-        until = time.monotonic() + BODY_S
+        until = time.monotonic() + self._settings.body_s
         try:
             while True:
                 left = until - time.monotonic()
                 try:
-                    message = await asyncio.wait_for(receive(), max(0.0, min(STALLED_S, left)))
+                    message = await asyncio.wait_for(receive(), max(0.0, min(self._settings.stalled_s, left)))
                 except TimeoutError:
-                    said = "The body did not come in time."
-                    raise _Refused(408, Refusal("slow", DEADLINE_EXCEEDED, said), (b"connection", b"close")) from None
+                    refusal = Refusal("slow", DEADLINE_EXCEEDED, "The body did not come in time.", RETRY_S)
+                    raise _Refused(408, refusal, CLOSE) from None
                 if message["type"] == "http.disconnect":
                     raise _Gone
                 part = message.get("body", b"")
+                if not self._bodies.hold(len(part)):
+                    raise _too_much()
                 held += len(part)
-                self._held += len(part)
                 parts.append(part)
                 if held > self._max_bytes:
                     raise self._too_large()
-                if self._held > self._max_held:
-                    said = "Too much comes in at once; send it again."
-                    close = (b"connection", b"close")
-                    raise _Refused(503, Refusal("memory", UNAVAILABLE, said), _retry_after(RETRY_S), close)
                 if not message.get("more_body", False):
-                    return b"".join(parts), held
+                    return b"".join(parts)
         except BaseException:
-            self._held -= held
+            self._bodies.free(held)
             raise
 
     async def _pass_over(self, receive: Receive) -> None:
@@ -402,7 +455,7 @@ class HttpReceiver:
 
         A sender that still sends does not read the answer, and loses it when the connection is closed.
         """
-        left, until = 2 * self._max_bytes, time.monotonic() + STALLED_S
+        left, until = 2 * self._max_bytes, time.monotonic() + self._settings.stalled_s
         with contextlib.suppress(TimeoutError):
             while left > 0:
                 message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
@@ -410,28 +463,34 @@ class HttpReceiver:
                 if not message.get("more_body", False):
                     return
 
-    def _too_large(self) -> _Refused:
-        said = f"The request is larger than {self._max_bytes} bytes; send fewer spans at once."
-        # What is left of the body is not read: the connection goes with it.
-        return _Refused(413, Refusal("too_large", RESOURCE_EXHAUSTED, said), (b"connection", b"close"))
+    def _too_large(self, most: int | None = None) -> _Refused:
+        said = f"The request is larger than {most or self._max_bytes} bytes; send fewer spans at once."
+        return _Refused(413, Refusal("too_large", RESOURCE_EXHAUSTED, said), CLOSE)
 
 
 class _Gone(Exception):
     """The sender hung up before its request was whole."""
 
 
-class _Answered(Exception):
-    """The intake refused, and has counted it."""
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that gives up on TLS handshakes that stall."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    def __init__(self, handshake_s: float) -> None:
+        super().__init__()
+        self._handshake_s = handshake_s
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        """As the base class."""
+        if options.get("ssl") is not None:
+            options.setdefault("ssl_handshake_timeout", self._handshake_s)
+        return await super().create_server(*args, **options)
 
 
 class _Protocol(H11Protocol):
     """uvicorn's, which waits for the head of a request for ever and takes any number of connections."""
 
     max_connections: int
+    stalled_s: float
     _hurry: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -439,7 +498,7 @@ class _Protocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        self._hurry = self.loop.call_later(STALLED_S, self._late)
+        self._hurry = self.loop.call_later(self.stalled_s, self._late)
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
@@ -449,7 +508,7 @@ class _Protocol(H11Protocol):
             self._calm()
         elif self._hurry is None:
             # The beginning of another request's head.
-            self._hurry = self.loop.call_later(STALLED_S, self._late)
+            self._hurry = self.loop.call_later(self.stalled_s, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._calm()
@@ -474,19 +533,28 @@ def _asked(headers: dict[bytes, str]) -> _Asked:
     content_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
     if content_type not in (PROTOBUF, JSON):
         said = f"Content-Type {content_type or '(none)'} is not known; {PROTOBUF} and {JSON} are."
-        raise _Refused(415, Refusal("content_type", INVALID_ARGUMENT, said), (b"connection", b"close"))
+        raise _Refused(415, Refusal("content_type", INVALID_ARGUMENT, said), CLOSE)
     encoding = headers.get(b"content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
         encoding = ""
     elif encoding not in CODECS:
         said = f"Content-Encoding {encoding} is not known; {', '.join(CODECS)} are."
-        raise _Refused(415, Refusal("content_encoding", INVALID_ARGUMENT, said), (b"connection", b"close"))
+        raise _Refused(415, Refusal("content_encoding", INVALID_ARGUMENT, said), CLOSE)
     length = headers.get(b"content-length")
     return _Asked(content_type == JSON, encoding or None, int(length) if length and length.isdecimal() else None)
 
 
-def _retry_after(delay_s: float) -> tuple[bytes, bytes]:
-    return b"retry-after", str(math.ceil(delay_s)).encode()
+def _too_much() -> _Refused:
+    return _Refused(503, TOO_MUCH, CLOSE)
+
+
+def _success(partial: Partial | None, in_json: bool) -> bytes:
+    """The body of a 200: an ``ExportTraceServiceResponse``."""
+    response = ExportTraceServiceResponse()
+    if partial is not None:
+        response.partial_success.rejected_spans = partial.rejected
+        response.partial_success.error_message = partial.message
+    return json_format.MessageToJson(response, indent=None).encode() if in_json else response.SerializeToString()
 
 
 async def _answer_refusal(send: Send, refused: _Refused, in_json: bool) -> None:
@@ -496,7 +564,10 @@ async def _answer_refusal(send: Send, refused: _Refused, in_json: bool) -> None:
         message = json_format.MessageToDict(status_pb2.Status.FromString(body))
         message.pop("details", None)
         body = json.dumps(message).encode()
-    await _answer(send, refused.status, JSON if in_json else PROTOBUF, body, refused.headers)
+    headers = refused.headers
+    if (delay_s := refused.refusal.delay_s) is not None:
+        headers = (*headers, (b"retry-after", str(math.ceil(delay_s)).encode()))
+    await _answer(send, refused.status, JSON if in_json else PROTOBUF, body, headers)
 
 
 async def _answer(

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 from google.protobuf.message import DecodeError
@@ -45,7 +45,6 @@ BURST_S: Final = 2.0
 PREFIX: Final = "tsp_"
 """How our tokens begin, so that scanners for leaked secrets can know them."""
 
-_FIELDS: Final = frozenset({"id", "sha256", "tenant", "max_requests_per_s", "max_bytes_per_s"})
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _KEY: Final = names.SENDER_TENANT.encode()
@@ -123,17 +122,24 @@ class Senders:
         ConfigError: the file cannot be read, or is wrong; says where.
     """
 
+    kind: ClassVar[str] = "senders"
+    fields: ClassVar[frozenset[str]] = frozenset({"id", "sha256", "tenant", "max_requests_per_s", "max_bytes_per_s"})
+
     def __init__(self, path: Path, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._counters, self._clock = path, counters, clock
+        self._name = self.kind.capitalize()
         self._stamp = self._look()
         self._by_hash = self._read()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        counters.add_all({"senders.reloaded": 0, "senders.reload_failed": 0})
+        counters.add_all({f"{self.kind}.reloaded": 0, f"{self.kind}.reload_failed": 0})
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
 
     def start(self) -> None:
         """Watch the file, until `stop`."""
-        self._thread = threading.Thread(target=self._watch, name="tollspan-senders", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name=f"tollspan-{self.kind}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -166,11 +172,11 @@ class Senders:
         try:
             self._by_hash = self._read(self._by_hash.values())
         except ConfigError as error:
-            self._counters.add("senders.reload_failed")
-            log.error("senders not taken, the last good ones stay: %s", error)
+            self._counters.add(f"{self.kind}.reload_failed")
+            log.error("%s not taken, the last good ones stay: %s", self.kind, error)
             return False
-        self._counters.add("senders.reloaded")
-        log.info("%d senders read from %s", len(self._by_hash), self._path)
+        self._counters.add(f"{self.kind}.reloaded")
+        log.info("%d %s read from %s", len(self._by_hash), self.kind, self._path)
         return True
 
     def _watch(self) -> None:
@@ -191,18 +197,18 @@ class Senders:
         except OSError as error:
             said = (error.strerror or str(error)).lower()
             raise ConfigError(
-                f"Senders {self._path} cannot be read: {said}.", "Give the path of a YAML file."
+                f"{self._name} {self._path} cannot be read: {said}.", "Give the path of a YAML file."
             ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Senders {self._path}: no YAML: {' '.join(str(error).split())}.", _FORM) from error
-        rows = document.get("senders") if isinstance(document, dict) and document.keys() == {"senders"} else None
+            raise ConfigError(f"{self._name} {self._path}: no YAML: {' '.join(str(error).split())}.", _FORM) from error
+        rows = document.get(self.kind) if isinstance(document, dict) and document.keys() == {self.kind} else None
         if not isinstance(rows, list):
-            raise ConfigError(f"Senders {self._path}: it has to be a list under 'senders'.", _FORM)
+            raise ConfigError(f"{self._name} {self._path}: it has to be a list under '{self.kind}'.", _FORM)
         known = {sender.id: sender for sender in before}
         found: dict[str, Sender] = {}
         for number, row in enumerate(rows, 1):
-            where = f"Senders {self._path}, number {number}"
-            sender = _sender(row, where, self._clock)
+            where = f"{self._name} {self._path}, number {number}"
+            sender = _sender(row, where, self._clock, self.fields)
             if sender.id in {each.id for each in found.values()} or row["sha256"] in found:
                 raise ConfigError(
                     f"{where}: {sender.id!r} or its token is there twice.", "Ids and tokens are one sender's."
@@ -213,6 +219,22 @@ class Senders:
         return found
 
 
+class Readers(Senders):
+    """Who may ask the SQL port: a file like that of senders, its list under ``readers``, rows of ``id`` and ``sha256``.
+
+    A reader logs in as ClickHouse has it, with its id as the user (or none, or ``default``) and its token as the
+    password, or with a bearer token.
+    """
+
+    kind = "readers"
+    fields = frozenset({"id", "sha256"})
+
+    def admits(self, user: str, token: str) -> bool:
+        """Whether this is a reader."""
+        reader = self._by_hash.get(hashlib.sha256(token.encode()).hexdigest())
+        return reader is not None and user in ("", "default", reader.id)
+
+
 def _rates(sender: Sender) -> list[tuple[float, bool]]:
     return [(bucket._rate, of_bytes) for bucket, of_bytes in sender.limits]
 
@@ -220,11 +242,11 @@ def _rates(sender: Sender) -> list[tuple[float, bool]]:
 _FORM: Final = "Each entry is {id: …, sha256: …, tenant: …}; `tollspan token ID` writes one."
 
 
-def _sender(row: Any, where: str, clock: Callable[[], float]) -> Sender:
+def _sender(row: Any, where: str, clock: Callable[[], float], fields: frozenset[str]) -> Sender:
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: it is no mapping.", _FORM)
-    if unknown := sorted(map(str, row.keys() - _FIELDS)):
-        raise ConfigError(f"{where}: {', '.join(unknown)} is not known.", f"Known are {', '.join(sorted(_FIELDS))}.")
+    if unknown := sorted(map(str, row.keys() - fields)):
+        raise ConfigError(f"{where}: {', '.join(unknown)} is not known.", f"Known are {', '.join(sorted(fields))}.")
     name, digest, tenant = row.get("id"), row.get("sha256"), row.get("tenant", "")
     if not isinstance(name, str) or not _ID.fullmatch(name):
         raise ConfigError(f"{where}: id has to be a name of letters, digits, '.', '_' and '-'.", _FORM)

@@ -112,9 +112,13 @@ class Tls:
 
         return grpc.dynamic_ssl_server_credentials(configuration(), changed, needs_client)
 
-    def context(self) -> ssl.SSLContext:
-        """A server's context of `ssl` with the files that are in use now."""
-        return _context(self._loaded)
+    def context(self, *, ask_clients: bool = True) -> ssl.SSLContext:
+        """A server's context of `ssl` with the files that are in use now.
+
+        Args:
+            ask_clients: clients need certificates where an authority for them is named; False: they never do.
+        """
+        return _context(self._loaded if ask_clients else self._loaded._replace(client_ca=None))
 
 
 def _read(files: TlsFiles) -> _Loaded:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tollspan.processor.errors import ConfigError
-from tollspan.processor.otlp_client import OtlpClient
+from tollspan.processor.otlp_client import Access, OtlpClient
 from tollspan.processor.replay import (
     SpanMaker,
     SpanTemplate,
@@ -30,12 +30,38 @@ class Speed(StrEnum):
     realtime = "realtime"
 
 
+class Protocol(StrEnum):
+    """Ways of OTLP."""
+
+    grpc = "grpc"
+    http = "http/protobuf"
+
+
+class Compression(StrEnum):
+    """Of requests."""
+
+    none = "none"
+    gzip = "gzip"
+    zstd = "zstd"
+
+
 def replay(
     file: Annotated[Path, typer.Argument(help="The usage trace.")],
     provider: Annotated[str, typer.Option(help="GenAI provider that served the calls, e.g. openai.")],
     model: Annotated[str, typer.Option(help="Model that served the calls, e.g. gpt-5-mini.")],
     trace_format: Annotated[TraceFormat, typer.Option("--format", help="Format of the trace.")] = TraceFormat.azure_llm,
-    to: Annotated[str, typer.Option(help="OTLP/gRPC receiver, host:port.")] = "127.0.0.1:4317",
+    to: Annotated[
+        str, typer.Option(help="OTLP receiver, host:port; with https:// in front where it is under TLS.")
+    ] = "127.0.0.1:4317",
+    protocol: Annotated[
+        Protocol | None, typer.Option(help="HTTP by default at port 4318 or with a path in --to, else gRPC.")
+    ] = None,
+    token: Annotated[str, typer.Option(envvar="TOLLSPAN_TOKEN", help="Bearer token, see 'tollspan token'.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="PEM file of the authority of the receiver's certificate.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate to show (mTLS).")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Send unencrypted, also to another machine.")] = False,
+    compression: Annotated[Compression, typer.Option(help="Of requests; zstd over HTTP only.")] = Compression.none,
     start: Annotated[
         str | None, typer.Option(help="Move the first call to this instant, and all others by as much.")
     ] = None,
@@ -69,7 +95,16 @@ def replay(
         transient=True,
         disable=not console.is_terminal,
     )
-    with OtlpClient(to) as client:
+    access = Access(
+        protocol=protocol.value if protocol is not None else None,
+        token=token,
+        ca=ca,
+        cert=cert,
+        key=key,
+        insecure=insecure,
+        compression=compression.value,
+    )
+    with OtlpClient(to, access=access) as client:
         client.connect()
         began = time.monotonic()
         with bar:

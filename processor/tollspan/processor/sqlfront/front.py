@@ -4,27 +4,33 @@ In: requests of any ClickHouse client (``tollspan query``, curl, Grafana, clickh
 answers. Each request has an engine session of its own, made read-only before the client's text reaches it; what a
 session keeps (USE, SET, temporary tables) is therefore gone with the request, whatever ``session_id`` says.
 
-With ``writable=True`` the same front is a small ClickHouse server for tests: it takes inserts and DDL, and a fault hook
-makes it refuse, wait, or fall silent after the commit.
+A port beyond loopback needs TLS and a login (`senders.Readers`), or the word of who runs it that its network is
+trusted. With ``writable=True`` the same front is a small ClickHouse server for tests: it takes inserts and DDL, and a
+fault hook makes it refuse, wait, or fall silent after the commit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import Any, Final
 
+from tollspan.processor.addresses import is_loopback, parse_address, require_loopback, shown
 from tollspan.processor.errors import ConfigError, StoreError
+from tollspan.processor.senders import Readers
 from tollspan.processor.sqlfront import statement as sql
 from tollspan.processor.sqlfront.statement import Refused
 from tollspan.processor.sqlfront.wire import Answer, Handler, Request
-from tollspan.processor.store import Store
+from tollspan.processor.store import LOCAL_USER, Store
+from tollspan.processor.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,11 @@ MAX_QUERIES: Final = 8
 
 MAX_CONNECTIONS: Final = 128
 """Connections at once; one more is hung up on."""
+
+READ_S: Final = 75.0
+"""Seconds for a request to come whole, counted from the answer to the one before it."""
+
+HANDSHAKE_S: Final = 10.0
 
 MAX_QUERY_BYTES: Final = 2**20
 """Length of a statement; the engine's own limit is lower, and says so better where it is reached first."""
@@ -135,10 +146,30 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler]) -> None:
+    def __init__(
+        self, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler], tls: Tls | None
+    ) -> None:
         self.address_family = family
         self.connections: set[socket.socket] = set()
+        self._tls, self._context, self._version = tls, tls.context(ask_clients=False) if tls else None, 0
+        self._waiting: dict[socket.socket, float] = {}
         super().__init__(address, handler)
+
+    def wait(self, connection: socket.socket) -> None:
+        """A request is waited for on this connection, for `READ_S` at the most."""
+        self._waiting[connection] = time.monotonic()
+
+    def read(self, connection: socket.socket) -> None:
+        """It has come whole."""
+        self._waiting.pop(connection, None)
+
+    def service_actions(self) -> None:
+        """Hang up on clients who send a byte now and then; called ten times a second."""
+        too_long = time.monotonic() - READ_S
+        for connection in [each for each, since in list(self._waiting.items()) if since < too_long]:
+            self.read(connection)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Remember the connection, so that stopping can end an idle one."""
@@ -146,11 +177,49 @@ class _Server(ThreadingHTTPServer):
             self.shutdown_request(request)
             return
         self.connections.add(request)
+        self.wait(request)
         super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, on a thread of its own, which also shakes hands."""
+        if self._tls is not None:
+            try:
+                request = self._secured(request)
+            except OSError as error:
+                log.debug("no TLS with %s: %s", client_address, error)
+                self.shutdown_request(request)
+                return
+        super().process_request_thread(request, client_address)
+
+    def _secured(self, plain: Any) -> Any:
+        """The connection under TLS, with the certificate of now.
+
+        Raises:
+            OSError: the client speaks no TLS, or wants another.
+        """
+        assert self._tls is not None
+        self._tls.reload()
+        if self._tls.version != self._version:
+            self._version, self._context = self._tls.version, self._tls.context(ask_clients=False)
+        assert self._context is not None
+        plain.settimeout(HANDSHAKE_S)
+        secure = self._context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+        # From here on the plain one is an empty shell.
+        self.read(plain)
+        self.connections.discard(plain)
+        self.connections.add(secure)
+        try:
+            secure.do_handshake()
+        except BaseException:
+            self.shutdown_request(secure)
+            raise
+        self.wait(secure)
+        return secure
 
     def shutdown_request(self, request: Any) -> None:
         """Forget it again."""
         self.connections.discard(request)
+        self.read(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -165,12 +234,15 @@ class SqlFront:
         store: an open embedded store; the front opens sessions of its own beside it.
         address: ``host:port``; port 0 for any free one.
         writable: take inserts and DDL too. For tests.
-        insecure_listen: allow an address beyond loopback, although there is neither TLS nor login.
+        tls: certificate; None for no encryption. Client certificates are not asked for: readers log in.
+        readers: who may ask; None: everybody who can connect.
+        local_key: password of `LOCAL_USER` where there are readers: the store's owner need not be one of them.
+        insecure_listen: allow an address beyond loopback, although there is no TLS or no login.
         fault: asked before each statement what is to go wrong; for tests.
         metrics: text that ``/metrics`` answers with; None for no such page.
 
     Raises:
-        ConfigError: the address cannot be read or is not loopback.
+        ConfigError: the address cannot be read, or is not loopback without TLS and readers.
         StoreError: the store is not embedded.
     """
 
@@ -179,6 +251,9 @@ class SqlFront:
         store: Store,
         address: str = "127.0.0.1:8123",
         writable: bool = False,
+        tls: Tls | None = None,
+        readers: Readers | None = None,
+        local_key: str = "",
         insecure_listen: bool = False,
         fault: Callable[[Asked], Fault | None] | None = None,
         metrics: Callable[[], str] | None = None,
@@ -186,13 +261,16 @@ class SqlFront:
         if store.engine_path is None:
             raise StoreError(f"Store {store.url} is a server and has its own SQL port.")
         self._path, self._database = str(store.engine_path), store.database
-        self._host, self._port = _parse(address)
-        self._loopback = self._host in ("localhost", "::1") or self._host.startswith("127.")
-        if not self._loopback and not insecure_listen:
-            raise ConfigError(
-                f"SQL address {address} is not a loopback one, and the SQL port has neither TLS nor login.",
-                "Use 127.0.0.1, or --insecure-listen if the network is trusted.",
+        self._host, self._port = parse_address(address, "127.0.0.1:8123")
+        self._loopback = is_loopback(self._host)
+        if not insecure_listen and (tls is None or readers is None):
+            require_loopback(
+                address,
+                self._host,
+                lacks="connections are not encrypted" if tls is None else "everybody there may ask it",
+                needs="give --tls-cert and --tls-key, and --readers" if tls is None else "give --readers",
             )
+        self._tls, self._readers, self._local_key = tls, readers, local_key
         self._writable, self._fault, self._metrics = writable, fault, metrics
         self._slots = threading.BoundedSemaphore(MAX_QUERIES)
         self._idle = threading.Condition()
@@ -214,6 +292,7 @@ class SqlFront:
             (Handler,),
             {
                 "answer": staticmethod(self._answer),
+                "admits": staticmethod(self._admits) if self._readers is not None else None,
                 "metrics": staticmethod(self._metrics) if self._metrics is not None else None,
                 "allowed_hosts": self._hosts() if self._loopback else None,
                 "max_body": (2**30 if self._writable else 16 * 2**20),
@@ -221,13 +300,12 @@ class SqlFront:
                 "timezone": zone,
             },
         )
-        shown = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
         try:
             family, _, _, _, bind = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
-            self._server = _Server(family, (str(bind[0]), int(bind[1])), handler)
+            self._server = _Server(family, (str(bind[0]), int(bind[1])), handler, self._tls)
         except OSError as error:
             raise ConfigError(
-                f"SQL port {shown} cannot be used: {error.strerror or error}.",
+                f"SQL port {shown(self._host, self._port)} cannot be used: {error.strerror or error}.",
                 "Choose another with --sql HOST:PORT, or --sql off.",
             ) from None
         self._thread = threading.Thread(
@@ -235,7 +313,7 @@ class SqlFront:
         )
         self._thread.start()
         port = self._server.server_address[1]
-        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+        return shown(self._host, port)
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Stop listening, let running queries end for so many seconds, then hang up; again is harmless."""
@@ -252,6 +330,12 @@ class SqlFront:
                 connection.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             self._thread.join()
+
+    def _admits(self, user: str, secret: str) -> bool:
+        assert self._readers is not None
+        if user == LOCAL_USER:
+            return bool(self._local_key) and hmac.compare_digest(secret.encode(), self._local_key.encode())
+        return self._readers.admits(user, secret)
 
     def _answer(self, request: Request) -> Answer:
         with self._idle:
@@ -404,11 +488,3 @@ def _varint(number: int) -> bytes:
 
 def _quote(text: str, mark: str) -> str:
     return mark + text.replace("\\", "\\\\").replace(mark, "\\" + mark) + mark
-
-
-def _parse(address: str) -> tuple[str, int]:
-    host, separator, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"SQL address {address!r} is not HOST:PORT.", "For example 127.0.0.1:8123.")
-    return host, int(port)

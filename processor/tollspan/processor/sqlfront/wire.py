@@ -5,6 +5,7 @@ In: a socket. Out: a `Request` for the front and an `Answer` from it. Nothing he
 
 from __future__ import annotations
 
+import base64
 import email.parser
 import email.policy
 import json
@@ -19,8 +20,15 @@ import pyarrow as pa
 
 from tollspan.processor.sqlfront.statement import Refused
 
+REQUIRED_PASSWORD: Final = 194
+AUTHENTICATION_FAILED: Final = 516
+"""ClickHouse's error codes."""
+
 CODINGS: Final[dict[str, str]] = {"zstd": "zstd", "lz4": "lz4", "gzip": "gzip", "br": "brotli"}
 """Content-Encoding → pyarrow's codec, in our order of preference."""
+
+UNGUARDED: Final = frozenset({"/ping", "/replicas_status"})
+"""Health checks, which need no login."""
 
 STATUSES: Final[dict[int, int]] = {
     27: 400,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
@@ -39,6 +47,7 @@ STATUSES: Final[dict[int, int]] = {
     115: 404,  # UNKNOWN_SETTING
     117: 400,  # INCORRECT_DATA
     159: 408,  # TIMEOUT_EXCEEDED
+    194: 401,  # REQUIRED_PASSWORD
     202: 503,  # TOO_MANY_SIMULTANEOUS_QUERIES
     457: 400,  # BAD_QUERY_PARAMETER
     497: 403,  # ACCESS_DENIED
@@ -114,7 +123,9 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
 
+    server: Any
     answer: Callable[[Request], Answer]
+    admits: Callable[[str, str], bool] | None = None
     metrics: Callable[[], str] | None = None
     allowed_hosts: frozenset[str] | None
     max_body: int
@@ -144,8 +155,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._check_origin()
             path = urlsplit(self.path)
-            body = self._read_body()
             params = dict(parse_qsl(path.query, keep_blank_values=True))
+            if path.path not in UNGUARDED:
+                self._check_login(params)
+            body = self._read_body()
+            self.server.read(self.connection)
             if path.path in ("/ping", "/replicas_status") or (path.path == "/" and not params and not body):
                 self._plain(200, "Ok.\n")
                 return
@@ -171,6 +185,9 @@ class Handler(BaseHTTPRequestHandler):
                 f"{error}\n".encode(), "TabSeparated", status=STATUSES.get(error.code, 500), code=error.code
             )
             params = {}
+            if error.code in (REQUIRED_PASSWORD, AUTHENTICATION_FAILED):
+                # Its body was not read.
+                self.close_connection = True
         if result.drop:
             self.close_connection = True
             return
@@ -184,6 +201,29 @@ class Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise Malformed(403, "Requests from web pages are not answered.")
+
+    def _check_login(self, params: Mapping[str, str]) -> None:
+        """Let nobody in who is no reader, where there are readers; said before the body is read.
+
+        Raises:
+            Refused: no login, or a wrong one.
+        """
+        admits = type(self).admits
+        if admits is None:
+            return
+        user, secret = _login(self.headers, params)
+        if not secret:
+            raise Refused(
+                REQUIRED_PASSWORD,
+                "REQUIRED_PASSWORD",
+                "A login is needed: a reader's id as the user and its token as the password.",
+            )
+        if not admits(user, secret):
+            raise Refused(
+                AUTHENTICATION_FAILED,
+                "AUTHENTICATION_FAILED",
+                f"{user[:100]}: Authentication failed: the password is wrong, or there is no such reader.",
+            )
 
     def _read_body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
@@ -253,6 +293,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("X-ClickHouse-Format", result.format)
         if result.code:
             self.send_header("X-ClickHouse-Exception-Code", str(result.code))
+        if result.code == REQUIRED_PASSWORD:
+            self.send_header("WWW-Authenticate", 'Basic realm="Tollspan SQL"')
+        if self.close_connection:
+            self.send_header("Connection", "close")
         if coding:
             self.send_header("Content-Encoding", coding)
         if result.summary:
@@ -260,6 +304,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.server.wait(self.connection)
 
     def _plain(self, status: int, text: str) -> None:
         body = text.encode()
@@ -271,6 +316,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.server.wait(self.connection)
+
+
+def _login(headers: Any, params: Mapping[str, str]) -> tuple[str, str]:
+    """User and password (or token) of a request, by any of the ways that ClickHouse knows; '' where there is none."""
+    scheme, _, given = headers.get("Authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return "", given.strip()
+    if scheme.lower() == "basic":
+        try:
+            user, _, password = base64.b64decode(given, validate=True).decode().partition(":")
+        except ValueError:
+            return "", ""
+        return user, password
+    if "X-ClickHouse-Key" in headers:
+        return headers.get("X-ClickHouse-User", ""), headers["X-ClickHouse-Key"]
+    return params.get("user", ""), params.get("password", "")
 
 
 def _form(content_type: str, body: bytes) -> dict[str, str]:
