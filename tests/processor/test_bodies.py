@@ -54,7 +54,7 @@ COLUMNS = {
 
 def every(payload: bytes, extra: dict[str, Any] | None = None) -> pa.Table:
     decoded = decode([payload])
-    return bodies(decoded, np.arange(len(decoded)), extra or {})
+    return bodies(decoded, extra or {})
 
 
 def written(value: object) -> str:
@@ -66,7 +66,8 @@ def written(value: object) -> str:
 @pytest.mark.parametrize("rows", [[], [2, 0]])
 def test_the_columns_are_those_of_the_exporter_and_then_the_extra_ones(rows: list[int]) -> None:
     table = bodies(
-        decode([chat_payload(4)]), np.array(rows, np.int64), {"KeepReason": pa.array(["x"] * len(rows), pa.string())}
+        decode([chat_payload(4)]).select(np.array(rows, np.int64)),
+        {"KeepReason": pa.array(["x"] * len(rows), pa.string())},
     )
     assert {item.name: item.type for item in table.schema} == {**COLUMNS, "KeepReason": pa.string()}
     assert table.num_rows == len(rows)
@@ -157,7 +158,7 @@ def test_only_the_given_rows_in_the_given_order() -> None:
         for base in (20, 40)
     ]
     rows = np.array([35, 3, 3, 12], np.int64)
-    table = bodies(decode(payloads), rows, {"Row": pa.array(rows)})
+    table = bodies(decode(payloads).select(rows), {"Row": pa.array(rows)})
     assert table["SpanName"].to_pylist() == [f"span {row + 20}" for row in rows]
     assert table["ServiceName"].to_pylist() == ["s40", "s20", "s20", "s20"]
     assert table["SpanAttributes"].to_pylist() == [[("n", str(row + 20))] for row in rows]

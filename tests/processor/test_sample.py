@@ -132,7 +132,7 @@ def test_memory_pressure_decides_the_oldest_early_and_counts_it() -> None:
     sampler.offer(pending([(2, 20, True, False)], arrived=1.0))
     assert fates([sampler.tick(1.0)]) == {10: DROPPED}
     assert sampler.forced == 1
-    assert sampler.waiting == 1
+    assert sampler.waiting_spans == 1
 
 
 def test_a_span_delivered_twice_is_marked_once() -> None:

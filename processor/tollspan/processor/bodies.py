@@ -32,12 +32,11 @@ LEFT_OUT: Final = "tollspan.left_out"
 """Stands instead of resource attributes that would not fit that bound, and says how many bytes they have."""
 
 
-def bodies(decoded: Decoded, rows: npt.NDArray[np.int64], extra: Mapping[str, Any]) -> pa.Table:
-    """Full spans of some rows.
+def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
+    """Full spans.
 
     Args:
-        decoded: the batch.
-        rows: which spans, int64, k of them in any order.
+        chosen: k spans.
         extra: columns of length k that are appended.
 
     Returns:
@@ -48,7 +47,6 @@ def bodies(decoded: Decoded, rows: npt.NDArray[np.int64], extra: Mapping[str, An
         ``Links.TraceId``, ``Links.SpanId``, ``Links.TraceState``, ``Links.Attributes``; and ``extra``. No nulls of its
         own. An instant past 2262 is written as the epoch, the duration of a span that ends before it starts as 0.
     """
-    chosen = decoded.select(rows)
     spans = chosen.spans
     resource, scope = spans["resource"], spans["scope"]
     start, end = np.asarray(spans["start_ns"]), np.asarray(spans["end_ns"])

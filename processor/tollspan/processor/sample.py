@@ -172,10 +172,19 @@ class TailSampler:
         self._memory = Memory()
         self._next_look = -np.inf
 
+    def tune(self, keep: float, wait_s: float, timeout_s: float) -> None:
+        """Decide by other settings from the next `tick` on; may be called from any thread."""
+        self.threshold, self.wait_s, self.timeout_s = threshold(keep), wait_s, timeout_s
+
     @property
-    def waiting(self) -> int:
+    def waiting_spans(self) -> int:
         """Spans that wait for a decision."""
-        return sum(len(p.rows) for p in self._pending)
+        return sum(len(p.rows) for p in list(self._pending))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of what waits, about."""
+        return sum(p.nbytes for p in list(self._pending))
 
     def offer(self, pending: Pending) -> None:
         """Take a batch in; `tick` decides."""

@@ -7,18 +7,21 @@ resend or a replay cannot count a span twice (ARCHITECTURE.md, "traces").
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
 from tollspan.processor.charge import given, plain
-from tollspan.processor.decode import Decoded
-from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.decode import Decoded, Waiting
+from tollspan.processor.decode.tables import with_columns
+from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.sample import DROPPED, REASONS, Decision, encode_threshold
+from tollspan.processor.tracestate import stamp_column
 
 DAY_NS: Final = 86_400 * 10**9
 LAST_DAY: Final = 65_535
@@ -30,24 +33,59 @@ class Held:
     """Span bodies that wait for a decision, with what a summary and a kept row need of them.
 
     Attributes:
-        decoded: the spans as they came.
+        decoded: the spans, in as little memory as they need.
         facts: one row a span: trace_id, start_ns, end_ns, root (bool), error (bool), name, service, tenant,
             cost (decimal, null), cost_status.
         span_bytes: telemetry bytes of one span: its share of the request's payload.
+        costs: `tollspan.processor.forward.costs.Costs` of the spans, where kept ones are sent on.
     """
 
-    decoded: Decoded
+    decoded: Waiting
     facts: pa.Table
     span_bytes: int
+    costs: Any = None
 
     def select(self, rows: Rows) -> Held:
         """A compact copy of some rows."""
-        return Held(self.decoded.select(rows), self.facts.take(pa.array(rows)).combine_chunks(), self.span_bytes)
+        facts = self.facts.take(pa.array(rows)).combine_chunks()
+        costs = self.costs.select(rows) if self.costs is not None else None
+        return Held(self.decoded.select(rows).waiting(), facts, self.span_bytes, costs)
 
     @property
     def nbytes(self) -> int:
         """Approximate memory."""
-        return int(self.decoded.nbytes) + int(self.facts.nbytes)
+        costs = self.costs.nbytes if self.costs is not None else 0
+        return int(self.decoded.nbytes) + int(self.facts.nbytes) + int(costs)
+
+
+class Kept(NamedTuple):
+    """Kept spans of one batch, k of them.
+
+    Attributes:
+        spans: read once for all that is made of them, with the threshold in their trace states.
+        held, rows: where they come from, and which of its rows they are.
+        reason, threshold: why and at which, see `Decision`.
+    """
+
+    spans: Decoded
+    held: Held
+    rows: Rows
+    reason: npt.NDArray[np.int8]
+    threshold: U64
+
+
+def kept_of(decision: Decision) -> Kept | None:
+    """The spans of a decision that are kept; None where there are none."""
+    keep = (decision.reason != DROPPED) & ~decision.duplicate
+    rows = decision.rows[keep]
+    if not len(rows):
+        return None
+    held: Held = decision.bodies
+    thresholds = decision.threshold[keep]
+    chosen = held.decoded.select(rows)
+    stamped = stamp_column(chosen.spans["trace_state"], thresholds)
+    spans = replace(chosen, spans=with_columns(chosen.spans, trace_state=stamped))
+    return Kept(spans, held, rows, decision.reason[keep], thresholds)
 
 
 def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -> pa.Table:
