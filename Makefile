@@ -43,8 +43,9 @@ wheel: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/run.py
 
+# Hours. The fault table goes to tests/faults/results.md; one fault alone: make soak ONLY=kill_nine
 soak: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m soak
+	TOLLSPAN_FAULT_TABLE=tests/faults/results.md $(BIN)/python -m pytest -q -m soak $(if $(ONLY),-k "$(ONLY)")
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tollspan needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

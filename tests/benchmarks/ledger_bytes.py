@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tollspan.processor.accounts import batch_number
 from tollspan.processor.revisions import arrived
 from tollspan.processor.schema import LEDGER
 from tollspan.processor.store import Store, open_store
@@ -62,6 +63,7 @@ def table(rows: list[tuple[int, int, int]], durations: bool) -> pa.Table:
     count = len(rows)
     money = pa.decimal128(38, 12)
     cost = [(Decimal(i * INPUT_PICO).scaleb(-12), Decimal(o * OUTPUT_PICO).scaleb(-12)) for _, i, o in rows]
+    arrivals = revisions(count, dice)
     given = {
         "start_time": pa.array([start for start, _, _ in rows], pa.int64()).cast(pa.timestamp("ns", "UTC")),
         "trace_id": pa.array([hashlib.sha256(b"trace%d" % n).digest()[:16] for n in range(count)], pa.binary(16)),
@@ -76,7 +78,9 @@ def table(rows: list[tuple[int, int, int]], durations: bool) -> pa.Table:
         "charges.cost": pa.array([list(pair) for pair in cost], pa.list_(money)),
         "charges.negotiated": pa.array([[Decimal(0)] * 2] * count, pa.list_(money)),
         "charges.committed": pa.array([[Decimal(0)] * 2] * count, pa.list_(money)),
-        "revision": revisions(count, dice),
+        "revision": arrivals,
+        "revised": pa.array([False] * count),
+        "batch": pa.array([batch_number(str(each)) for each in arrivals.to_pylist()], pa.uint64()),
     }
     texts = {
         "service": "replay",

@@ -4,7 +4,7 @@
 
 The server is a process of its own; CPU time is its own, from ready to the last ack. ``bare`` is grpcio's floor: a
 handler that returns at once. ``durable`` adds the journal, a sync before every ack, and a worker that takes and
-releases batches. ``checked`` adds the decoder's check, as `tollspan serve` has it.
+releases batches. ``checked`` adds the check of the compiled decoder, as `tollspan serve` has it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 sys.path.insert(0, str(Path(__file__).parent))
 from load import requests
 
+from tollspan.processor.counters import Counters
+from tollspan.processor.decode import Checked, check, fused
+from tollspan.processor.intake import Intake
 from tollspan.processor.journal import Journal
 from tollspan.processor.receive import EXPORT, Receiver
 
@@ -31,23 +35,21 @@ SPANS = 512
 VARIANTS = ("bare", "durable", "checked")
 
 
-class Bare(Receiver):
-    """A receiver that acknowledges without doing anything."""
+class Bare(Intake):
+    """An intake that acknowledges without doing anything."""
 
-    def export(self, payload: bytes, context: object) -> bytes:
-        return b""
+    def take(self, *arguments: Any, **named: Any) -> Any:
+        return None
 
 
 def serve(variant: str, directory: str) -> None:
     """Serve until stdin ends; then print the journal's syncs."""
-    journal = Journal(directory)
+    journal, counters = Journal(directory), Counters()
     if variant == "checked":
-        from tollspan.processor.decode import validate
-
-        receiver = Receiver(journal, address="127.0.0.1:0", validate=validate)
-    else:
-        kind = Bare if variant == "bare" else Receiver
-        receiver = kind(journal, address="127.0.0.1:0", validate=lambda payload: None)
+        fused.prepare(wait=True)
+    kind = Bare if variant == "bare" else Intake
+    intake = kind(journal, check=check if variant == "checked" else lambda payload: Checked(None), counters=counters)
+    receiver = Receiver(intake, address="127.0.0.1:0")
 
     def work() -> None:
         while True:

@@ -9,6 +9,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BENCHMARKS = (
     "processor.py",
+    "latency.py",
+    "memory.py --minutes 1",
     "receive_journal.py",
     "decode.py",
     "openai_overhead.py",
@@ -22,7 +24,8 @@ def main() -> None:
     failed = []
     for name in BENCHMARKS:
         print(f"\n== {name}", flush=True)
-        if subprocess.run([sys.executable, str(HERE / name)], check=False).returncode:
+        script, *arguments = name.split()
+        if subprocess.run([sys.executable, str(HERE / script), *arguments], check=False).returncode:
             failed.append(name)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

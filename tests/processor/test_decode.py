@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,26 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from tollspan.processor import decode as module
-from tollspan.processor.decode import Decoded, anyvalue, decode, validate
+from tollspan.processor.decode import Decoded, anyvalue, by_ptars, decode, fused, validate
 from tollspan.processor.decode.anyvalue import DEEPEST
 
 from .otlp_factory import any_value, attributes, chat_payload, request, resource_spans, span
+
+pytestmark = pytest.mark.timeout(600)  # where nothing is cached, the first test waits for the compiler
+
+
+@pytest.fixture(params=["ptars", "fused"], scope="module", autouse=True)
+def reading(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything here holds for both readings."""
+    walk = fused._walk
+    if request.param == "fused":
+        fused.prepare(wait=True)
+        assert fused.ready()
+    else:
+        fused._walk = None
+    yield request.param
+    fused._walk = walk or fused._walk
+
 
 # -- the oracle: protobuf's own parser, read span by span --------------------------------------------------------------
 
@@ -219,6 +235,11 @@ def test_selected_spans_are_the_same_spans(payload: bytes, data: st.DataObject) 
     assert set(part.attributes.keys.to_pylist()) == {
         key for index in chosen for key, _ in everything[index]["attributes"]
     }
+    waited = decoded.waiting().select(np.array(chosen, np.int64))
+    assert actual(waited) == [everything[index] for index in chosen]
+    assert actual(waited.waiting().select(np.arange(len(chosen))[::-1])) == [
+        everything[index] for index in chosen[::-1]
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -229,7 +250,14 @@ def test_what_protobuf_accepts_is_acknowledged(payload: bytes) -> None:
 
 def test_selected_spans_do_not_hold_the_batch() -> None:
     decoded = decode([chat_payload(512, seed) for seed in range(4)])
-    assert decoded.select(np.array([7], np.int64)).nbytes < decoded.nbytes / 500
+    one = np.array([7], np.int64)
+    assert decoded.select(one).nbytes < decoded.nbytes / 400
+    assert decoded.waiting().select(one).waiting().nbytes < decoded.waiting().nbytes / 400
+
+
+def test_spans_that_wait_take_little_more_than_they_took_on_the_wire(reading: str) -> None:
+    payloads = [chat_payload(512, seed) for seed in range(4)]
+    assert reading == "ptars" or decode(payloads).waiting().nbytes < 1.05 * sum(map(len, payloads))
 
 
 # -- unusual encodings of the same message -----------------------------------------------------------------------------
@@ -338,7 +366,7 @@ def test_a_broken_event_or_link_is_refused_at_the_door(field: int) -> None:
 def test_a_payload_that_only_the_column_decoder_refuses_is_left_out_alone(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    real = module.columns("Request")
+    real = by_ptars.columns("Request")
 
     class Refusing:
         def list_to_record_batch(self, payloads: list[bytes]) -> Any:
@@ -346,7 +374,8 @@ def test_a_payload_that_only_the_column_decoder_refuses_is_left_out_alone(
                 raise error
             return real.list_to_record_batch(payloads)
 
-    monkeypatch.setattr(module, "columns", lambda message: Refusing())
+    monkeypatch.setattr(by_ptars, "columns", lambda message: Refusing())
+    monkeypatch.setattr(fused, "_walk", None)
     decoded = decode([chat_payload(2), request([span(name="REFUSED")]), chat_payload(3)])
     assert decoded.malformed == [1]
     assert len(decoded) == 5

@@ -105,7 +105,6 @@ COUNTED: Final[Mapping[str, Described]] = {
     "ledger.rows": Described("Ledger rows: billable spans", "", "{row}"),
     "ledger.corrections": Described("Ledger rows written again because a child came late", "", "{row}"),
     "priced": Described("Ledger rows by cost status; unpriced and partial ones leave money out", "status", "{row}"),
-    "assemble.resumed": Described("Starts that took up what the process before knew of recent spans"),
     "sampled.traces": Described("Traces decided", "", "{trace}"),
     "sampled.kept_traces": Described("Traces whose spans are kept", "", "{trace}"),
     "sampled.spans": Described("Spans decided", "", "{span}"),

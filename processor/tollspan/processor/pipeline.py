@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STORE_ATTEMPTS: Final = 3
-"""Times a batch, and a span that stands alone, is offered to a store that refuses it for good; parts between once."""
+"""Times a batch is offered to a store that refuses it for good: then parts of it once, and a span that stands alone
+twice."""
 
 LAST_FAULTS: Final = 8
 """Faults of ours after which a drain ends; what is left comes again at the next start."""
@@ -248,7 +249,7 @@ class Pipeline:
             StoreUnavailable: it is time to stop; or what cannot be processed cannot be set aside either.
         """
         parts = None if whole else _parts(payloads)
-        self._attempts = STORE_ATTEMPTS if whole or parts is None else 1
+        self._attempts = STORE_ATTEMPTS if whole else 2 if parts is None else 1
         while True:
             try:
                 self._process(source, token, payloads)

@@ -8,7 +8,7 @@ Work goes by key, never by span: a key's rows are found by its code, and land at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -20,17 +20,13 @@ from tollspan.processor.decode import Attributes, Decoded
 from tollspan.processor.decode.anyvalue import (
     BOOL,
     DOUBLE,
-    EMPTY,
     INT,
     STRING,
     as_text,
-    booleans,
     classify,
-    doubles,
-    integers,
-    strings,
 )
 from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
+from tollspan.processor.decode.fused import kernels, placed
 from tollspan.processor.dialects import Source
 
 Codes: TypeAlias = npt.NDArray[np.uint8]
@@ -68,32 +64,33 @@ class _Rows:
 
     def __init__(self, attributes: Attributes, wanted: Any) -> None:
         self.attributes = attributes
-        self._owners = attributes.owners
-        codes = attributes.codes
-        if len(attributes.keys) <= 256:
-            codes = codes.astype(np.uint8)
-        at = pc.index_in(attributes.keys, value_set=wanted)
+        codes = np.flatnonzero(np.asarray(pc.is_valid(pc.index_in(attributes.keys, value_set=wanted))))
         self._found: dict[str, list[Rows]] = {}
-        for code in np.flatnonzero(np.asarray(pc.is_valid(at))):
-            rows = np.flatnonzero(codes == code)
-            rows = rows[attributes.kinds[rows] != EMPTY]
-            self._found.setdefault(attributes.keys[int(code)].as_py(), []).append(rows)
+        for key, rows in zip(attributes.keys.take(pa.array(codes)).to_pylist(), attributes.by_key(codes), strict=True):
+            self._found.setdefault(key, []).append(rows)
+
+    @property
+    def present(self) -> Set[str]:
+        """The wanted keys that occur."""
+        return self._found.keys()
 
     def candidates(self, keys: Iterable[str]) -> tuple[Rows, Rows]:
         """Owners and rows of all given keys, the preferred key last, so that writing in this order lets it win."""
         rows = [found for key in reversed(tuple(keys)) for found in self._found.get(key, ())]
-        joined = rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else _NO_ROWS
-        return self._owners[joined], joined
+        if not rows:
+            return _NO_ROWS, _NO_ROWS
+        joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return self.attributes.owners_of(joined), joined
 
-    def raw(self, picked: Iterable[tuple[Rows, Rows]]) -> Any:
-        """Values at the rows of several `candidates`, one after the other."""
+    def encoded(self, picked: Iterable[tuple[Rows, Rows]]) -> tuple[npt.NDArray[np.int32], Any]:
+        """Values at the rows of several `candidates`, one after the other, see `Attributes.encode`."""
         rows = [rows for _, rows in picked if len(rows)]
-        return self.attributes.raw.take(pa.array(np.concatenate(rows) if rows else _NO_ROWS))
+        return self.attributes.encode(np.concatenate(rows) if rows else _NO_ROWS)
 
     def chosen(self, keys: Iterable[str]) -> tuple[Rows, Rows]:
         """Owners that have one of the keys, each once, and the row of the most preferred."""
         owners, rows = self.candidates(keys)
-        if not len(rows):
+        if not len(rows) or (owners[1:] > owners[:-1]).all():  # each once
             return owners, rows
         row_of = np.full(len(self.attributes.offsets) - 1, -1, np.int64)
         row_of[owners] = rows
@@ -122,14 +119,15 @@ class Pivot:
         Numbers and booleans are taken as text; arrays, key-value lists, bytes and empty strings say nothing. What is
         longer than a name can be (`arrow_bytes.LONGEST_NAME`) ends in ``…``.
         """
+        said = self._spans.attributes.first_said([s.keys if s.span else () for s in sources.values()])
+        if said is not None:
+            return self._texts(sources, *said)
         # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
         nobody = (_NO_ROWS, _NO_ROWS)
         spans = [self._spans.candidates(s.keys) if s.span else nobody for s in sources.values()]
         resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
         vocabulary, codes = _vocabulary(
-            pa.concat_arrays(
-                [found.raw(picked) for found, picked in ((self._spans, spans), (self._resources, resources))]
-            ),
+            [self._spans.encoded(spans), self._resources.encoded(resources)],
             [name for source in sources.values() for name in source.rename.values()],
         )
         out = {}
@@ -146,6 +144,48 @@ class Pivot:
                 _put(column_codes, owners, edit(codes[at : at + len(owners)]))
                 at += len(owners)
             out[column] = _compact(column_codes, vocabulary)
+        return out
+
+    def _texts(
+        self, sources: Mapping[str, Source], said: dict[int, npt.NDArray[np.int32]], values: Any
+    ) -> dict[str, Any]:
+        """`texts`, from what `Attributes.first_said` found."""
+        nobody = (_NO_ROWS, _NO_ROWS)
+        resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
+        vocabulary, codes = _vocabulary(
+            [(np.arange(len(values), dtype=np.int32), values), self._resources.encoded(resources)],
+            [name for source in sources.values() for name in source.rename.values()],
+        )
+        out = {}
+        of_value, at = codes[: len(values)], len(values)
+        nothing = np.full(self.length, -1, np.int32)
+        for number, ((column, source), (owners, _)) in enumerate(zip(sources.items(), resources, strict=True)):
+            out[column] = pa.nulls(self.length, TEXT_TYPE)
+            if number not in said and not len(owners):
+                continue
+            mine = said.get(number, nothing)
+            edit = _edited(source, vocabulary)
+            of_resource = None
+            if len(owners):
+                of_resource = np.full(self._resource_count, -1, np.int32)
+                _put(of_resource, owners, edit(codes[at : at + len(owners)]))
+                at += len(owners)
+            table = edit(of_value)
+            if source.ignore and (table[of_value >= 0] < 0).any():
+                # A value that is ignored may hide one of a key that is less preferred.
+                mine, table = self._unignored(source, values, table), np.arange(len(vocabulary), dtype=np.int32)
+            indices, words = placed(kernels(), mine, table, of_resource, self._resource_of, len(vocabulary))
+            if len(words):
+                out[column] = pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
+        return out
+
+    def _unignored(self, source: Source, values: Any, table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Words of a column of which some values are ignored, those that `table` has none for."""
+        owners, rows = self._spans.candidates(source.keys)
+        codes, distinct = self._spans.attributes.encode(rows)
+        number = np.asarray(pc.fill_null(pc.index_in(distinct, value_set=values), len(values)))
+        out = np.full(self.length, -1, np.int32)
+        _put(out, owners, np.append(table, np.int32(-1))[number[codes]])
         return out
 
     def quantity(self, keys: Iterable[str], scale: int) -> tuple[Steps, Mask, Codes] | None:
@@ -168,6 +208,19 @@ class Pivot:
         values[owners], given[owners], wrong[owners] = steps, True, codes
         return values, given, wrong
 
+    @property
+    def present(self) -> Set[str]:
+        """The wanted keys that some span has."""
+        return self._spans.present
+
+    def written(self, key: str) -> tuple[Rows, Any]:
+        """Spans (ascending) that have ``key`` as a text, and those texts (string array)."""
+        owners, rows = self._spans.chosen((key,))
+        if not len(rows):
+            return owners, pa.array([], pa.string())
+        texts = self._spans.attributes.kinds[rows] == STRING
+        return owners[texts], self._spans.attributes.strings(rows[texts])
+
     def integer(self, keys: Iterable[str], kind: Any) -> Any:
         """A column of counts that take part in no price, Arrow type ``kind``; what is no such count is null."""
         found = self.quantity(keys, 1)
@@ -184,7 +237,7 @@ class Pivot:
         if not ours.any():
             return pa.nulls(self.length, pa.bool_())
         values, given = self._empty(np.bool_), self._empty(np.bool_)
-        values[owners[ours]] = booleans(self._spans.attributes.raw, rows[ours])
+        values[owners[ours]] = self._spans.attributes.booleans(rows[ours])
         given[owners[ours]] = True
         return pa.array(values, mask=~given)
 
@@ -200,7 +253,7 @@ class Pivot:
         owners, rows = owners[speaks], rows[speaks]
         if not len(rows):
             return pa.nulls(self.length, MONEY_TYPE)
-        amounts = _amounts(as_text(self._spans.attributes.raw.take(pa.array(rows)), kinds[speaks]))
+        amounts = _amounts(as_text(self._spans.attributes.take(rows), kinds[speaks]))
         place = self._empty(np.int64)
         place[owners] = np.arange(1, len(owners) + 1)
         return amounts.take(pa.array(place - 1, mask=place == 0))
@@ -223,18 +276,24 @@ def _put(out: npt.NDArray[np.int32], owners: Rows, codes: npt.NDArray[Any]) -> N
         out[owners[said]] = codes[said]
 
 
-def _vocabulary(raw: Any, more: list[str]) -> tuple[Any, npt.NDArray[np.int32]]:
-    """Distinct texts among values (and ``more``), and for each value its index there, -1 where it says nothing."""
-    encoded = raw.dictionary_encode()
-    kinds = classify(encoded.dictionary)
+def _vocabulary(encoded: list[tuple[npt.NDArray[np.int32], Any]], more: list[str]) -> tuple[Any, npt.NDArray[np.int32]]:
+    """Distinct texts among values (and ``more``), and for each value its index there, -1 where it says nothing.
+
+    Args:
+        encoded: values as `Attributes.encode` gives them, in parts; what comes out is in one.
+    """
+    distinct = pa.concat_arrays([values for _, values in encoded])
+    starts = np.cumsum([0, *(len(values) for _, values in encoded)])
+    codes = np.concatenate([codes + np.int32(start) for (codes, _), start in zip(encoded, starts[:-1], strict=True)])
+    kinds = classify(distinct)
     speaks = _NAMES[kinds]
-    values = as_text(encoded.dictionary.filter(pa.array(speaks)), kinds[speaks])
+    values = as_text(distinct.filter(pa.array(speaks)), kinds[speaks])
     words = pa.concat_arrays([cut(values), pa.array(more, pa.string())]).dictionary_encode()
     of_word = np.asarray(words.indices)[: len(values)]
     empty = pc.index(words.dictionary, "").as_py()
     of_value = np.full(len(kinds), -1, np.int32)
     of_value[speaks] = np.where(of_word == empty, -1, of_word)
-    return words.dictionary, of_value[np.asarray(encoded.indices)]
+    return words.dictionary, of_value.take(codes)
 
 
 def _edited(source: Source, vocabulary: Any) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]:
@@ -242,10 +301,11 @@ def _edited(source: Source, vocabulary: Any) -> Callable[[npt.NDArray[np.int32]]
     if not source.ignore and not source.rename:
         return lambda codes: codes
     table = np.append(np.arange(len(vocabulary), dtype=np.int32), np.int32(-1))
-    for word in source.ignore:
-        table[pc.index(vocabulary, word).as_py()] = -1
-    for old, new in source.rename.items():
-        table[pc.index(vocabulary, old).as_py()] = pc.index(vocabulary, new).as_py()
+    words = [*source.ignore, *source.rename, *source.rename.values()]
+    at = np.asarray(pc.fill_null(pc.index_in(pa.array(words, pa.string()), value_set=vocabulary), -1))
+    ignored, renamed = len(source.ignore), len(source.rename)
+    table[at[:ignored]] = -1
+    table[at[ignored : ignored + renamed]] = at[ignored + renamed :]
     table[-1] = -1  # where a word that does not occur was written, and where codes of silent values point
     return lambda codes: table[codes]
 
@@ -279,22 +339,29 @@ def _steps(attributes: Attributes, rows: Rows, scale: int) -> tuple[Steps, Codes
     """Values at ``rows`` in base steps of ``scale`` to a unit, and what each of them is as a quantity."""
     kinds = attributes.kinds[rows]
     if (kinds == INT).all():
-        return _from_integers(integers(attributes.raw, rows), scale)
+        return _from_integers(attributes.integers(rows), scale)
     steps = np.zeros(len(rows), np.int64)
     codes = np.full(len(rows), NOT_A_NUMBER, np.uint8)
     at = np.flatnonzero(kinds == INT)
-    steps[at], codes[at] = _from_integers(integers(attributes.raw, rows[at]), scale)
+    steps[at], codes[at] = _from_integers(attributes.integers(rows[at]), scale)
     at = np.flatnonzero(kinds == DOUBLE)
-    steps[at], codes[at] = _from_doubles(doubles(attributes.raw, rows[at]), scale)
+    steps[at], codes[at] = _from_doubles(attributes.doubles(rows[at]), scale)
     at = np.flatnonzero(kinds == STRING)
     if len(at):
-        written = strings(attributes.raw, rows[at])
-        whole = np.asarray(pc.match_substring_regex(written, _INTEGER))
-        other = np.asarray(pc.match_substring_regex(written, _DECIMAL)) & ~whole
-        numbers = np.asarray(pc.cast(written.filter(pa.array(whole)), pa.int64()))
-        steps[at[whole]], codes[at[whole]] = _from_integers(numbers, scale)
-        fractions = np.asarray(pc.cast(written.filter(pa.array(other)), pa.float64()))
-        steps[at[other]], codes[at[other]] = _from_doubles(fractions, scale)
+        steps[at], codes[at] = from_texts(attributes.strings(rows[at]), scale)
+    return steps, codes
+
+
+def from_texts(written: Any, scale: int) -> tuple[Steps, Codes]:
+    """Quantities in base steps from their texts (string array), and what each is as a quantity."""
+    steps = np.zeros(len(written), np.int64)
+    codes = np.full(len(written), NOT_A_NUMBER, np.uint8)
+    whole = np.asarray(pc.match_substring_regex(written, _INTEGER))
+    other = np.asarray(pc.match_substring_regex(written, _DECIMAL)) & ~whole
+    numbers = np.asarray(pc.cast(written.filter(pa.array(whole)), pa.int64()))
+    steps[whole], codes[whole] = _from_integers(numbers, scale)
+    fractions = np.asarray(pc.cast(written.filter(pa.array(other)), pa.float64()))
+    steps[other], codes[other] = _from_doubles(fractions, scale)
     return steps, codes
 
 

@@ -165,6 +165,8 @@ def reconcile(
         until = min(until or LATEST, datetime.now(UTC) - timedelta(seconds=settle_s))
     window = {"since": bound(since, EARLIEST), "until": bound(until, LATEST)}
     report = Report()
+    if settle_s:
+        report.notes.append(f"a service is at work: what it received in the last {settle_s:g} s is left out")
     _totals(reader, window, report)
     report.totals["waiting_requests"] = None if seen is None else seen.waiting
     _gaps(reader, window, seen, report)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import secrets
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,6 +94,9 @@ class Service:
         self.settings = settings
         self._read_again = read_again
         self._started = False
+        self._heeds = False
+        # The one kind of queue whose `put` may be interrupted by itself, as a signal's handler is.
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.grpc_address = ""
         self.http_address = ""
         self.sql_address = ""
@@ -303,31 +306,34 @@ class Service:
             "store": locate(self.config.runtime.store).url,
         }
 
+    def listen(self) -> None:
+        """Take SIGTERM, SIGINT and SIGHUP from now on; to be called before `start`, on the main thread. What comes
+        before `wait` is done there: whoever sees the service ready may stop it at once."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # The one queue whose put may be interrupted by itself.
+            signal.signal(number, lambda number, _: self._signals.put(number))
+
+    def heed_signals(self) -> None:
+        """Take SIGTERM, SIGINT and SIGHUP from now on; on the main thread, and before `start`, for whoever sees the
+        service ready may stop it at once. What comes is done by `wait`."""
+        self._heeds = True
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: self._signals.put(number))
+
     def wait(self) -> dict[str, int]:
         """Serve until SIGTERM or SIGINT, then `stop`; SIGHUP reloads. Tells systemd of all of it."""
-        asked = threading.Event()
-        stopping = reloading = False
-
-        def stop(*_: object) -> None:
-            nonlocal stopping
-            stopping = True
-            asked.set()
-
-        def reload(*_: object) -> None:
-            nonlocal reloading
-            reloading = True
-            asked.set()
-
-        signal.signal(signal.SIGHUP, reload)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        if not self._heeds:
+            self.heed_signals()
         pause_s = notify.watchdog_s()
         notify.notify("READY=1", "STATUS=takes spans")
-        while not stopping:
-            if asked.wait(pause_s):
-                asked.clear()
-            if reloading:
-                reloading = False
+        while True:
+            try:
+                number = self._signals.get(timeout=pause_s)
+            except queue.Empty:
+                number = 0
+            if number in (signal.SIGTERM, signal.SIGINT):
+                break
+            if number == signal.SIGHUP:
                 notify.reloading()
                 self.reload()
                 notify.notify("READY=1", "STATUS=takes spans")

@@ -131,6 +131,7 @@ def serve(
     for warning in loaded.warnings:
         log.warning("%s", warning)
     service = Service(service_config(loaded), loaded, read_again)
+    service.heed_signals()
     service.start()
     told = service.addresses()
     if loaded.get(LogSettings).format is LogFormat.json:

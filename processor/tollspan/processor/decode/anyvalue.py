@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -154,11 +155,16 @@ def as_text(raw: Any, kinds: Kinds) -> Any:
     Returns:
         string array of length n.
     """
+    return by_kind(kinds, lambda kind, rows: kind_as_text(raw, kind, rows))
+
+
+def by_kind(kinds: Kinds, write: Callable[[int, Rows], Any]) -> Any:
+    """A string array from what ``write`` makes of all values of one kind: it is given the kind and their rows."""
     present = np.flatnonzero(np.bincount(kinds, minlength=8)[:8])
     parts, order = [], []
     for kind in present:
         rows = np.flatnonzero(kinds == kind)
-        parts.append(_kind_as_text(raw, int(kind), rows))
+        parts.append(write(int(kind), rows))
         order.append(rows)
     if len(parts) == 1:
         return parts[0]
@@ -169,7 +175,8 @@ def as_text(raw: Any, kinds: Kinds) -> Any:
     return pa.concat_arrays(parts).take(pa.array(back))
 
 
-def _kind_as_text(raw: Any, kind: int, rows: Rows) -> Any:
+def kind_as_text(raw: Any, kind: int, rows: Rows) -> Any:
+    """Values of one kind as `as_text` writes them."""
     if kind == STRING:
         return strings(raw, rows)
     if kind == INT:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import ptars
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _BYTES: Final = "bytes"
@@ -192,3 +192,11 @@ def canonical(message: str, payload: bytes) -> bytes:
     # upb's own name; the reflection API has no other way to drop fields that a newer OTLP added.
     parsed.DiscardUnknownFields()  # type: ignore[attr-defined]
     return parsed.SerializeToString()
+
+
+def rewritten(message: str, payload: bytes) -> bytes | None:
+    """`canonical`, None where protobuf refuses the message."""
+    try:
+        return canonical(message, payload)
+    except DecodeError:
+        return None

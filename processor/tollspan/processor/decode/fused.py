@@ -1,0 +1,687 @@
+"""The fused reading: `walk` over a batch, and Arrow columns from what it found.
+
+In: payloads. Out: `Decoded`, `Checked`; None while the walker is not at hand, and for the rare batch that it leaves
+altogether. Values of attributes stay where they stand in the batch's bytes; what is asked for is copied.
+
+**When it is at hand.** Compiling takes seconds and numba a hundred megabytes, which a user's program that only exports
+spans must not pay. So nothing is imported until a process calls `prepare`: a thread of low priority compiles, and
+`check` and `decode` move over when it is done. What was compiled is cached beside the module, or where
+``NUMBA_CACHE_DIR`` says, or in the user's cache folder; where none of these can be written to, each process compiles
+for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.processor.decode.anyvalue import STRING, by_kind, kind_as_text
+from tollspan.processor.decode.arrow_bytes import Bytes, Mask, Rows, from_layout, layout
+from tollspan.processor.decode.arrow_bytes import text as checked_text
+from tollspan.processor.decode.otlp_slim import rewritten
+from tollspan.processor.decode.tables import (
+    BAD_PARENT_SPAN_ID,
+    BAD_SPAN_ID,
+    BAD_TRACE_ID,
+    COLUMNS,
+    RESOURCE_COLUMNS,
+    SCOPE_COLUMNS,
+    Attributes,
+    Checked,
+    Decoded,
+)
+
+log = logging.getLogger(__name__)
+
+SLACK: Final = 8
+"""Bytes after the last payload, so that the walker can move eight at once."""
+_KEYS: Final = 512
+_MOST_PREFERENCES: Final = 255
+_BRIEF: Final = 256 << 10
+"""Bytes of a request that are checked in less time than it takes to get the GIL back from a busy worker."""
+_REASONS: Final = (BAD_TRACE_ID, BAD_SPAN_ID, BAD_PARENT_SPAN_ID)
+
+_USED: Final = (
+    "walk",
+    "walk_spans",
+    "examine",
+    "examine_brief",
+    "gather",
+    "by_key",
+    "encode",
+    "content",
+    "first_said",
+    "put_codes",
+    "renumber",
+)
+"""What is called from outside of `walk`."""
+
+_walk: Any = None
+"""The module `walk` once it is compiled and tried."""
+_preparing = threading.Lock()
+_thread: threading.Thread | None = None
+
+
+def ready() -> bool:
+    """Whether the walker does the work in this process."""
+    return _walk is not None
+
+
+def kernels() -> Any:
+    """The compiled module, None while there is none."""
+    return _walk
+
+
+def prepare(then: Callable[[], object] | None = None, *, wait: bool = False) -> None:
+    """Compile the walker in this process, on a thread of low priority, unless that was done.
+
+    Args:
+        then: called on that thread when it is done.
+        wait: come back when it is done (or cannot be).
+    """
+    global _thread
+    with _preparing:
+        if _thread is None:
+            _thread = threading.Thread(target=_prepare, args=(then,), name="tollspan-compile", daemon=True)
+            _thread.start()
+    if wait:
+        _thread.join()
+
+
+def _prepare(then: Callable[[], object] | None) -> None:
+    global _walk
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread, on Linux
+    try:
+        from tollspan.processor.decode import walk
+
+        _try(walk)
+    except ImportError as error:
+        log.info("spans are decoded by ptars: numba is not installed (%s)", error)
+    except Exception:
+        log.warning("spans are decoded by ptars: the faster decoder cannot be compiled here", exc_info=True)
+    else:
+        for name in _USED:
+            getattr(walk, name).disable_compile()  # seconds, in the middle of a batch, for arguments of another type
+        _walk = walk
+        log.info("the decoder is compiled")
+    if then is not None:
+        then()
+
+
+def _try(walk: ModuleType) -> None:
+    """Compile by using: a request of one span with one attribute, through everything."""
+    # ResourceSpans > ScopeSpans > Span with ids and the attribute k = "v".
+    span = b"\x0a\x10" + b"t" * 16 + b"\x12\x08" + b"s" * 8 + b"\x4a\x08\x0a\x01k\x12\x03\x0a\x01v"
+    scope = b"\x12" + bytes([len(span)]) + span
+    resource = b"\x12" + bytes([len(scope)]) + scope
+    request = b"\x0a" + bytes([len(resource)]) + resource
+    longer = request + b"\xfa\x3e\x80\x80\x14" + bytes(20 << 14)  # a field that nobody knows
+    if _check(walk, request) != Checked(None, 1) or _check(walk, longer) != Checked(None, 1):
+        raise RuntimeError("the compiled decoder does not count what it is given")
+    decoded = _decode(walk, [request], [])
+    assert decoded is not None
+    assert decoded.wire is not None
+    for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
+        (rows,) = found.attributes.by_key(np.zeros(1, np.int64))
+        codes, values = found.attributes.encode(rows)
+        found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
+        said = found.attributes.first_said([["k"], ["x"]])
+        if said is None or said[0] != {0: np.zeros(1, np.int32)} or said[1] != values:
+            raise RuntimeError("the compiled decoder does not find what it is given")
+        placed(walk, said[0][0], np.zeros(1, np.int32), None, None, 1)
+        if found.attributes.maps().to_pylist() != [[("k", "v")]] or values.take(codes) != found.attributes.raw:
+            raise RuntimeError("the compiled decoder does not read what it is given")
+
+
+def _empty(*shape: int, kind: Any = np.int32) -> npt.NDArray[Any]:
+    return np.empty(shape, kind)
+
+
+class _Table:
+    """Arrays for attributes."""
+
+    def __init__(self, rows: int) -> None:
+        self.fields, self.kinds, self.contents = (
+            _empty(4, rows),
+            _empty(rows, kind=np.uint8),
+            _empty(rows, kind=np.int64),
+        )
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.fields, self.kinds, self.contents
+
+
+class _Keys:
+    """A table of texts that are numbered."""
+
+    def __init__(self, room: int) -> None:
+        # At most a quarter of the slots is taken: chains stay short.
+        self.slots = np.zeros(1 << (4 * room - 1).bit_length(), np.int32)
+        self.known, self.follow = _empty(2, room), np.full(room + 1, -1, np.int32)
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.slots, self.known, self.follow
+
+
+class _Arrays:
+    """What the walker writes into.
+
+    Args:
+        spans, attributes, events, links, resources, resource_attributes, scopes, scope_attributes, keys: for how many
+            of each there is room.
+    """
+
+    def __init__(self, walk: Any, room: list[int]) -> None:
+        spans, attributes, events, links, resources, resource_attributes, scopes, scope_attributes, keys = room
+        self.walk = walk
+        self.counts = np.zeros((2, walk.COUNTERS), np.int64)
+        self.traces, self.ids = _empty(spans, 2, kind=np.uint64), _empty(2, spans, kind=np.uint64)
+        self.times, self.fields = _empty(2, spans, kind=np.uint64), _empty(walk.SPAN_FIELDS, spans)
+        self.attributes = _Table(attributes)
+        self.events, self.links = _empty(2, events), _empty(2, links)
+        self.resources, self.resource_attributes = _empty(8, resources), _Table(resource_attributes)
+        self.scopes, self.scope_attributes = _empty(8, scopes), _Table(scope_attributes)
+        self.keys = _Keys(keys)
+
+    def of_spans(self) -> tuple[Any, ...]:
+        return (
+            self.counts,
+            self.traces,
+            self.ids,
+            self.times,
+            self.fields,
+            *self.attributes.arguments(),
+            self.events,
+            self.links,
+        )
+
+    def of_origins(self) -> tuple[Any, ...]:
+        return (
+            self.resources,
+            *self.resource_attributes.arguments(),
+            self.scopes,
+            *self.scope_attributes.arguments(),
+        )
+
+    def of_keys(self) -> tuple[Any, ...]:
+        return *self.keys.arguments(), self.walk.MULTIPLIERS
+
+
+def check(payload: bytes) -> Checked | None:
+    """As `decode.check`; None where protobuf's parser has to be asked."""
+    if _walk is None:
+        return None
+    try:
+        return _check(_walk, payload)
+    except Exception:  # noqa: BLE001  (logged there)
+        _fault()
+        return None
+
+
+def _check(walk: Any, payload: bytes) -> Checked | None:
+    if not payload:
+        return Checked(None)
+    counts, odd = np.zeros((2, walk.COUNTERS), np.int64), np.zeros(1, np.bool_)
+    examine = walk.examine_brief if len(payload) <= _BRIEF else walk.examine
+    examine(np.frombuffer(payload, np.uint8), np.array([len(payload)]), odd, counts, *_DUMMIES, walk.MULTIPLIERS)
+    return None if odd[0] else Checked(None, int(counts[0, walk.SEEN]), _rejected(walk, counts[0]))
+
+
+_DUMMIES: Final = (
+    _empty(0, 2, kind=np.uint64),
+    _empty(2, 0),
+    _empty(0),
+    _empty(0, kind=np.uint8),
+    _empty(0, kind=np.int64),
+)
+"""Arrays of every type that a walk takes, for one that writes nothing."""
+
+
+def _rejected(walk: Any, counts: Any) -> dict[str, int]:
+    found = counts[walk.BAD_TRACE : walk.BAD_TRACE + 3].tolist()
+    return {reason: count for reason, count in zip(_REASONS, found, strict=True) if count}
+
+
+def _fault() -> None:
+    """A kernel raised: none is known to. Nothing was read out of bounds, for the bounds checks are what raises."""
+    log.exception("the compiled decoder met a fault of its own; the other one is asked")
+
+
+def decode(wire: list[bytes], malformed: list[int]) -> Decoded | None:
+    """As `decode.decode`; None where the other reading has to be asked.
+
+    Args:
+        wire: the payloads; those that have to be are written out again in here, or emptied.
+        malformed: indices of those that were emptied are added.
+    """
+    if _walk is None:
+        return None
+    try:
+        return _decode(_walk, wire, malformed)
+    except Exception:  # noqa: BLE001  (logged there)
+        _fault()
+        return None
+
+
+def _decode(walk: Any, wire: list[bytes], malformed: list[int]) -> Decoded | None:
+    data, odd, arrays = _walked(walk, wire)
+    if odd.any():
+        for index in np.flatnonzero(odd).tolist():
+            again = rewritten("Request", wire[index])
+            if again is None:
+                malformed.append(index)
+            wire[index] = again or b""
+        data, odd, arrays = _walked(walk, wire)
+        if odd.any():  # bytes that protobuf itself wrote: none is known
+            return None
+    return _Reading(walk, data, arrays).decoded(malformed)
+
+
+_dense: list[float] = [1 / 256, 1 / 24, 1 / 256, 1 / 256, 1 / 4096, 1 / 1024, 1 / 4096, 1 / 4096]
+"""Rows of each table in a byte, as seen lately: a guess at how much room a batch needs."""
+
+
+def _walked(walk: Any, wire: list[bytes]) -> tuple[Bytes, Mask, _Arrays]:
+    blob = b"".join([*wire, bytes(SLACK)])
+    data = np.frombuffer(blob, np.uint8)
+    ends = np.cumsum(np.array([len(payload) for payload in wire], np.int64))
+    odd = np.zeros(len(wire), np.bool_)
+    room = [int(len(blob) * share * 1.1) + 64 for share in _dense]
+    keys = _KEYS
+    while True:
+        arrays = _Arrays(walk, [*room, keys])
+        ended = walk.walk(data, ends, odd, True, False, *arrays.of_spans(), *arrays.of_origins(), *arrays.of_keys())
+        if ended != walk.FULL:
+            break
+        # Counted without writing; then only the keys can be too many.
+        counts = np.zeros((2, walk.COUNTERS), np.int64)
+        walk.examine(data, ends, odd, counts, *_DUMMIES, walk.MULTIPLIERS)
+        exact = [int(count) + 1 for count in counts[0, : len(room)]]
+        if all(have >= need for have, need in zip(room, exact, strict=True)):
+            keys *= 8
+        room = [max(have, need) for have, need in zip(room, exact, strict=True)]
+    for table, count in enumerate(arrays.counts[0, : len(room)].tolist()):
+        share = count / max(len(blob), 1)
+        _dense[table] = max(share, 0.9 * _dense[table])
+    return data, odd, arrays
+
+
+class _Reading:
+    """Columns from the walker's arrays."""
+
+    def __init__(self, walk: Any, data: Bytes, arrays: _Arrays) -> None:
+        self.walk, self.data, self.arrays = walk, data, arrays
+        self.counts = arrays.counts[0].tolist()
+        self.length = self.counts[walk.SPANS]
+        known = arrays.keys.known[:, : self.counts[walk.KEYS]]
+        self.keys = text(walk, data, known[0], known[1])
+
+    def decoded(self, malformed: list[int]) -> Decoded:
+        walk, arrays = self.walk, self.arrays
+        scopes = arrays.scopes[:, : self.counts[walk.SCOPES]]
+        resources = arrays.resources[:, : self.counts[walk.RESOURCES]]
+        made = Decoded(
+            self.spans(),
+            self.attributes(arrays.attributes, self.field(walk.ATTRIBUTES_END)),
+            self.attributes(arrays.resource_attributes, resources[walk.ENDS]),
+            pa.RecordBatch.from_arrays(
+                [
+                    self.text(scopes, walk.LABEL),
+                    self.text(scopes, walk.VERSION),
+                    self.text(scopes, walk.URL),
+                    pa.array(scopes[walk.DROPPED].view(np.uint32)),
+                ],
+                names=SCOPE_COLUMNS,
+            ),
+            self.attributes(arrays.scope_attributes, scopes[walk.ENDS]),
+            pa.RecordBatch.from_arrays(
+                [self.text(resources, walk.URL), pa.array(resources[walk.DROPPED].view(np.uint32))],
+                names=RESOURCE_COLUMNS,
+            ),
+            _rejected(walk, arrays.counts[0]),
+            sorted(malformed),
+        )
+        object.__setattr__(made, "wire", OnTheWire.of(self, made))
+        return made
+
+    def field(self, number: int) -> npt.NDArray[np.int32]:
+        found: npt.NDArray[np.int32] = self.arrays.fields[number, : self.length]
+        return found
+
+    def text(self, fields: Any, number: int) -> Any:
+        return text(self.walk, self.data, fields[number], fields[number + 1])
+
+    def spans(self) -> Any:
+        walk, arrays, length = self.walk, self.arrays, self.length
+        fields = arrays.fields[:, :length]
+        return pa.RecordBatch.from_arrays(
+            [
+                _identifiers(arrays.traces[:length], 16),
+                _identifiers(arrays.ids[0, :length], 8),
+                _identifiers(arrays.ids[1, :length], 8),
+                self.text(fields, walk.STATE),
+                self.text(fields, walk.NAME),
+                pa.array(fields[walk.KIND]),
+                pa.array(arrays.times[0, :length]),
+                pa.array(arrays.times[1, :length]),
+                pa.array(fields[walk.STATUS]),
+                self.text(fields, walk.MESSAGE),
+                pa.array(fields[walk.RESOURCE]),
+                pa.array(fields[walk.SCOPE]),
+                self.lists(arrays.events[:, : self.counts[walk.EVENTS]], fields[walk.EVENTS_END]),
+                self.lists(arrays.links[:, : self.counts[walk.LINKS]], fields[walk.LINKS_END]),
+                *(
+                    pa.array(fields[number].view(np.uint32))
+                    for number in (walk.FLAGS, walk.DROPPED_ATTRIBUTES, walk.DROPPED_EVENTS, walk.DROPPED_LINKS)
+                ),
+            ],
+            names=COLUMNS,
+        )
+
+    def lists(self, refs: Any, ends: Any) -> Any:
+        offsets = np.zeros(len(ends) + 1, np.int32)
+        offsets[1:] = ends
+        return pa.ListArray.from_arrays(pa.array(offsets), gathered(self.walk, self.data, refs[0], refs[1])[0])
+
+    def attributes(self, table: _Table, ends: Any) -> Attributes:
+        offsets = np.zeros(len(ends) + 1, np.int64)
+        offsets[1:] = ends
+        count = int(offsets[-1])
+        return WireAttributes.of(
+            self.walk,
+            self.data,
+            offsets,
+            self.keys,
+            table.fields,
+            table.kinds[:count],
+            table.contents[:count],
+        )
+
+
+def _identifiers(words: Any, width: int) -> Any:
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(words), [None, pa.py_buffer(words)])
+
+
+def gathered(walk: Any, data: Bytes, starts: Any, sizes: Any) -> tuple[Any, bool]:
+    """Stretches of ``data`` as a binary array, and whether all of it is ASCII."""
+    offsets = np.zeros(len(starts) + 1, np.int32)
+    total = int(sizes.sum(dtype=np.int64)) if len(sizes) else 0
+    if not total:
+        return from_layout(offsets, _NO_BYTES), True
+    if total > np.iinfo(np.int32).max:
+        raise ValueError("more than two gigabytes in one column")
+    out = np.empty(total + SLACK, np.uint8)
+    wide = walk.gather(
+        data, np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(sizes, np.int64), offsets, out
+    )
+    out.flags.writeable = False
+    return from_layout(offsets, out), not wide
+
+
+_NO_BYTES: Final[Bytes] = np.zeros(0, np.uint8)
+
+
+def text(walk: Any, data: Bytes, starts: Any, sizes: Any) -> Any:
+    """Stretches of ``data`` as a string array; what is not UTF-8 becomes U+FFFD."""
+    found, ascii_only = gathered(walk, data, starts, sizes)
+    return found.view(pa.string()) if ascii_only else checked_text(found)
+
+
+class WireAttributes(Attributes):
+    """Attributes whose values stand in the bytes of their batch; ``raw`` is made when it is asked for."""
+
+    __slots__ = ("contents", "data", "fields", "walk")
+
+    walk: Any
+    data: Bytes
+    fields: npt.NDArray[np.int32]
+    contents: npt.NDArray[np.int64]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
+        # `dataclasses.replace` calls the class with columns, and what it gets has them.
+        return Attributes(*arguments, **named) if arguments or named else object.__new__(cls)
+
+    def __init__(self) -> None:
+        """See `of`."""
+
+    @classmethod
+    def of(
+        cls,
+        walk: Any,
+        data: Bytes,
+        offsets: npt.NDArray[np.int64],
+        keys: Any,
+        fields: npt.NDArray[np.int32],
+        kinds: Any,
+        contents: npt.NDArray[np.int64],
+    ) -> WireAttributes:
+        made: WireAttributes = cls()
+        for name, value in (
+            ("walk", walk),
+            ("data", data),
+            ("offsets", offsets),
+            ("keys", keys),
+            ("codes", fields[walk.CODE, : len(kinds)]),
+            ("fields", fields),
+            ("kinds", kinds),
+            ("contents", contents),
+        ):
+            object.__setattr__(made, name, value)
+        return made
+
+    @property
+    def raw(self) -> Any:  # type: ignore[override]
+        fields = self.fields[:, : len(self)]  # the kernels take it whole: another layout would be another type
+        return gathered(self.walk, self.data, fields[self.walk.VALUE], fields[self.walk.VALUE_SIZE])[0]
+
+    @property
+    def nbytes(self) -> int:
+        return int(
+            self.offsets.nbytes + self.keys.nbytes + self.fields.nbytes + self.kinds.nbytes + self.contents.nbytes
+        )
+
+    def take(self, rows: Rows) -> Any:
+        walk, fields = self.walk, self.fields
+        return gathered(walk, self.data, fields[walk.VALUE].take(rows), fields[walk.VALUE_SIZE].take(rows))[0]
+
+    def owners_of(self, rows: Rows) -> Rows:
+        found: Rows = self.fields[self.walk.OWNER].take(rows).astype(np.int64)
+        return found
+
+    def by_key(self, codes: Rows) -> list[Rows]:
+        place = np.full(len(self.keys), -1, np.int32)
+        place[codes] = np.arange(len(codes), dtype=np.int32)
+        starts, rows = np.zeros(len(codes) + 1, np.int64), np.empty(len(self), np.int64)
+        self.walk.by_key(self.codes, self.kinds, place, starts, rows)
+        ends = starts.tolist()
+        return [rows[start:end] for start, end in itertools.pairwise(ends)]
+
+    def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
+        codes = np.empty(len(rows), np.int32)
+        rows = np.ascontiguousarray(rows)
+        return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, rows, codes, *keys))
+
+    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, npt.NDArray[np.int32]], Any] | None:
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for number, keys in enumerate(columns):
+            for rank, key in enumerate(keys[:_MOST_PREFERENCES]):
+                wanted.setdefault(key, []).append((number, rank))
+        at = pc.index_in(self.keys, value_set=pa.array(list(wanted), pa.string()))
+        entries = list(wanted.values())
+        counts = np.zeros(len(self.keys) + 1, np.int32)
+        found = []
+        for code in np.flatnonzero(np.asarray(at.is_valid())).tolist():
+            found += entries[at[code].as_py()]
+            counts[code + 1] = len(entries[at[code].as_py()])
+        first = np.cumsum(counts, dtype=np.int32)
+        place = {number: place for place, number in enumerate(sorted({number for number, _ in found}))}
+        column, ranks = (
+            np.array([place[number] for number, _ in found], np.int32),
+            np.array([preference for _, preference in found], np.uint8),
+        )
+        best, said = np.empty(len(place), np.uint8), _empty(len(place), len(self.offsets) - 1)
+
+        def number_them(*keys: Any) -> Any:
+            last = np.full(len(self.keys), -1, np.int32)
+            return self.walk.first_said(
+                self.data, self.offsets, self.fields, self.kinds, first, column, ranks, best, last, said, *keys
+            )
+
+        values = self.numbered(number_them)
+        return dict(zip(place, said, strict=True)), values
+
+    def numbered(self, number: Callable[..., int]) -> Any:
+        """Distinct values that a kernel numbers, with as much room as it needs."""
+        room = _KEYS
+        while True:
+            keys = _Keys(room)
+            count = number(*keys.arguments(), self.walk.MULTIPLIERS)
+            if count >= 0:
+                known = keys.known[:, :count]
+                return gathered(self.walk, self.data, known[0], known[1])[0]
+            room *= 16
+
+    def content(self, keys: npt.NDArray[np.uint64], most: int, constants: npt.NDArray[np.uint64]) -> Any:
+        out = np.empty(len(self.offsets) - 1, np.uint64)
+        self.walk.content(self.data, self.fields, self.offsets, keys, most, constants, out)
+        return out
+
+    def integers(self, rows: Rows) -> npt.NDArray[np.int64]:
+        found: npt.NDArray[np.int64] = self.contents.take(rows)
+        return found
+
+    def doubles(self, rows: Rows) -> npt.NDArray[np.float64]:
+        return self.contents.take(rows).view(np.float64)
+
+    def booleans(self, rows: Rows) -> Mask:
+        found: Mask = self.contents.take(rows) != 0
+        return found
+
+    def strings(self, rows: Rows) -> Any:
+        walk = self.walk
+        starts = self.contents.take(rows)
+        ends = self.fields[walk.VALUE].take(rows).astype(np.int64) + self.fields[walk.VALUE_SIZE].take(rows)
+        return text(walk, self.data, starts, ends - starts)
+
+    def texts(self) -> Any:
+        def write(kind: int, rows: Rows) -> Any:
+            if kind == STRING:
+                return self.strings(rows)
+            return kind_as_text(self.take(rows), kind, np.arange(len(rows)))
+
+        return by_kind(self.kinds, write)
+
+
+@dataclass(frozen=True, slots=True)
+class OnTheWire:
+    """Spans as they came, for those that wait: their bytes, where each stands, and their resources and scopes.
+
+    Attributes:
+        data: the batch's bytes.
+        places: int32 (4, n): position, size, resource and scope of each span.
+    """
+
+    walk: Any
+    data: Bytes
+    places: npt.NDArray[np.int32]
+    resources: Attributes
+    scopes: Any
+    scope_attributes: Attributes
+    resource_facts: Any
+
+    @classmethod
+    def of(cls, reading: _Reading, decoded: Decoded) -> OnTheWire:
+        walk = reading.walk
+        numbers = [walk.AT, walk.SIZE, walk.RESOURCE, walk.SCOPE]
+        return cls(
+            walk,
+            reading.data,
+            reading.arrays.fields[numbers, : reading.length],
+            decoded.resources,
+            decoded.scopes,
+            decoded.scope_attributes,
+            decoded.resource_facts,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes + self.places.nbytes)
+
+    def select(self, rows: Rows) -> Decoded:
+        starts, sizes, resource, scope = self.places.take(rows, axis=1)
+        resources, of_resource = np.unique(resource, return_inverse=True)
+        scopes, of_scope = np.unique(scope, return_inverse=True)
+        found, _ = gathered(self.walk, self.data, starts, sizes)
+        offsets, bytes_ = layout(found)
+        origins = of_resource.astype(np.int32), of_scope.astype(np.int32)
+        reading = _read_spans(self.walk, bytes_, offsets.astype(np.int64), *origins)
+        made = Decoded(
+            reading.spans(),
+            reading.attributes(reading.arrays.attributes, reading.field(self.walk.ATTRIBUTES_END)),
+            self.resources.select(resources.astype(np.int64)),
+            self.scopes.take(pa.array(scopes)),
+            self.scope_attributes.select(scopes.astype(np.int64)),
+            self.resource_facts.take(pa.array(resources)),
+        )
+        object.__setattr__(made, "wire", OnTheWire.of(reading, made))
+        return made
+
+
+def _read_spans(walk: Any, data: Bytes, offsets: Rows, resource: Any, scope: Any) -> _Reading:
+    """Spans that were read before, from their bytes behind each other."""
+    spans = len(offsets) - 1
+    room = [spans, *(int(len(data) * share * 1.1) + 64 for share in _dense[1:4])]
+    keys = _KEYS
+    while True:
+        arrays = _Arrays(walk, [*room, 0, 0, 0, 0, keys])
+        if walk.walk_spans(data, offsets, resource, scope, *arrays.of_spans(), *arrays.of_keys()) != walk.FULL:
+            return _Reading(walk, data, arrays)
+        # At most one for every two bytes.
+        room = [spans, *(4 * count for count in room[1:])]
+        keys *= 4
+
+
+def placed(
+    walk: Any,
+    codes: npt.NDArray[np.int32],
+    table: npt.NDArray[np.int32],
+    other: npt.NDArray[np.int32] | None,
+    of_row: npt.NDArray[np.int32] | None,
+    size: int,
+) -> tuple[Any, Rows]:
+    """Codes through a table, others in their place where that says nothing, numbered without gaps.
+
+    Args:
+        walk: `kernels`.
+        codes: int32, length n; -1 = nothing.
+        table: for each code what it stands for, below ``size``; -1 = nothing.
+        other, of_row: what is taken where nothing is said, by number, and each row's number; None: nothing.
+
+    Returns:
+        int32 array of length n, null = nothing; and what its numbers stand for, ascending.
+    """
+    out, used = np.empty(len(codes), np.int32), np.zeros(size, np.int32)
+    if other is None or of_row is None:
+        other = of_row = _NO_CODES
+    of_row = of_row.view()
+    of_row.flags.writeable = False  # as Arrow's are: to numba it is another type
+    silent = walk.put_codes(codes, table, other, of_row, out, used)
+    said = np.empty(len(codes), np.bool_)
+    walk.renumber(out, np.cumsum(used, dtype=np.int32) - np.int32(1), said)
+    return pa.array(out, mask=~said) if silent else pa.array(out), np.flatnonzero(used)
+
+
+_NO_CODES: Final = np.zeros(0, np.int32)

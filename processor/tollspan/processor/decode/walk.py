@@ -1,0 +1,1284 @@
+"""The walker: OTLP request bytes to columns of integers, one pass, compiled by numba.
+
+In: the bytes of a batch and where each payload ends. Out: for every span its fields, and for every attribute its key's
+number, its kind, and where its value stands; text stays where it is and is copied later, by `gather`, if anybody asks.
+
+**What it reads and what it leaves.** A payload is taken only where the walker reads it exactly as protobuf would: each
+known field in its own wire type, no message said in two parts, no groups, every attribute value one field in its
+shortest form. Everything else (broken bytes are among it) is `ODD`: nothing of that payload is kept, and the caller
+hands it to protobuf's own parser, which says what it means or that it means nothing. So the walker decides no question
+of validity by itself.
+
+**Safety.** Positions are signed 64-bit integers that never leave ``[0, end]``: a length is compared with what is left
+before it is added, and lengths of 2**31 and more are odd. There is no recursion (nested values are skipped whole). All
+arrays are indexed under numba's bounds checks; `_load` and `_store`, which move eight bytes at once, are reached only
+through `word` and `put`, which check theirs. What does not fit into the given arrays ends the walk with `FULL`, and the
+caller comes again with larger ones: memory is a small multiple of the input, for an attribute has at least two bytes.
+
+**Keys** are numbered through a hash table under a strongly universal hash (multilinear over 32-bit words; Lemire and
+Kaser, "Strongly universal string hashing is fast", 2014) with keys that are drawn at random in each process, so nobody
+can prepare keys that collide. A key is first compared with the one that followed last time.
+
+Importing this module and using it costs seconds where nothing is cached yet; `fused` does it, on a thread of its own.
+What else is compiled (what asks the walker's columns, at the end) stands in here too, because numba takes what is
+cached for current as long as the one file that a function stands in is unchanged, whatever it calls.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+DONE, ODD, FULL = range(3)
+"""How a walk ends."""
+
+EMPTY, STRING, BOOL, INT, DOUBLE, ARRAY, KVLIST, BYTES = range(8)
+"""Kinds of values, as in `anyvalue`."""
+_BROKEN: Final = 255
+
+SPANS, ATTRIBUTES, EVENTS, LINKS, RESOURCES, RESOURCE_ATTRIBUTES, SCOPES, SCOPE_ATTRIBUTES, KEYS = range(9)
+BAD_TRACE, BAD_SPAN, BAD_PARENT, SEEN = range(9, 13)
+COUNTERS: Final = 13
+"""Positions in ``counts``: rows written by table, spans left out by reason, and spans seen."""
+
+(
+    RESOURCE,
+    SCOPE,
+    KIND,
+    STATUS,
+    FLAGS,
+    DROPPED_ATTRIBUTES,
+    DROPPED_EVENTS,
+    DROPPED_LINKS,
+    NAME,
+    NAME_SIZE,
+    STATE,
+    STATE_SIZE,
+    MESSAGE,
+    MESSAGE_SIZE,
+    ATTRIBUTES_END,
+    EVENTS_END,
+    LINKS_END,
+    AT,
+    SIZE,
+) = range(19)
+SPAN_FIELDS: Final = 19
+"""Rows of ``fields``: a column for each span."""
+
+CODE, OWNER, VALUE, VALUE_SIZE = range(4)
+"""Rows of an attribute table: a column for each attribute."""
+
+ENDS, URL, URL_SIZE, DROPPED, LABEL, LABEL_SIZE, VERSION, VERSION_SIZE = range(8)
+"""Rows of ``resources`` and ``scopes``; the last four are a scope's name and version."""
+
+_MULTIPLIERS: Final = 68
+MULTIPLIERS: Final = np.frombuffer(secrets.token_bytes(8 * _MULTIPLIERS), np.uint64).copy()
+"""The hash's random keys. An argument of the kernels, or they would be compiled into what is cached on disk."""
+_BLOCK: Final = 256
+"""Bytes of a key that are hashed under one set of random keys; longer ones in blocks, each carrying the last's hash."""
+
+
+def _jit(function: Any, forceinline: bool = False, nogil: bool = True) -> Any:
+    """Compiled, with bounds checks, without the GIL; cached on disk where numba finds a folder that it can write."""
+    # No runtime: nothing in here allocates, and counting references to the arguments took most of the time.
+    options = {"nogil": nogil, "boundscheck": True, "_nrt": False, "forceinline": forceinline}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder for a cache: compiled in every process
+        return numba.njit(**options)(function)
+
+
+def _inlined(function: Any) -> Any:
+    """The same, for what is called for every attribute."""
+    return _jit(function, forceinline=True)
+
+
+def _brief(function: Any) -> Any:
+    """The same for work of less than a few hundred µs, with the GIL: to get it back would take longer."""
+    return _jit(function, nogil=False)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(_: Any, data: Any, at: Any) -> Any:
+    """Eight bytes at any alignment, unchecked."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        pointer = builder.bitcast(pointer, ir.IntType(64).as_pointer())
+        loaded = builder.load(pointer)
+        loaded.align = 1
+        return loaded
+
+    return types.uint64(data, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _store(_: Any, data: Any, at: Any, value: Any) -> Any:
+    """Write eight bytes at any alignment, unchecked."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        pointer = builder.bitcast(pointer, ir.IntType(64).as_pointer())
+        stored = builder.store(arguments[2], pointer)
+        stored.align = 1
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.uint64), build
+
+
+@_inlined
+def word(data: Any, at: int) -> Any:
+    """Eight bytes from ``at`` as one integer, little-endian."""
+    if at < 0 or at > data.size - 8:
+        raise IndexError("a word outside of its array")
+    return _load(data, at)
+
+
+@_inlined
+def put(data: Any, at: int, value: Any) -> None:
+    """Write eight bytes at ``at``."""
+    if at < 0 or at > data.size - 8:
+        raise IndexError("a word outside of its array")
+    _store(data, at, value)
+
+
+@_inlined
+def _varint(data: Any, p: int, end: int) -> Any:
+    """A varint of at most 64 bits, and the position after it, -1 where there is none."""
+    value = np.uint64(0)
+    for number in range(10):
+        if p >= end:
+            return value, -1
+        byte = data[p]
+        p += 1
+        if number == 9 and byte > 1:
+            return value, -1
+        value |= np.uint64(byte & 0x7F) << np.uint64(7 * number)
+        if byte < 0x80:
+            return value, p
+    return value, -1
+
+
+@_inlined
+def _length(data: Any, p: int, end: int) -> Any:
+    """The length of what stands in a frame, and where it begins, -1 where it does not end before ``end``."""
+    if p >= end:
+        return 0, -1
+    size = np.int64(data[p])
+    p += 1
+    if size >= 0x80:
+        size &= 0x7F
+        for number in range(1, 5):
+            if p >= end:
+                return 0, -1
+            byte = np.int64(data[p])
+            p += 1
+            size |= (byte & 0x7F) << (7 * number)
+            if byte < 0x80:
+                break
+        else:
+            return 0, -1
+    if size > 0x7FFFFFFF or size > end - p:
+        return 0, -1
+    return size, p
+
+
+@_jit
+def _tag(data: Any, p: int, end: int) -> Any:
+    """A field's tag, and the position after it, -1 where it is none that protobuf takes."""
+    start = p
+    tag, p = _varint(data, p, end)
+    if p < 0 or p - start > 5 or tag > np.uint64(0xFFFFFFFF) or tag < np.uint64(8):
+        return 0, -1
+    return np.int64(tag), p
+
+
+@_jit
+def _skip(data: Any, p: int, end: int, tag: int) -> Any:
+    """The position after an unknown field's content, -1 for broken ones and for groups."""
+    wire = tag & 7
+    if wire == 0:
+        _, p = _varint(data, p, end)
+        return p
+    if wire == 2:
+        size, p = _length(data, p, end)
+        return p + size if p >= 0 else -1
+    size = 8 if wire == 1 else 4 if wire == 5 else -1
+    return p + size if 0 < size <= end - p else -1
+
+
+@_inlined
+def _value(data: Any, p: int, end: int) -> Any:
+    """An ``AnyValue``: its kind, `_BROKEN` where it is not one field in its shortest form, and its content.
+
+    The content is the integer, the bits of the double, 0 or 1, or the position where a framed value's bytes begin.
+    """
+    size = end - p
+    if size == 0:
+        return EMPTY, p
+    tag = data[p]
+    if tag == 0x0A or tag == 0x2A or tag == 0x32 or tag == 0x3A:
+        length, at = _length(data, p + 1, end)
+        if at < 0 or length != end - at or (at - p > 2 and data[at - 1] == 0):
+            return _BROKEN, 0
+        return np.int64(tag) >> 3, at
+    if tag == 0x18:
+        number, at = _varint(data, p + 1, end)
+        return (INT, np.int64(number)) if at == end else (_BROKEN, 0)
+    if tag == 0x21:
+        return (DOUBLE, np.int64(word(data, p + 1))) if size == 9 else (_BROKEN, 0)
+    if tag == 0x10:
+        return (BOOL, np.int64(data[p + 1])) if size == 2 and data[p + 1] <= 1 else (_BROKEN, 0)
+    return _BROKEN, 0
+
+
+@_inlined
+def _pair(data: Any, p: int, end: int) -> Any:
+    """A ``KeyValue``: position and size of its key, then of its value; the first is -1 where it is odd."""
+    key, key_size, value, value_size = p, 0, -1, 0
+    while p < end:
+        tag = data[p]
+        if tag == 0x0A:
+            key_size, key = _length(data, p + 1, end)
+            if key < 0:
+                return -1, 0, 0, 0
+            p = key + key_size
+        elif tag == 0x12:
+            if value >= 0:
+                return -1, 0, 0, 0
+            value_size, value = _length(data, p + 1, end)
+            if value < 0:
+                return -1, 0, 0, 0
+            p = value + value_size
+        else:
+            number, p = _tag(data, p, end)
+            if p < 0 or number >> 3 <= 2:
+                return -1, 0, 0, 0
+            p = _skip(data, p, end, number)
+            if p < 0:
+                return -1, 0, 0, 0
+    return key, key_size, value if value >= 0 else end, value_size
+
+
+@_inlined
+def same(data: Any, one: int, other: int, size: int) -> Any:
+    """Whether two stretches of ``size`` bytes are equal; eight bytes after each must exist."""
+    while size >= 8:
+        if word(data, one) != word(data, other):
+            return False
+        one, other, size = one + 8, other + 8, size - 8
+    if size == 0:
+        return True
+    return (word(data, one) ^ word(data, other)) << np.uint64(64 - 8 * size) == 0
+
+
+@_jit
+def hashed(data: Any, at: int, size: int, multipliers: Any) -> Any:
+    """A hash below 2**32 of ``size`` bytes; eight bytes after them must exist."""
+    low = np.uint64(0xFFFFFFFF)
+    total = multipliers[0] + multipliers[1] * np.uint64(size)
+    place = 2
+    while size > 0:
+        if place > _BLOCK // 4:
+            total = multipliers[0] + multipliers[1] * (total >> np.uint64(32))
+            place = 2
+        bits = word(data, at)
+        if size < 8:
+            bits &= (np.uint64(1) << np.uint64(8 * size)) - np.uint64(1)
+        total += multipliers[place] * (bits & low) + multipliers[place + 1] * (bits >> np.uint64(32))
+        at, size, place = at + 8, size - 8, place + 2
+    return np.int64(total >> np.uint64(32))
+
+
+@_jit
+def number_of(data: Any, at: int, size: int, slots: Any, known: Any, count: int, multipliers: Any) -> Any:
+    """The number of a text among those known; ``count`` when it is new and there is room for it, then it is known.
+
+    Args:
+        slots: int32, a power of two of them, 0 = free, else a number + 1; more than ``known`` has columns.
+        known: int32 (2, k), positions and sizes of the first ``count`` texts.
+
+    Returns:
+        -1 when it is new and there is no room.
+    """
+    mask = slots.size - 1
+    slot = hashed(data, at, size, multipliers) & mask
+    while slots[slot] != 0:
+        number = np.int64(slots[slot]) - 1
+        if known[1, number] == size and same(data, np.int64(known[0, number]), at, size):
+            return number
+        slot = (slot + 1) & mask
+    if count >= known.shape[1]:
+        return -1
+    slots[slot] = count + 1
+    known[0, count], known[1, count] = at, size
+    return count
+
+
+@_inlined
+def _attribute(
+    data: Any,
+    p: int,
+    end: int,
+    owner: int,
+    store: bool,
+    before: int,
+    rows: int,
+    table: Any,
+    kinds: Any,
+    contents: Any,
+    counts: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read a ``KeyValue`` into row ``counts[rows]`` of a table: the number of its key, or -1 (odd) or -2 (full).
+
+    ``before`` is the key of the attribute before, -1 for an owner's first.
+    """
+    key, key_size, value, value_size = _pair(data, p, end)
+    if key < 0:
+        return -1
+    kind, content = _value(data, value, value + value_size)
+    if kind == _BROKEN:
+        return -1
+    row = counts[rows]
+    if not store:
+        counts[rows] = row + 1
+        return 0
+    if row >= kinds.size:
+        return -2
+    code = np.int64(follow[before + 1])
+    if code < 0 or known[1, code] != key_size or not same(data, np.int64(known[0, code]), key, key_size):
+        count = counts[KEYS]
+        code = number_of(data, key, key_size, slots, known, count, multipliers)
+        if code < 0:
+            return -2
+        if code == count:
+            counts[KEYS] = count + 1
+        follow[before + 1] = code
+    table[CODE, row], table[OWNER, row] = code, owner
+    table[VALUE, row], table[VALUE_SIZE, row] = value, value_size
+    kinds[row], contents[row] = kind, content
+    counts[rows] = row + 1
+    return code
+
+
+@_jit
+def _event_or_link(data: Any, p: int, end: int, link: bool) -> Any:
+    """Whether an ``Event`` or a ``Link`` is one that protobuf takes and reads as it stands."""
+    while p < end:
+        tag, p = _tag(data, p, end)
+        if p < 0:
+            return False
+        field, wire = tag >> 3, tag & 7
+        if link:
+            expected = 2 if field <= 4 else 0 if field == 5 else 5 if field == 6 else wire
+        else:
+            expected = 1 if field == 1 else 2 if field <= 3 else 0 if field == 4 else wire
+        if wire != expected:
+            return False
+        if field == (4 if link else 3):
+            size, p = _length(data, p, end)
+            if p < 0:
+                return False
+            key, _, value, value_size = _pair(data, p, p + size)
+            if key < 0 or _value(data, value, value + value_size)[0] == _BROKEN:
+                return False
+            p += size
+        else:
+            p = _skip(data, p, end, tag)
+            if p < 0:
+                return False
+    return True
+
+
+@_jit
+def _span(
+    data: Any,
+    p: int,
+    end: int,
+    resource: int,
+    scope: int,
+    store: bool,
+    deep: bool,
+    counts: Any,
+    traces: Any,
+    ids: Any,
+    times: Any,
+    fields: Any,
+    attributes: Any,
+    kinds: Any,
+    contents: Any,
+    events: Any,
+    links: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read a ``Span``; one with an impossible identifier is counted and leaves nothing."""
+    row = counts[SPANS]
+    first, first_event, first_link = counts[ATTRIBUTES], counts[EVENTS], counts[LINKS]
+    if store:
+        if row >= ids.shape[1]:
+            return FULL
+        fields[AT, row], fields[SIZE, row] = p, end - p
+        fields[RESOURCE, row], fields[SCOPE, row] = resource, scope
+        for number in range(KIND, ATTRIBUTES_END):
+            fields[number, row] = 0
+        times[0, row] = times[1, row] = 0
+    trace, trace_size, span, span_size, parent, parent_size = p, 0, p, 0, p, 0
+    told_status = False
+    before = -1
+    while p < end:
+        tag = np.int64(data[p])
+        p += 1
+        if tag == 0x4A:
+            size, p = _length(data, p, end)
+            if p < 0:
+                return ODD
+            before = _attribute(
+                data,
+                p,
+                p + size,
+                row,
+                store,
+                before,
+                ATTRIBUTES,
+                attributes,
+                kinds,
+                contents,
+                counts,
+                slots,
+                known,
+                follow,
+                multipliers,
+            )
+            if before < 0:
+                return ODD if before == -1 else FULL
+            p += size
+            continue
+        if tag >= 0x80:
+            tag, p = _tag(data, p - 1, end)
+            if p < 0:
+                return ODD
+        if tag < 8:
+            return ODD
+        field, wire = tag >> 3, tag & 7
+        if wire == 2:
+            size, at = _length(data, p, end)
+            if at < 0:
+                return ODD
+            p = at + size
+            if field == 1:
+                trace, trace_size = at, size
+            elif field == 2:
+                span, span_size = at, size
+            elif field == 4:
+                parent, parent_size = at, size
+            elif field == 3:
+                if store:
+                    fields[STATE, row], fields[STATE_SIZE, row] = at, size
+            elif field == 5:
+                if store:
+                    fields[NAME, row], fields[NAME_SIZE, row] = at, size
+            elif field == 11 or field == 13:
+                if deep and not _event_or_link(data, at, p, field == 13):
+                    return ODD
+                which = EVENTS if field == 11 else LINKS
+                place = counts[which]
+                counts[which] = place + 1
+                if store:
+                    refs = events if field == 11 else links
+                    if place >= refs.shape[1]:
+                        return FULL
+                    refs[0, place], refs[1, place] = at, size
+            elif field == 15:
+                if told_status:
+                    return ODD
+                told_status = True
+                while at < p:
+                    tag, at = _tag(data, at, p)
+                    if at < 0:
+                        return ODD
+                    if tag == 0x12:
+                        size, at = _length(data, at, p)
+                        if at < 0:
+                            return ODD
+                        if store:
+                            fields[MESSAGE, row], fields[MESSAGE_SIZE, row] = at, size
+                        at += size
+                    elif tag == 0x18:
+                        value, at = _varint(data, at, p)
+                        if at < 0:
+                            return ODD
+                        if store:
+                            fields[STATUS, row] = np.int32(value & np.uint64(0xFFFFFFFF))
+                    elif tag >> 3 == 2 or tag >> 3 == 3:
+                        return ODD
+                    else:
+                        at = _skip(data, at, p, tag)
+                        if at < 0:
+                            return ODD
+            elif field <= 16:
+                return ODD  # a number where this has a frame
+        elif wire == 1:
+            if end - p < 8:
+                return ODD
+            if field == 7 or field == 8:
+                if store:
+                    times[field - 7, row] = word(data, p)
+            elif field <= 16:
+                return ODD
+            p += 8
+        elif wire == 0:
+            value, p = _varint(data, p, end)
+            if p < 0:
+                return ODD
+            if field == 6 or field == 10 or field == 12 or field == 14:
+                if store:
+                    place = KIND if field == 6 else DROPPED_ATTRIBUTES + (field - 10) // 2
+                    fields[place, row] = np.int32(value & np.uint64(0xFFFFFFFF))
+            elif field <= 16:
+                return ODD
+        elif wire == 5:
+            if end - p < 4:
+                return ODD
+            if field == 16:
+                if store:
+                    value = np.uint64(0)
+                    for number in range(4):
+                        value |= np.uint64(data[p + number]) << np.uint64(8 * number)
+                    fields[FLAGS, row] = np.int32(value)
+            elif field <= 16:
+                return ODD
+            p += 4
+        else:
+            return ODD
+    counts[SEEN] += 1
+    wrong = 0
+    high = low = own = above = np.uint64(0)
+    if trace_size == 16:
+        high, low = word(data, trace), word(data, trace + 8)
+    if span_size == 8:
+        own = word(data, span)
+    if parent_size == 8:
+        above = word(data, parent)
+    if high | low == 0:
+        wrong = BAD_TRACE
+    elif own == 0:
+        wrong = BAD_SPAN
+    elif parent_size != 8 and parent_size != 0:
+        wrong = BAD_PARENT
+    if wrong:
+        counts[wrong] += 1
+        if store:
+            counts[ATTRIBUTES], counts[EVENTS], counts[LINKS] = first, first_event, first_link
+        return DONE
+    if store:
+        traces[row, 0], traces[row, 1], ids[0, row], ids[1, row] = high, low, own, above
+        fields[ATTRIBUTES_END, row] = counts[ATTRIBUTES]
+        fields[EVENTS_END, row] = counts[EVENTS]
+        fields[LINKS_END, row] = counts[LINKS]
+    counts[SPANS] = row + 1
+    return DONE
+
+
+@_jit
+def _origin(
+    data: Any,
+    p: int,
+    end: int,
+    row: int,
+    scope: bool,
+    store: bool,
+    counts: Any,
+    table: Any,
+    attributes: Any,
+    kinds: Any,
+    contents: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read a ``Resource`` or an ``InstrumentationScope``."""
+    shift = 2 if scope else 0
+    before = -1
+    while p < end:
+        tag, p = _tag(data, p, end)
+        if p < 0:
+            return ODD
+        field, wire = tag >> 3, tag & 7
+        if field == 1 + shift and wire == 2:
+            size, p = _length(data, p, end)
+            if p < 0:
+                return ODD
+            before = _attribute(
+                data,
+                p,
+                p + size,
+                row,
+                store,
+                before,
+                SCOPE_ATTRIBUTES if scope else RESOURCE_ATTRIBUTES,
+                attributes,
+                kinds,
+                contents,
+                counts,
+                slots,
+                known,
+                follow,
+                multipliers,
+            )
+            if before < 0:
+                return ODD if before == -1 else FULL
+            p += size
+        elif field == 2 + shift and wire == 0:
+            value, p = _varint(data, p, end)
+            if p < 0:
+                return ODD
+            if store:
+                table[DROPPED, row] = np.int32(value & np.uint64(0xFFFFFFFF))
+        elif scope and field <= 2 and wire == 2:
+            size, p = _length(data, p, end)
+            if p < 0:
+                return ODD
+            if store:
+                which = LABEL if field == 1 else VERSION
+                table[which, row], table[which + 1, row] = p, size
+            p += size
+        elif field <= 2 + shift:
+            return ODD
+        else:
+            p = _skip(data, p, end, tag)
+            if p < 0:
+                return ODD
+    return DONE
+
+
+@_jit
+def _payload(
+    data: Any,
+    p: int,
+    end: int,
+    store: bool,
+    deep: bool,
+    counts: Any,
+    traces: Any,
+    ids: Any,
+    times: Any,
+    fields: Any,
+    attributes: Any,
+    kinds: Any,
+    contents: Any,
+    events: Any,
+    links: Any,
+    resources: Any,
+    resource_attributes: Any,
+    resource_kinds: Any,
+    resource_contents: Any,
+    scopes: Any,
+    scope_attributes: Any,
+    scope_kinds: Any,
+    scope_contents: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read an ``ExportTraceServiceRequest``."""
+    while p < end:
+        tag, p = _tag(data, p, end)
+        if p < 0:
+            return ODD
+        if tag != 0x0A:
+            if tag >> 3 == 1:
+                return ODD
+            p = _skip(data, p, end, tag)
+            if p < 0:
+                return ODD
+            continue
+        size, p = _length(data, p, end)
+        if p < 0:
+            return ODD
+        after = p + size
+        resource = counts[RESOURCES]
+        if store:
+            if resource >= resources.shape[1]:
+                return FULL
+            for number in range(8):
+                resources[number, resource] = 0
+        counts[RESOURCES] = resource + 1
+        told = False
+        while p < after:
+            tag, p = _tag(data, p, after)
+            if p < 0:
+                return ODD
+            if tag >> 3 > 3:
+                p = _skip(data, p, after, tag)
+                if p < 0:
+                    return ODD
+                continue
+            if tag & 7 != 2:
+                return ODD
+            size, p = _length(data, p, after)
+            if p < 0:
+                return ODD
+            inner = p + size
+            if tag >> 3 == 1:
+                if told:
+                    return ODD
+                told = True
+                ended = _origin(
+                    data,
+                    p,
+                    inner,
+                    resource,
+                    False,
+                    store,
+                    counts,
+                    resources,
+                    resource_attributes,
+                    resource_kinds,
+                    resource_contents,
+                    slots,
+                    known,
+                    follow,
+                    multipliers,
+                )
+                if ended != DONE:
+                    return ended
+                p = inner
+                continue
+            if tag >> 3 == 3:
+                if store:
+                    resources[URL, resource], resources[URL_SIZE, resource] = p, size
+                p = inner
+                continue
+            scope = counts[SCOPES]
+            if store:
+                if scope >= scopes.shape[1]:
+                    return FULL
+                for number in range(8):
+                    scopes[number, scope] = 0
+            counts[SCOPES] = scope + 1
+            told_scope = False
+            while p < inner:
+                tag, p = _tag(data, p, inner)
+                if p < 0:
+                    return ODD
+                if tag >> 3 > 3:
+                    p = _skip(data, p, inner, tag)
+                    if p < 0:
+                        return ODD
+                    continue
+                if tag & 7 != 2:
+                    return ODD
+                size, p = _length(data, p, inner)
+                if p < 0:
+                    return ODD
+                if tag >> 3 == 2:
+                    ended = _span(
+                        data,
+                        p,
+                        p + size,
+                        resource,
+                        scope,
+                        store,
+                        deep,
+                        counts,
+                        traces,
+                        ids,
+                        times,
+                        fields,
+                        attributes,
+                        kinds,
+                        contents,
+                        events,
+                        links,
+                        slots,
+                        known,
+                        follow,
+                        multipliers,
+                    )
+                    if ended != DONE:
+                        return ended
+                elif tag >> 3 == 1:
+                    if told_scope:
+                        return ODD
+                    told_scope = True
+                    ended = _origin(
+                        data,
+                        p,
+                        p + size,
+                        scope,
+                        True,
+                        store,
+                        counts,
+                        scopes,
+                        scope_attributes,
+                        scope_kinds,
+                        scope_contents,
+                        slots,
+                        known,
+                        follow,
+                        multipliers,
+                    )
+                    if ended != DONE:
+                        return ended
+                elif store:
+                    scopes[URL, scope], scopes[URL_SIZE, scope] = p, size
+                p += size
+            if store:
+                scopes[ENDS, scope] = counts[SCOPE_ATTRIBUTES]
+        if store:
+            resources[ENDS, resource] = counts[RESOURCE_ATTRIBUTES]
+    return DONE
+
+
+@_jit
+def walk(
+    data: Any,
+    ends: Any,
+    odd: Any,
+    store: bool,
+    deep: bool,
+    counts: Any,
+    traces: Any,
+    ids: Any,
+    times: Any,
+    fields: Any,
+    attributes: Any,
+    kinds: Any,
+    contents: Any,
+    events: Any,
+    links: Any,
+    resources: Any,
+    resource_attributes: Any,
+    resource_kinds: Any,
+    resource_contents: Any,
+    scopes: Any,
+    scope_attributes: Any,
+    scope_kinds: Any,
+    scope_contents: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read payloads.
+
+    Args:
+        data: uint8, the payloads one after the other; with ``store``, eight more bytes.
+        ends: int64, where each payload ends.
+        odd: bool, one for each payload: set where it is, and then nothing of it is in the arrays but its keys.
+        store: write into the arrays; else only ``counts`` and ``odd`` are written, and the others may be empty.
+        deep: look into events and links, too.
+        counts: int64 (2, `COUNTERS`), zeros; the second row is for the walker's own use. Without ``store`` the rows
+            counted are those for which there has to be room.
+        traces, ids: uint64 (n, 2) and (2, n): trace ids; span ids and parents; as they stand in memory.
+        times: uint64 (2, n): start and end, ns.
+        fields: int32 (`SPAN_FIELDS`, n).
+        attributes, kinds, contents: int32 (4, m), uint8 m, int64 m (see `_value`); the same of resources and scopes.
+        events, links: int32 (2, e): position and size.
+        resources, scopes: int32 (8, r).
+        slots, known, follow: the table of keys (`number_of`), and the key that follows each; -1 = none yet.
+        multipliers: `MULTIPLIERS`.
+
+    Returns:
+        `DONE`; or `FULL`, and then the arrays are too small.
+    """
+    start = np.int64(0)
+    now = counts[0]
+    for payload in range(ends.size):
+        end = ends[payload]
+        for number in range(COUNTERS):
+            counts[1, number] = counts[0, number]
+        ended = _payload(
+            data,
+            start,
+            end,
+            store,
+            deep,
+            now,
+            traces,
+            ids,
+            times,
+            fields,
+            attributes,
+            kinds,
+            contents,
+            events,
+            links,
+            resources,
+            resource_attributes,
+            resource_kinds,
+            resource_contents,
+            scopes,
+            scope_attributes,
+            scope_kinds,
+            scope_contents,
+            slots,
+            known,
+            follow,
+            multipliers,
+        )
+        if ended == FULL:
+            return FULL
+        odd[payload] = ended == ODD
+        if ended == ODD:
+            # What is only counted says how much room is needed, also for what is then taken back.
+            for number in range(SPANS if store else BAD_TRACE, COUNTERS):
+                if number != KEYS:
+                    counts[0, number] = counts[1, number]
+        start = end
+    return DONE
+
+
+@_jit
+def examine(
+    data: Any,
+    ends: Any,
+    odd: Any,
+    counts: Any,
+    words: Any,
+    integers: Any,
+    codes: Any,
+    kinds: Any,
+    contents: Any,
+    multipliers: Any,
+) -> Any:
+    """`walk` that writes nothing but ``counts`` and ``odd``, and looks into events and links."""
+    return walk(
+        data,
+        ends,
+        odd,
+        False,
+        True,
+        counts,
+        words,
+        words,
+        words,
+        integers,
+        integers,
+        kinds,
+        contents,
+        integers,
+        integers,
+        integers,
+        integers,
+        kinds,
+        contents,
+        integers,
+        integers,
+        kinds,
+        contents,
+        codes,
+        integers,
+        codes,
+        multipliers,
+    )
+
+
+examine_brief = _brief(examine.py_func)
+
+
+@_jit
+def walk_spans(
+    data: Any,
+    offsets: Any,
+    resource: Any,
+    scope: Any,
+    counts: Any,
+    traces: Any,
+    ids: Any,
+    times: Any,
+    fields: Any,
+    attributes: Any,
+    kinds: Any,
+    contents: Any,
+    events: Any,
+    links: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read spans alone; as `walk`, with where each span begins (and the last ends), its resource and its scope."""
+    now = counts[0]
+    for row in range(offsets.size - 1):
+        ended = _span(
+            data,
+            offsets[row],
+            offsets[row + 1],
+            np.int64(resource[row]),
+            np.int64(scope[row]),
+            True,
+            False,
+            now,
+            traces,
+            ids,
+            times,
+            fields,
+            attributes,
+            kinds,
+            contents,
+            events,
+            links,
+            slots,
+            known,
+            follow,
+            multipliers,
+        )
+        if ended != DONE:
+            return ended
+    return DONE
+
+
+@_jit
+def gather(data: Any, starts: Any, sizes: Any, offsets: Any, out: Any) -> Any:
+    """Copy stretches of bytes behind each other.
+
+    Args:
+        data: uint8; eight bytes after each stretch must exist.
+        starts, sizes: int64, length n.
+        offsets: int32, length n + 1, is written: where each begins in ``out``.
+        out: uint8, of their sizes' sum and eight more.
+
+    Returns:
+        0 when all bytes are ASCII.
+    """
+    at = np.int64(0)
+    high = np.uint64(0)
+    offsets[0] = 0
+    for number in range(starts.size):
+        start, left = starts[number], sizes[number]
+        end = at + left
+        while left > 0:
+            bits = word(data, start)
+            put(out, at, bits)
+            if left < 8:
+                bits <<= np.uint64(64 - 8 * left)
+            high |= bits
+            start, at, left = start + 8, at + 8, left - 8
+        at = end
+        offsets[number + 1] = at
+    return 1 if high & np.uint64(0x8080808080808080) else 0
+
+
+@_brief
+def by_key(codes: Any, kinds: Any, place: Any, starts: Any, rows: Any) -> None:
+    """Rows of attributes by key, those without a value left out.
+
+    Args:
+        codes, kinds: int32 and uint8 of m attributes.
+        place: int32, for each key its place among the wanted ones, -1 = not wanted.
+        starts: int64, one more than there are places, zeros; is written: where the rows of each place begin.
+        rows: int64, room for m, is written: rows in ascending order, place after place.
+    """
+    for row in range(codes.size):
+        at = place[codes[row]]
+        if at >= 0 and kinds[row] != EMPTY:
+            starts[at + 1] += 1
+    for at in range(1, starts.size):
+        starts[at] += starts[at - 1]
+    for row in range(codes.size):
+        at = place[codes[row]]
+        if at >= 0 and kinds[row] != EMPTY:
+            rows[starts[at]] = row
+            starts[at] += 1
+    for at in range(starts.size - 1, 0, -1):
+        starts[at] = starts[at - 1]
+    starts[0] = 0
+
+
+@_jit
+def encode(data: Any, table: Any, rows: Any, codes: Any, slots: Any, known: Any, follow: Any, multipliers: Any) -> Any:
+    """Number the values at some rows of an attribute table, equal ones alike, in the order in which they first occur.
+
+    Args:
+        data: uint8; eight bytes after each value must exist.
+        table: int32 (4, m).
+        rows: int64, length n.
+        codes: int32, length n, is written.
+        slots, known, follow, multipliers: as in `walk`, for values instead of keys.
+
+    Returns:
+        How many are distinct; -1 when ``known`` has no room for them.
+    """
+    count = np.int64(0)
+    before = np.int64(-1)
+    for number in range(rows.size):
+        at, size = np.int64(table[VALUE, rows[number]]), np.int64(table[VALUE_SIZE, rows[number]])
+        code = np.int64(follow[before + 1])
+        if code < 0 or known[1, code] != size or not same(data, np.int64(known[0, code]), at, size):
+            code = number_of(data, at, size, slots, known, count, multipliers)
+            if code < 0:
+                return -1
+            if code == count:
+                count += 1
+            follow[before + 1] = code
+        codes[number] = code
+        before = code
+    return count
+
+
+@_jit
+def content(data: Any, table: Any, offsets: Any, keys: Any, most: int, constants: Any, out: Any) -> None:
+    """Hash the attributes of each owner: `tollspan.processor.recent` says how, and does the same with NumPy.
+
+    Args:
+        data: uint8; eight bytes after each value must exist.
+        table: int32 (4, m).
+        offsets: int64, n + 1: the rows of each owner.
+        keys: uint64, a hash of each key.
+        most: bytes of an owner's values that are looked at.
+        constants: uint64: the polynomials' base, and what lengths and keys are multiplied with.
+        out: uint64, n, is written.
+    """
+    base = constants[0]
+    for owner in range(out.size):
+        total = keyed = held = np.uint64(0)
+        power = key_power = np.uint64(1)
+        filled = length = np.int64(0)
+        for row in range(offsets[owner], offsets[owner + 1]):
+            keyed += keys[table[CODE, row]] * key_power
+            key_power *= base
+            at, left = np.int64(table[VALUE, row]), np.int64(table[VALUE_SIZE, row])
+            looked = min(left, max(np.int64(0), most - length))
+            length += left
+            while looked > 0:
+                bits = word(data, at)
+                taken = np.int64(8)
+                if looked < 8:
+                    taken = looked
+                    bits &= (np.uint64(1) << np.uint64(8 * taken)) - np.uint64(1)
+                held |= bits << np.uint64(8 * filled)
+                if filled + taken >= 8:
+                    total += (held ^ (held >> np.uint64(29))) * power
+                    power *= base
+                    held = bits >> np.uint64(64 - 8 * filled) if filled > 0 else np.uint64(0)
+                    filled += taken - 8
+                else:
+                    filled += taken
+                at, looked = at + taken, looked - taken
+        if filled > 0:
+            total += (held ^ (held >> np.uint64(29))) * power
+        out[owner] = total + np.uint64(length) * constants[1] + keyed * constants[2]
+
+
+@_jit
+def first_said(
+    data: Any,
+    offsets: Any,
+    table: Any,
+    kinds: Any,
+    first: Any,
+    column: Any,
+    rank: Any,
+    best: Any,
+    last: Any,
+    said: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """For each owner and column the value of the most preferred key that says something, as `encode` numbers them.
+
+    Texts that are not empty, numbers and booleans say something; of two values of one key the later counts.
+
+    Args:
+        data: uint8; eight bytes after each value must exist.
+        offsets: int64, n + 1: the rows of each owner.
+        table, kinds: int32 (4, m) and uint8 m.
+        first: int32, one more than there are keys: where a key's entries in ``column`` and ``rank`` begin.
+        column, rank: int32 and uint8: a column that is read from the key, and how much others are preferred to it.
+        best: uint8, a byte for each column, for the walker's own use.
+        last: int32, one for each key, -1.
+        said: int32 (columns, n), is written; -1 = nothing.
+        slots, known, follow, multipliers: as in `encode`.
+
+    Returns:
+        How many are distinct; -1 when ``known`` has no room for them.
+    """
+    count = np.int64(0)
+    for owner in range(offsets.size - 1):
+        for number in range(best.size):
+            best[number] = 255
+            said[number, owner] = -1
+        for row in range(offsets[owner], offsets[owner + 1]):
+            key = table[CODE, row]
+            entry, end = first[key], first[key + 1]
+            kind = kinds[row]
+            if entry == end or kind == EMPTY or kind > DOUBLE:
+                continue
+            at, size = np.int64(table[VALUE, row]), np.int64(table[VALUE_SIZE, row])
+            if kind == STRING and size == 2:
+                continue
+            before = np.int64(last[key])
+            code = np.int64(follow[before + 1])
+            if code < 0 or known[1, code] != size or not same(data, np.int64(known[0, code]), at, size):
+                code = number_of(data, at, size, slots, known, count, multipliers)
+                if code < 0:
+                    return -1
+                if code == count:
+                    count += 1
+                follow[before + 1] = code
+            last[key] = code
+            while entry < end:
+                number = column[entry]
+                if rank[entry] <= best[number]:
+                    best[number] = rank[entry]
+                    said[number, owner] = code
+                entry += 1
+    return count
+
+
+@_brief
+def put_codes(codes: Any, table: Any, other: Any, of_row: Any, out: Any, used: Any) -> Any:
+    """Codes through a table, others in their place where that says nothing.
+
+    Args:
+        codes: int32, length n; -1 = nothing.
+        table: int32, for each code what it stands for, -1 = nothing.
+        other, of_row: int32: what is taken where nothing is said, by number, and each row's number; may be empty.
+        out: int32, length n, is written; -1 = nothing.
+        used: int32, zeros; becomes 1 where a number occurs in ``out``.
+
+    Returns:
+        In how many rows nothing is said.
+    """
+    silent = np.int64(0)
+    for row in range(codes.size):
+        code = codes[row]
+        value = np.int64(table[code]) if code >= 0 else np.int64(-1)
+        if value < 0 and other.size > 0:
+            value = np.int64(other[of_row[row]])
+        out[row] = value
+        if value >= 0:
+            used[value] = 1
+        else:
+            silent += 1
+    return silent
+
+
+@_brief
+def renumber(codes: Any, place: Any, said: Any) -> None:
+    """Replace codes by their places; ``said`` (bool) is set where there is one, and the code is 0 where not."""
+    for row in range(codes.size):
+        code = codes[row]
+        said[row] = code >= 0
+        codes[row] = place[code] if code >= 0 else 0
