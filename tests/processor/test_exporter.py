@@ -560,4 +560,6 @@ def test_gunicorn_with_preload_counts_every_request_of_every_worker(tmp_path: Pa
         server.kill()
     assert server.returncode == 0, said
     assert "WORKER TIMEOUT" not in said
-    assert inferences(store) == 41 + (1 if before == "own()" else 0)
+    # On a slow machine something may have waited for the next start, which counts one of its own.
+    take_up(store)
+    assert inferences(store) == 41 + (1 if before == "own()" else 0) + 1

@@ -196,11 +196,12 @@ def test_a_batch_frozen_but_not_handed_out_before_a_crash_is_handed_out_as_it_wa
     steps=st.lists(
         st.one_of(
             st.tuples(st.just("append"), st.binary(max_size=300)),
+            st.tuples(st.just("full"), st.binary(max_size=300)),
             st.tuples(st.just("batch"), st.integers(1, 600)),
             st.tuples(st.just("release"), st.integers(0, 20)),
             st.tuples(st.just("crash"), st.just(0)),
         ),
-        max_size=40,
+        max_size=50,
     ),
     memory=st.sampled_from([0, 200, 1 << 20]),
 )
@@ -224,6 +225,15 @@ def test_law_unreleased_payloads_survive_any_history_once_each_and_in_order(
         if kind == "append":
             sent.append(b"%06d" % len(sent) + value)  # type: ignore[operator]
             keep(journal, sent[-1])
+        elif kind == "full":
+            sent.append(b"%06d" % len(sent) + value)  # type: ignore[operator]
+            try:
+                with pytest.MonkeyPatch.context() as patch:
+                    Disk(patch).fail("pwritev", errno.ENOSPC, times=1)
+                    keep(journal, sent[-1])
+            except JournalFull:
+                sent.pop()
+            assert journal.stats()["disk_bytes"] == sum(s.end for s in journal._segments.values())
         elif kind == "batch":
             batch = journal.next_batch(value, timeout=0)  # type: ignore[arg-type]
             if batch is not None:

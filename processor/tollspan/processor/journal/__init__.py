@@ -26,6 +26,9 @@ for each frozen batch: segment u64, first byte u64, end u64, CRC u32. Rewritten 
 ``cursor.json``: journal id and the place before which everything is released. Replaced by temporary file, fsync and
 rename about once a second; an older cursor only means that more comes again.
 
+``cursor.json.tmp``, ``batches.log.tmp``: the temporary files. They stay, so that there is room for them on a full disk:
+the file that is replaced becomes the next temporary one (for an instant it is called ``.old``). No reader needs them.
+
 ``lock``: flock held by the owning process, whose pid it contains.
 
 Formats
@@ -43,11 +46,15 @@ Promises
   record is. Appenders that arrive while a sync runs share the next one: there is no timer.
 * A batch is a byte range of one segment. Its token, ``<journal id>-<segment>-<start>-<end>``, is on disk before the
   batch is handed out; after a crash the same range comes again with the same token and the same payloads, in order,
-  and then what was not frozen yet. The newest segment file is never removed, so no range is ever named twice.
+  and then what was not frozen yet. The newest segment file is removed only after a synced cursor that names it, so no
+  range is ever named twice.
 * After a failed write the segment is cut back to its last synced byte. After a failed fsync it is also given up: the
   kernel may have dropped the dirty pages, so the next append starts a new segment. Either way nothing is
   acknowledged, the ticket fails with `JournalError` (`JournalFull` for want of room), and the next append tries
   again.
+* When an append finds no room (disk, quota, limit on file sizes) and everything is released, all segments are removed,
+  the one that is written to included, and it is tried again. Where something waits, the append is refused, and room
+  comes back when that is released.
 * A file or directory that somebody removed or replaced takes nothing more: the append is refused, since what is
   written to a removed file is synced and lost. The process has to be started again.
 * Where the newest segment has no end mark, the process died while it wrote: what stands behind the last good record

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tollspan.processor.journal.files import VERSION, Range, check_version, replace_file, write_all
+from tollspan.processor.journal.files import VERSION, Range, check_version, replace_in_place, reserve, write_all
 
 _MAGIC: Final = b"TOLLBTCH"
 _HEADER: Final = struct.Struct("<8sI16sI")
@@ -105,6 +105,7 @@ class BatchLog:
         if found.journal is not None and found.journal != self._journal:
             found = Entries(None, [], 0, 1)
         self.damaged += found.damaged
+        reserve(self._path)
         if not self.damaged:
             self._continue(found.slots)
         return found.apart()
@@ -138,7 +139,7 @@ class BatchLog:
         head = _HEADER.pack(_MAGIC, VERSION, self._journal, 0)[:-4]
         entries = [_entry(each) for each in outstanding]
         content = b"".join([head, zlib.crc32(head).to_bytes(4, "little"), *entries])
-        replace_file(self._path, content.ljust(_RESERVED, b"\0"))
+        replace_in_place(self._path, content.ljust(_RESERVED, b"\0"))
         self._continue(len(entries))
 
     def _continue(self, entries: int) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import JournalError
-from tollspan.processor.journal.files import translate
+from tollspan.processor.journal.files import no_room, translate
 from tollspan.processor.journal.segment import HEADER_BYTES, RECORD_BYTES, Record, Segment
 from tollspan.processor.journal.ticket import Ticket
 
@@ -39,6 +39,7 @@ class Committer:
             moves the segment's end.
         counters: counts ``journal.appended``, ``appended_bytes``, ``syncs``, ``refused`` and ``failures``.
         check: called before a segment is created; raises OSError where the directory is not the journal's any more.
+        make_room: called when there is no room; True where it removed all segments, the one that is written to too.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Committer:
         on_durable: Callable[[Segment, list[Record]], None],
         counters: Counters,
         check: Callable[[], None],
+        make_room: Callable[[], bool],
     ) -> None:
         self.pending_bytes = 0
-        self._check = check
+        self._check, self._make_room = check, make_room
         self._directory, self._journal, self._counters = directory, journal, counters
         self._next_number, self._segment_bytes = next_number, segment_bytes
         self._on_segment, self._on_durable = on_segment, on_durable
@@ -113,6 +115,9 @@ class Committer:
                 self._counters.add("journal.failures")
                 if segment is not None:
                     self._abandon(segment, untrusted=doing.startswith("syncing"))
+                if no_room(error) and self._make_room():
+                    log.info("journal %s: removed what is released, to make room", self._directory)
+                    continue
                 self._refuse(group, translate(error, doing))
                 return
             done, group[:count] = group[:count], []

@@ -47,10 +47,15 @@ class Cursor(NamedTuple):
     position: Position
 
 
+def no_room(error: OSError) -> bool:
+    """Whether it is for want of room: a full disk, a quota, a limit on the size of files."""
+    return error.errno in _NO_ROOM
+
+
 def translate(error: OSError, doing: str) -> JournalError:
     """The retryable error for what the operating system refused while ``doing`` something (``writing x.log``)."""
     reason = f"The journal failed {doing}: {error.strerror or error}."
-    if error.errno in _NO_ROOM:
+    if no_room(error):
         return JournalFull(reason, "Free space on its disk; nothing was acknowledged, so senders try again.")
     return JournalError(reason, "Check the disk; nothing was acknowledged, so senders try again.")
 
@@ -75,6 +80,51 @@ def replace_file(path: Path, content: bytes) -> None:
         os.close(fd)
     os.rename(temporary, path)
     sync_directory(path.parent)
+
+
+def replace_in_place(path: Path, content: bytes) -> None:
+    """As `replace_file`, on a full disk too: two files take turns, and the one that is not at ``path`` keeps its room.
+
+    It lies beside ``path`` with the ending ``.tmp``. The one that was replaced gets there by way of a second name
+    (``.old``), so that its blocks are never free for anybody else to take.
+    """
+    spare, replaced = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
+    if not spare.exists():
+        # A crash between the renames below left it under its second name.
+        with contextlib.suppress(OSError):
+            os.rename(replaced, spare)
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(spare).st_nlink != 1:
+            # Somebody's backup, or the file at the path itself, is the same file: it must not be written over.
+            os.unlink(spare)
+    fd = os.open(spare, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        write_all(fd, [content], 0)
+        os.ftruncate(fd, len(content))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(OSError):
+        os.link(path, replaced)
+    os.rename(spare, path)
+    with contextlib.suppress(OSError):
+        os.rename(replaced, spare)
+    reserve(path)
+    sync_directory(path.parent)
+
+
+def reserve(path: Path) -> None:
+    """Keep room for the next `replace_in_place` of ``path``; where there is none now, the next call tries again."""
+    spare = path.with_name(path.name + ".tmp")
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
+        if spare.exists() and spare.stat().st_size >= size:
+            return
+        fd = os.open(spare, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            write_all(fd, [bytes(size)], 0)
+        finally:
+            os.close(fd)
 
 
 def write_all(fd: int, buffers: list[bytes], offset: int) -> int:
@@ -210,9 +260,9 @@ def unusable(directory: Path, error: OSError) -> ConfigError:
 
 
 def save_cursor(directory: Path, cursor: Cursor) -> None:
-    """Replace ``cursor.json``."""
+    """Replace ``cursor.json``, on a full disk too."""
     body = {"format": VERSION, "journal": cursor.journal.hex(), **cursor.position._asdict()}
-    replace_file(directory / "cursor.json", json.dumps({**body, "crc": _crc(body)}).encode() + b"\n")
+    replace_in_place(directory / "cursor.json", json.dumps({**body, "crc": _crc(body)}).encode() + b"\n")
 
 
 def load_cursor(directory: Path) -> Cursor | None:

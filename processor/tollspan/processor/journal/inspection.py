@@ -197,13 +197,19 @@ def _existing(directory: Path) -> Path:
 def _read_state(seen: Inspection) -> None:
     directory = seen.directory
     try:
-        seen.cursor = load_cursor(directory)
+        try:
+            seen.cursor = load_cursor(directory)
+        except (ValueError, KeyError, TypeError):
+            # A file that its owner has replaced twice while it was read is being written over; damage stays.
+            seen.cursor = load_cursor(directory)
     except (ValueError, KeyError, TypeError):
         seen.wrong.append(Wrong("cursor.json", "cursor.json", 0, (directory / "cursor.json").stat().st_size))
     if seen.cursor is not None:
         seen.journal = seen.cursor.journal.hex()
     try:
         found = read_batches(directory / "batches.log")
+        if found.damaged:
+            found = read_batches(directory / "batches.log")
     except FileNotFoundError:
         return
     if found.damaged:

@@ -132,6 +132,7 @@ class Journal:
             self._publish,
             self.counters,
             lambda: check_place(self.directory, found.lock_fd),
+            self._make_room,
         )
         try:
             self._committer.start()
@@ -403,7 +404,7 @@ class Journal:
             self._save_cursor()
 
     def _remove_released(self) -> None:
-        """Delete segments that lie before the cursor. The newest stays, so that its number is never given again."""
+        """Delete segments that lie before the cursor. The newest stays: its number must not be given again."""
         with self._lock:
             self._move_cursor()
             newest = next(reversed(self._segments), 0)
@@ -414,27 +415,52 @@ class Journal:
         for segment in gone:
             recovery.remove(segment)
 
+    def _make_room(self) -> bool:
+        """Remove all segments, the newest too, if all of them is released and anything is in them.
+
+        Called by the committer, so nothing is added meanwhile. The cursor is on disk before and names the newest
+        segment, so that its number is not given again.
+        """
+        with self._lock:
+            done = not self._unread and not self._outstanding
+            if not done or all(segment.end <= HEADER_BYTES for segment in self._segments.values()):
+                return False
+        if not self._save_cursor():
+            return False
+        with self._lock:
+            gone = list(self._segments.values())
+            self._segments.clear()
+            self._disk_bytes -= sum(segment.end for segment in gone)
+        for segment in gone:
+            recovery.remove(segment)
+        return True
+
     def _move_cursor(self) -> None:
         """Set the cursor to the first byte that is not released."""
         self._advance()
         first = next(iter(self._outstanding.values()), None)
         self._cursor = self._read if first is None else Position(*first[:2])
 
-    def _save_cursor(self) -> None:
-        """Save the cursor if it moved. Not being able to is no failure: more comes again after a crash."""
+    def _save_cursor(self) -> bool:
+        """Save the cursor if it moved; True if what is on disk is as it stands.
+
+        Not being able to is no failure: more comes again after a crash.
+        """
         with self._saving:
             with self._lock:
                 self._move_cursor()
                 cursor = self._cursor
             self._saved_at = time.monotonic()
             if cursor == self._saved or self._closed:
-                return
+                return cursor == self._saved
             try:
                 save_cursor(self.directory, Cursor(self._id, cursor))
                 self._saved = cursor
+                return True
             except OSError as error:
                 log.warning("journal %s: the cursor cannot be saved: %s", self.directory, error)
                 self.counters.add("journal.failures")
+                return False
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

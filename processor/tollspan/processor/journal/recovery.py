@@ -19,6 +19,7 @@ from tollspan.processor.journal.files import (
     format_of,
     load_cursor,
     lock_directory,
+    reserve,
     save_cursor,
     sync_directory,
     unlock,
@@ -114,6 +115,7 @@ def _recover(directory: Path, lock_fd: int, counters: Counters) -> Found:
         save_cursor(directory, Cursor(journal, cursor))
     else:
         used.append(saved.position.segment)
+        reserve(directory / "cursor.json")
     sync_directory(directory)
     return Found(
         journal=journal,
