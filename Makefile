@@ -31,7 +31,7 @@ lint: $(VENV)/.test
 
 # Two processes, a file of tests in one of them: half of the time goes into waiting for programs that the tests start.
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m "not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
 
 # The clients' tests with the oldest versions that are supported, each in an environment of its own that is kept.
 oldest: $(VENV)/bin/python

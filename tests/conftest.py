@@ -31,6 +31,14 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if made_at_random else None
 
 
+SLOW = ("faults/", "end_to_end/", "test_exporter", "test_reconcile", "test_quarantine", "test_doctor", "test_forward")
+"""Files, by a part of their path, that go first: two processes that share the rest end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in SLOW))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def settled_heap() -> None:
     """What earlier files of tests left alive is no work for this one's garbage collections, of which there are many."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -254,7 +255,9 @@ def test_when_patience_is_out_a_warning_tells_what_is_missing_and_it_can_be_fetc
     SENDER.join()
     assert sending.FEW <= len(queued.names) < 5000
     (message,) = caplog.messages
-    assert f"up to {5000 - len(queued.names)} results" in message
+    # Some may have gone out between the warning and now.
+    (missing,) = re.findall(r"up to (\d+) results", message)
+    assert 5000 - len(queued.names) <= int(missing) <= 5000
     assert "files.content('file-out')" in message
     queued.takes = lambda: None
     client.files.content("file-out")
