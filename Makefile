@@ -8,7 +8,7 @@ LITELLM ?= litellm==1.109.1
 # torch is for tests and examples only; the pinned version is a CPU build where the index offers one.
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo rag test lint unit oldest wheel bench soak clean
+.PHONY: demo rag test lint style types unit oldest wheel bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tollspan demo
@@ -17,16 +17,20 @@ demo: $(VENV)/.demo
 rag: $(VENV)/.rag
 	$(BIN)/tollspan demo rag_ranker
 
-# The oldest versions are tried beside the rest, which leaves a core alone; what they say comes last.
-test: lint wheel
-	@$(BIN)/python tests/versions/oldest.py $(OLDEST) > $(VENV)/oldest.log 2>&1 & oldest=$$!; \
+# Types, the wheel and the oldest versions take turns beside the tests; what they say comes last.
+test: style
+	@$(MAKE) --no-print-directory --keep-going types wheel oldest > $(VENV)/beside.log 2>&1 & beside=$$!; \
 	$(MAKE) --no-print-directory unit; unit=$$?; \
-	wait $$oldest; oldest=$$?; cat $(VENV)/oldest.log; \
-	test $$unit -eq 0 && test $$oldest -eq 0
+	wait $$beside; beside=$$?; cat $(VENV)/beside.log; \
+	test $$unit -eq 0 && test $$beside -eq 0
 
-lint: $(VENV)/.test
+lint: style types
+
+style: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
 	$(BIN)/mypy
 
 # Two processes, a file of tests in one of them: half of the time goes into waiting for programs that the tests start.
