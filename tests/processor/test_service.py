@@ -367,3 +367,20 @@ def test_an_abstract_socket_is_heard_too(monkeypatch: pytest.MonkeyPatch) -> Non
         ear.settimeout(5)
         notify.notify("READY=1", "STATUS=x")
         assert ear.recv(100) == b"READY=1\nSTATUS=x"
+
+
+def test_a_stop_while_the_decoder_is_being_compiled_ends_well(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "TOLLSPAN_DATA_DIR": str(tmp_path / "data"),
+    }
+    command = [sys.executable, "-m", "tollspan.processor.main", "serve"]
+    command += ["--listen", "127.0.0.1:0", "--http", "off", "--sql", "off"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("ledger in" in line for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert "stopped" in said

@@ -99,6 +99,7 @@ def serve(
     keep_freed_memory()
     # The service's libraries take a second to import; other commands should not wait for them.
     from tollspan.processor.config import listed, load, service_config
+    from tollspan.processor.decode import fused
     from tollspan.processor.service import Service
 
     if list_settings:
@@ -151,6 +152,7 @@ def serve(
             f"tollspan: stopped; {counts['accepted']:,} spans accepted, {counts['billable']:,} billable, "
             f"{counts['bodies_kept']:,} bodies kept"
         )
+    fused.leave()
 
 
 def _greet(told: Mapping[str, str], service: Service) -> None:

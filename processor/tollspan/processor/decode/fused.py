@@ -12,10 +12,12 @@ for itself.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +86,10 @@ def kernels() -> Any:
     return _walk
 
 
+COMPILE_S: Final = 60.0
+"""Seconds that the end of a process waits for its compilation at the most."""
+
+
 def prepare(then: Callable[[], object] | None = None, *, wait: bool = False) -> None:
     """Compile the walker in this process, on a thread of low priority, unless that was done.
 
@@ -96,8 +102,22 @@ def prepare(then: Callable[[], object] | None = None, *, wait: bool = False) -> 
         if _thread is None:
             _thread = threading.Thread(target=_prepare, args=(then,), name="tollspan-compile", daemon=True)
             _thread.start()
+            # LLVM aborts the process that ends while it compiles.
+            atexit.register(_thread.join, COMPILE_S)
     if wait:
         _thread.join()
+
+
+def leave() -> None:
+    """End the process with exit code 0 at once if the walker is being compiled; otherwise come back. For a program
+    that has done everything but what is registered with `atexit`."""
+    if _thread is None or not _thread.is_alive():
+        return
+    atexit.unregister(_thread.join)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _prepare(then: Callable[[], object] | None) -> None:
