@@ -90,6 +90,7 @@ class Sender:
         self._most = endpoint.request_bytes  # what is joined at the most; less once the endpoint found it too much
         self._stopping = threading.Event()
         self._deadline = float("inf")
+        self._given_up = False
         self._failing_since: float | None = None
         self._trouble = ""
         self._told = ""
@@ -115,7 +116,13 @@ class Sender:
         self._deadline = deadline
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(max(deadline - time.monotonic(), 0.0) + self.endpoint.timeout_s + 1.0)
+            self._thread.join(max(deadline - time.monotonic(), 0.0))
+            if self._thread.is_alive():
+                # A request that was on its way before has its own, longer time. Over gRPC this ends it; over HTTP its
+                # thread is left behind, and what it sends goes out again after the next start.
+                self._given_up = True
+                self._client.close()
+                self._thread.join(1.0)
         left = self.spool.waiting
         if left:
             log.warning(
@@ -173,6 +180,8 @@ class Sender:
             return not draining
         for requests in self.spool.requests(batch):
             self._deliver(requests, dict(TRIALS))
+        if self._given_up:
+            raise _Stopped
         self.spool.release(batch)
         return True
 
