@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.decode import decode, fused
 from tollspan.processor.journal.files import Position, Range
 from tollspan.processor.journal.inspection import inspect
-from tollspan.processor.recent import ConflictLog, Generations, contents, sift
+from tollspan.processor.recent import ConflictLog, Generations, Index, Keys, Known, contents, faster, sift
 from tollspan.processor.recent_log import RecentLog, Record
 from tollspan.processor.reconcile import reconcile
 from tollspan.processor.store import open_store
@@ -36,12 +37,25 @@ MINUTE = 60 * 10**9
 
 # -- the filter ------------------------------------------------------------------------------------------------------
 
+
+def index(width: int) -> Known:
+    """One that has to grow soon."""
+    fused.prepare(wait=True)
+    return Index(width, fused.kernels(), 2)
+
+
+KNOWN = pytest.mark.parametrize("of_width", [Generations, index])
+
 BATCHES = st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=12), max_size=6)
 
 
-@given(BATCHES)
-def test_law_the_first_of_each_span_is_new_and_no_other(batches: list[list[tuple[int, int]]]) -> None:
-    known, first = Generations(2), dict[int, int]()
+@KNOWN
+@given(batches=BATCHES)
+@settings(deadline=None)
+def test_law_the_first_of_each_span_is_new_and_no_other(
+    of_width: Callable[[int], Known], batches: list[list[tuple[int, int]]]
+) -> None:
+    known, first = of_width(2), dict[int, int]()
     for now, batch in enumerate(batches):
         keys, values = (np.array(column, np.uint64) for column in zip(*batch, strict=True))
         sifted = sift(known, 1, keys, values)
@@ -59,13 +73,18 @@ def test_law_the_first_of_each_span_is_new_and_no_other(batches: list[list[tuple
         known.add(keys[rows], np.column_stack([keys[rows], values[rows]]), float(now))
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(0, 2**32))
+@KNOWN
+@given(sizes=st.lists(st.integers(1, 400), min_size=1, max_size=60), seed=st.integers(0, 2**32), crowded=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_law_generations_find_what_was_put_in_until_it_is_forgotten(sizes: list[int], seed: int) -> None:
+def test_law_what_was_put_in_is_found_until_it_is_forgotten(
+    of_width: Callable[[int], Known], sizes: list[int], seed: int, crowded: bool
+) -> None:
     rng = np.random.default_rng(seed)
-    known, everything = Generations(2), dict[int, tuple[int, int]]()
+    known, everything = of_width(2), dict[int, tuple[int, int]]()
     for now, size in enumerate(sizes):
-        keys = np.unique(rng.integers(0, 2**64, size, dtype=np.uint64))
+        # Crowded keys have few upper halves, so that they stand in each other's way.
+        keys = rng.integers(0, 2**64, size, dtype=np.uint64)
+        keys = np.unique(keys & np.uint64(0xC0000000FFFFFFFF) if crowded else keys)
         known.add(keys, np.column_stack([keys + np.uint64(1), np.full(len(keys), now, np.uint64)]), float(now))
         everything |= {key: (key + 1, now) for key in keys.tolist()}
         known.expire(-np.inf, 2000)
@@ -77,6 +96,38 @@ def test_law_generations_find_what_was_put_in_until_it_is_forgotten(sizes: list[
     missing = set(asked.tolist()) - set(asked[rows].tolist()) - {3, 5}
     assert all(everything[key][1] <= known.forgotten for key in missing)
     assert sum(sizes) > 2000 or not missing
+    assert len(known) == sum(len(keys) for _, keys, _ in known.batches())
+    for _, keys, values in known.batches():
+        assert all(everything[key] == tuple(value) for key, value in zip(keys.tolist(), values.tolist(), strict=True))
+
+
+@KNOWN
+def test_a_key_that_is_put_in_again_is_found_with_what_came_last(of_width: Callable[[int], Known]) -> None:
+    known = of_width(1)
+    key = np.array([7], np.uint64)
+    for now in range(3):
+        known.add(key, np.array([[now]], np.uint64), float(now))
+        known.expire(now - 1.0, 100)
+        assert known.find(key)[1].tolist() == [[now]]
+    known.add(np.array([8], np.uint64), np.array([[9]], np.uint64), 9.0)
+    known.expire(9.0, 100)
+    assert known.find(key)[0].tolist() == []
+    assert known.forgotten == 2.0
+
+
+def test_what_was_known_before_the_kernels_were_there_stays_known() -> None:
+    before = Generations(1)
+    for now in range(3):
+        before.add(np.array([now, now + 10], np.uint64), np.array([[now], [now]], np.uint64), float(now))
+    before.expire(1.0, 100)
+    with patch.object(fused, "_walk", None):
+        assert faster(before) is before
+    after = faster(before)
+    assert isinstance(after, Index)
+    assert after.forgotten == before.forgotten == 0.0
+    asked = np.arange(20, dtype=np.uint64)
+    for one, other in zip(before.find(asked), after.find(asked), strict=True):
+        assert one.tolist() == other.tolist()
 
 
 # -- content ---------------------------------------------------------------------------------------------------------
@@ -107,7 +158,12 @@ def test_law_content_does_not_depend_on_who_decodes(attributes: list[dict[str, A
     fused.prepare(wait=True)
     with patch.object(fused, "_walk", None):
         by_ptars = contents(decode([body]))
-    assert contents(decode([body])).tolist() == by_ptars.tolist()
+        slowly = Keys(decode([body]), np.uint64(77))
+    decoded = decode([body])
+    assert contents(decoded).tolist() == by_ptars.tolist()
+    quickly = Keys(decoded, np.uint64(77))
+    for name in Keys.__slots__:
+        assert getattr(quickly, name).tolist() == getattr(slowly, name).tolist()
 
 
 def told(each: Any, resource: dict[str, object] | None = None) -> int:

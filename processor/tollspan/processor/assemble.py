@@ -27,7 +27,7 @@ import numpy as np
 from tollspan.pricing.meters import METERS
 from tollspan.processor import revisions
 from tollspan.processor.identity import U64, Layers, Mask, Rows, ascending, find, member
-from tollspan.processor.recent import Generations
+from tollspan.processor.recent import Generations, Known, faster
 from tollspan.processor.recent_log import Record
 
 MAX_DEPTH: Final = 4096
@@ -67,8 +67,8 @@ class Assembler:
 
     window_s: float = 900.0
     max_spans: int = 2_000_000
-    spans: Generations = field(default_factory=lambda: Generations(2))
-    billed: Generations = field(default_factory=lambda: Generations(4))
+    spans: Known = field(default_factory=lambda: Generations(2))
+    billed: Known = field(default_factory=lambda: Generations(4))
     since: float = np.inf
     _ancestors: Layers = field(default_factory=Layers)
     _embeds: bool = False
@@ -146,6 +146,7 @@ class Assembler:
         """
         if self.since == np.inf:
             self.since = now
+        self.spans, self.billed = faster(self.spans), faster(self.billed)
         self.spans.add(keys, spans, now)
         self._ancestors.add(announced, now)
         self.billed.add(billed, places, now)

@@ -23,6 +23,8 @@ _SEED: Final = np.uint64(secrets.randbits(63) | 1)
 _A: Final = np.uint64(0x9E3779B97F4A7C15)
 _B: Final = np.uint64(0xBF58476D1CE4E5B9)
 _C: Final = np.uint64(0x94D049BB133111EB)
+MULTIPLIERS: Final = np.array([_A, _B, _C])
+"""What keys are mixed with, for a kernel that makes the same ones."""
 
 
 def words(column: Any, count: int) -> U64:

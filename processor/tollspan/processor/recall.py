@@ -21,9 +21,9 @@ from tollspan.processor.assemble import CONTENT, NO_PARENT, Assembler, billing_k
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Decoded
 from tollspan.processor.errors import StoreError, StoreUnavailable
-from tollspan.processor.identity import U64, Mask, Rows, new_seed, span_keys, trace_keys, words
+from tollspan.processor.identity import U64, Mask, Rows, new_seed
 from tollspan.processor.journal import Batch, Journal
-from tollspan.processor.recent import ConflictLog, RecentSettings, contents, sift
+from tollspan.processor.recent import ConflictLog, Keys, RecentSettings, sift
 from tollspan.processor.recent_log import RecentLog, Record
 from tollspan.processor.rollups import corrected
 from tollspan.processor.write import Writer
@@ -99,20 +99,21 @@ class Recall:
     def new(self, decoded: Decoded) -> tuple[Decoded, Identities, dict[str, int]]:
         """The spans of a batch that did not come before; who they are; and how many came before, where any did."""
         spans, seen = decoded.spans, dict[str, int]()
-        trace, span = words(spans["trace_id"], 2), words(spans["span_id"], 1)[:, 0]
-        traces = trace_keys(trace, self.seed)
-        keys, content = span_keys(traces, span, self.seed), contents(decoded)
-        sifted = sift(self.assembler.spans, CONTENT, keys, content)
+        who = Keys(decoded, self.seed)
+        sifted = sift(self.assembler.spans, CONTENT, who.keys, who.content)
         if len(sifted.fresh) < len(decoded):
             if len(sifted.conflicts):
                 rows = pa.array(sifted.conflicts)
                 self._conflicts.tell(spans["trace_id"].take(rows), spans["span_id"].take(rows))
             seen = {"duplicates": sifted.duplicates, "conflicts": len(sifted.conflicts)}
             decoded = decoded.select(sifted.fresh)
-            trace, span, traces, keys, content = (each[sifted.fresh] for each in (trace, span, traces, keys, content))
-        parent = words(decoded.spans["parent_span_id"], 1)[:, 0]
-        parents = span_keys(traces, parent, self.seed)
-        return decoded, Identities(trace, span, traces, keys, parents, parent == 0, content, np.argsort(keys)), seen
+            who.select(sifted.fresh)
+        order, root = np.argsort(who.keys), who.parent == 0
+        return (
+            decoded,
+            Identities(who.trace, who.span, who.traces, who.keys, who.parents, root, who.content, order),
+            seen,
+        )
 
     def late(self, ends: U64, batch: Batch) -> Mask:
         """Which spans could have come before: they ended before everything that is remembered, or an earlier process

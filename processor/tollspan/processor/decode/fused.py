@@ -67,6 +67,12 @@ _USED: Final = (
     "first_said",
     "put_codes",
     "renumber",
+    "add_ranges",
+    "identify",
+    "index_find",
+    "index_add",
+    "index_drop",
+    "index_move",
 )
 """What is called from outside of `walk`."""
 
@@ -151,6 +157,7 @@ def _try(walk: ModuleType) -> None:
     longer = request + b"\xfa\x3e\x80\x80\x14" + bytes(20 << 14)  # a field that nobody knows
     if _check(walk, request) != Checked(None, 1) or _check(walk, longer) != Checked(None, 1):
         raise RuntimeError("the compiled decoder does not count what it is given")
+    _try_index(walk)
     decoded = _decode(walk, [request], [])
     assert decoded is not None
     assert decoded.wire is not None
@@ -164,6 +171,27 @@ def _try(walk: ModuleType) -> None:
         placed(walk, said[0][0], np.zeros(1, np.int32), None, None, 1)
         if found.attributes.maps().to_pylist() != [[("k", "v")]] or values.take(codes) != found.attributes.raw:
             raise RuntimeError("the compiled decoder does not read what it is given")
+
+
+def _try_index(walk: ModuleType) -> None:
+    """What `tollspan.processor.recent` uses: one key is put in twice and found again."""
+    one, given = np.ones(1, np.uint64), np.ones(1, np.int32)
+    for array in (ids := np.ones(2, np.uint64), told := one.copy(), given, text_ := np.ones(1, np.uint8)):
+        array.flags.writeable = False
+    (ends := np.arange(2, dtype=np.int32)).flags.writeable = False
+    trace, made, out = np.empty((1, 2), np.uint64), np.empty((5, 1), np.uint64), one.copy()
+    seed, three = np.uint64(1), np.ones(3, np.uint64)
+    walk.identify(ids.reshape(1, 2), told, told, told, told, given, given, seed, three, trace, made, out)
+    walk.add_ranges(text_, ends, 1, three, seed, out)
+    slots, known, beside = np.zeros(4, np.uint64), np.zeros(2, np.uint64), np.zeros((2, 1), np.uint64)
+    state, place = np.zeros(2, np.int64), np.zeros(1, np.int64)
+    for value in (4, 5):
+        walk.index_add(one, one[:, None] * np.uint64(value), slots, known, beside, state)
+    walk.index_drop(1, slots, known, state)
+    old, slots = slots, np.zeros(4, np.uint64)
+    walk.index_move(old, known, beside, slots, known.copy(), beside.copy(), state)
+    if walk.index_find(one, slots, known, place) != 1 or beside[place[0], 0] != 5:
+        raise RuntimeError("the compiled index does not find what it is given")
 
 
 def _empty(*shape: int, kind: Any = np.int32) -> npt.NDArray[Any]:

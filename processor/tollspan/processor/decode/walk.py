@@ -1282,3 +1282,221 @@ def renumber(codes: Any, place: Any, said: Any) -> None:
         code = codes[row]
         said[row] = code >= 0
         codes[row] = place[code] if code >= 0 else 0
+
+
+@_inlined
+def _tail(data: Any, at: int, left: int) -> Any:
+    """The next bytes of a stretch as one integer, zeros behind its end; ``left`` > 0 of them are its own."""
+    if left >= 8:
+        return word(data, at)
+    if at <= data.size - 8:
+        return word(data, at) & ((np.uint64(1) << np.uint64(8 * left)) - np.uint64(1))
+    bits = np.uint64(0)
+    for number in range(left):
+        bits |= np.uint64(data[at + number]) << np.uint64(8 * number)
+    return bits
+
+
+@_jit
+def add_ranges(data: Any, offsets: Any, most: int, constants: Any, factor: Any, out: Any) -> None:
+    """Add a hash of each stretch of bytes, times ``factor``, to ``out``; `tollspan.processor.recent` does the same.
+
+    Args:
+        data: uint8.
+        offsets: int32, n + 1: where each stretch begins and the last ends.
+        most: bytes of a stretch that are looked at.
+        constants: as in `content`.
+        factor: uint64.
+        out: uint64, n.
+    """
+    base = constants[0]
+    for row in range(out.size):
+        at = np.int64(offsets[row])
+        size = np.int64(offsets[row + 1]) - at
+        if size == 0:
+            continue
+        total, power = np.uint64(size) * constants[1], np.uint64(1)
+        left = np.int64(min(size, most))
+        while left > 0:
+            bits = _tail(data, at, left)
+            total += (bits ^ (bits >> np.uint64(29))) * power
+            power *= base
+            at, left = at + 8, left - 8
+        out[row] += total * factor
+
+
+@_inlined
+def _swapped(value: Any) -> Any:
+    """The eight bytes of an integer in the other order."""
+    low, all_ = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
+    value = ((value >> np.uint64(8)) & low) | ((value & low) << np.uint64(8))
+    value = ((value >> np.uint64(16)) & all_) | ((value & all_) << np.uint64(16))
+    return (value >> np.uint64(32)) | (value << np.uint64(32))
+
+
+@_inlined
+def _finished(h: Any, multipliers: Any) -> Any:
+    h = (h ^ (h >> np.uint64(30))) * multipliers[1]
+    h = (h ^ (h >> np.uint64(27))) * multipliers[2]
+    return h ^ (h >> np.uint64(31))
+
+
+@_inlined
+def _mixed(h: Any, multiplier: Any) -> Any:
+    h = (h ^ (h >> np.uint64(32))) * multiplier
+    return h ^ (h >> np.uint64(29))
+
+
+@_jit
+def identify(
+    traces: Any,
+    spans: Any,
+    parents: Any,
+    starts: Any,
+    stops: Any,
+    kinds: Any,
+    statuses: Any,
+    seed: Any,
+    multipliers: Any,
+    trace: Any,
+    keys: Any,
+    contents: Any,
+) -> None:
+    """Keys of spans, as `tollspan.processor.identity` makes them, and the first part of `recent.contents`.
+
+    Args:
+        traces, spans, parents: uint64 (n, 2), n and n: ids as they stand in memory.
+        starts, stops: uint64, n.
+        kinds, statuses: int32, n.
+        seed: uint64.
+        multipliers: uint64, three, those of `identity`.
+        trace: uint64 (n, 2), is written: the words of the trace ids.
+        keys: uint64 (5, n), is written: keys of trace, span and parent, and the words of span and parent id.
+        contents: uint64, n, is written.
+    """
+    for row in range(spans.size):
+        high, low = _swapped(traces[row, 0]), _swapped(traces[row, 1])
+        own, above = _swapped(spans[row]), _swapped(parents[row])
+        trace[row, 0], trace[row, 1] = high, low
+        key = _finished(_finished(high * multipliers[0] + seed, multipliers) + low, multipliers)
+        keys[0, row] = key
+        keys[1, row] = _finished((key ^ seed) + _finished(own * multipliers[0] + seed, multipliers), multipliers)
+        keys[2, row] = _finished((key ^ seed) + _finished(above * multipliers[0] + seed, multipliers), multipliers)
+        keys[3, row], keys[4, row] = own, above
+        h = _mixed(starts[row], multipliers[0])
+        h = _mixed(h + stops[row], multipliers[0])
+        h = _mixed(h + above, multipliers[0])
+        codes = np.uint64(np.int64(kinds[row])) << np.uint64(32)
+        contents[row] = h + _mixed(codes ^ np.uint64(np.int64(statuses[row])), multipliers[0])
+
+
+HEAD, LENGTH = range(2)
+"""Of an index: number of the oldest entry, and how many there are."""
+_NUMBERS: Final = 0x7FFFFFFF
+_LOW: Final = 0xFFFFFFFF
+
+
+@_inlined
+def _find_slot(key: Any, slots: Any, known: Any) -> Any:
+    """The slot of a key, and its place; or the slot where it can be put, and -1."""
+    mask, room = slots.size - 1, known.size
+    above = key >> np.uint64(32)
+    slot = (np.int64(above) * slots.size) >> 32
+    while slots[slot] != 0:
+        if slots[slot] >> np.uint64(32) == above:
+            place = (np.int64(slots[slot] & np.uint64(_LOW)) - 1) & (room - 1)
+            if known[place] == key:
+                return slot, place
+        slot = (slot + 1) & mask
+    return slot, np.int64(-1)
+
+
+@_jit
+def index_find(keys: Any, slots: Any, known: Any, places: Any) -> Any:
+    """Where keys stand in an index.
+
+    Args:
+        keys: uint64, n.
+        slots: uint64, a power of two of them, at most half of them taken: the upper half of a key and the number of its
+            entry + 1; 0 = free. A key's own slot is that of its upper bits, so ascending keys pass through in order.
+        known: uint64, a power of two: the keys of the entries, that of number i at i modulo their count.
+        places: int64, n, is written: place of each key in ``known``, -1 where it is not there.
+
+    Returns:
+        How many are there.
+    """
+    found = np.int64(0)
+    for row in range(keys.size):
+        _, place = _find_slot(keys[row], slots, known)
+        places[row] = place
+        found += place >= 0
+    return found
+
+
+@_jit
+def index_add(keys: Any, values: Any, slots: Any, known: Any, beside: Any, state: Any) -> None:
+    """Put keys into an index that has room for them; of one that is there already the later entry is found.
+
+    Args:
+        keys: uint64, n.
+        values: uint64 (n, width): what stands beside them.
+        slots, known: as in `index_find`.
+        beside: uint64 (room, width).
+        state: int64: see `HEAD`. Numbers are below 2**31 and begin again at 0.
+    """
+    for row in range(keys.size):
+        key = keys[row]
+        slot, _ = _find_slot(key, slots, known)
+        number = (state[HEAD] + state[LENGTH]) & _NUMBERS
+        place = number & (known.size - 1)
+        slots[slot] = (key >> np.uint64(32) << np.uint64(32)) | np.uint64(number + 1)
+        known[place] = key
+        for column in range(values.shape[1]):
+            beside[place, column] = values[row, column]
+        state[LENGTH] += 1
+
+
+@_jit
+def index_drop(count: int, slots: Any, known: Any, state: Any) -> None:
+    """Take the oldest ``count`` entries out of an index."""
+    mask = slots.size - 1
+    for _ in range(count):
+        number = np.int64(state[HEAD])
+        key = known[number & (known.size - 1)]
+        state[HEAD] = (number + 1) & _NUMBERS
+        state[LENGTH] -= 1
+        entry = (key >> np.uint64(32) << np.uint64(32)) | np.uint64(number + 1)
+        slot = (np.int64(key >> np.uint64(32)) * slots.size) >> 32
+        while slots[slot] != entry and slots[slot] != 0:
+            slot = (slot + 1) & mask
+        if slots[slot] == 0:
+            continue  # a later entry has its key
+        # What stands behind it moves up, as far as it does not come before its own slot.
+        after = (slot + 1) & mask
+        while slots[after] != 0:
+            own = (np.int64(slots[after] >> np.uint64(32)) * slots.size) >> 32
+            if (after - own) & mask >= (after - slot) & mask:
+                slots[slot] = slots[after]
+                slot = after
+            after = (after + 1) & mask
+        slots[slot] = 0
+
+
+@_jit
+def index_move(
+    old_slots: Any, old_known: Any, old_beside: Any, slots: Any, known: Any, beside: Any, state: Any
+) -> None:
+    """Move an index into larger arrays; ``slots`` are zeros. Both are passed through in order."""
+    for entry in range(state[LENGTH]):
+        number = (state[HEAD] + entry) & _NUMBERS
+        old, new = number & (old_known.size - 1), number & (known.size - 1)
+        known[new] = old_known[old]
+        for column in range(beside.shape[1]):
+            beside[new, column] = old_beside[old, column]
+    for before in range(old_slots.size):
+        entry = old_slots[before]
+        if entry != 0:
+            slot = (np.int64(entry >> np.uint64(32)) * slots.size) >> 32
+            while slots[slot] != 0:
+                slot = (slot + 1) & (slots.size - 1)
+            slots[slot] = entry
