@@ -66,7 +66,7 @@ def families_parted(world: World, long: bool) -> Figures:
     clients = world.clients(line)
     kills = 20 if long else 2
     for _ in range(kills):
-        traces = [trace for batch in world.generator.batches(8) for trace in _traces(batch)]
+        traces = [trace for batch in world.generator.batches(8) for trace in families(batch)]
         above = [call for trace in traces for call in trace[:2]]
         below = [call for trace in traces for call in trace[2:]]
         first, second = (above, below) if world.generator.chance.random() < 0.5 else (below, above)
@@ -80,7 +80,7 @@ def families_parted(world: World, long: bool) -> Figures:
     return world.finish("parents and children on two sides of a kill -9", kills)
 
 
-def _traces(batch: list[Call]) -> list[list[Call]]:
+def families(batch: list[Call]) -> list[list[Call]]:
     """A request's traces, those with something below their second span."""
     traces: dict[int, list[Call]] = {}
     for call in batch:

@@ -9,7 +9,10 @@ from typing import Final
 
 from line import Line
 from oracle import BOOK, DEARER, NOW, Account, Call, regrouped
+from scenarios_crash import families
 from world import Figures, World
+
+from tollspan.processor.missing import missing_rollups, roll_up
 
 DAY_NS: Final = 86_400 * 10**9
 HOUR_NS: Final = 3_600 * 10**9
@@ -82,6 +85,31 @@ def out_of_order(world: World, long: bool) -> Figures:
     parts = [trace for trace, n in kept.items() if sent[trace] != n]
     figures.problems += [f"{len(parts)} traces were kept in part"] if parts else []
     figures.note = f"{len(kept):,} of {len(sent):,} traces kept, each whole"
+    return figures
+
+
+def later_than_remembered(world: World, long: bool) -> Figures:
+    """Children that come when their parents are forgotten: billed beside them, until `reconcile --repair`."""
+    line = world.line("--recent-window", "1s", "--sampling-decision-timeout", "0.5s")
+    clients = world.clients(line)
+    times = 10 if long else 1
+    for _ in range(times):
+        traces = [trace for batch in world.generator.batches(8) for trace in families(batch)]
+        clients.all([[call for trace in traces for call in trace[:2]]])
+        world.landed()
+        time.sleep(1.2)
+        # What was there before is forgotten when something else comes.
+        clients.all(world.generator.batches(1))
+        world.landed()
+        clients.all([[call for trace in traces for call in trace[2:]]])
+        world.landed()
+    world.until(line.released, "kept spans in the store")
+    with world.database.opened() as store:
+        missing = missing_rollups(store, None, None)
+        repaired, left = roll_up(store, missing)
+    figures = world.finish("children later than what is remembered", times)
+    figures.problems += [] if repaired and not left else [f"{repaired} repaired, {left} left"]
+    figures.note = f"{repaired} calls were billed beside their children until `reconcile --repair`"
     return figures
 
 
@@ -175,4 +203,4 @@ def swap(line: Line, book: str) -> None:
     line.process.send_signal(signal.SIGHUP)
 
 
-ALL: Final = [sent_twice, other_content, out_of_order, one_trace, wrong_clocks, other_prices]
+ALL: Final = [sent_twice, other_content, out_of_order, later_than_remembered, one_trace, wrong_clocks, other_prices]
