@@ -347,6 +347,26 @@ def test_systemd_hears_ready_reload_watchdog_and_stopping(tmp_path: Path) -> Non
                 process.wait()
 
 
+ANOTHER_THREAD = """
+import signal, sys, threading
+from tollspan.processor.runtime import RuntimeConfig
+from tollspan.processor.service import Service, ServiceConfig
+
+service = Service(ServiceConfig(RuntimeConfig(store=sys.argv[1]), listen="127.0.0.1:0", http=None, sql=None))
+service.heed_signals()
+service.start()
+strike = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Timer(0.5, strike).start()
+service.wait()
+"""
+
+
+def test_a_signal_that_another_thread_is_given_stops_the_service_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ANOTHER_THREAD, f"chdb://{tmp_path}/s"]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)

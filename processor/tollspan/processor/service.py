@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 PRICES: Final = "tollspan.prices"
 """Name in the gRPC health service: NOT_SERVING while the price book's file is broken and the last good one in use."""
 
+LOOK_S: Final = 0.5
+"""Seconds between two looks for a signal."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
@@ -306,13 +309,6 @@ class Service:
             "store": locate(self.config.runtime.store).url,
         }
 
-    def listen(self) -> None:
-        """Take SIGTERM, SIGINT and SIGHUP from now on; to be called before `start`, on the main thread. What comes
-        before `wait` is done there: whoever sees the service ready may stop it at once."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # The one queue whose put may be interrupted by itself.
-            signal.signal(number, lambda number, _: self._signals.put(number))
-
     def heed_signals(self) -> None:
         """Take SIGTERM, SIGINT and SIGHUP from now on; on the main thread, and before `start`, for whoever sees the
         service ready may stop it at once. What comes is done by `wait`."""
@@ -328,7 +324,8 @@ class Service:
         notify.notify("READY=1", "STATUS=takes spans")
         while True:
             try:
-                number = self._signals.get(timeout=pause_s)
+                # Never for long: the kernel may hand a signal to another thread, which wakes nobody up here.
+                number = self._signals.get(timeout=min(LOOK_S, pause_s or LOOK_S))
             except queue.Empty:
                 number = 0
             if number in (signal.SIGTERM, signal.SIGINT):
