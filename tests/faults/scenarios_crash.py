@@ -101,7 +101,7 @@ def restarts(world: World, long: bool) -> Figures:
         began = time.monotonic()
         line.start()
         recoveries.append(time.monotonic() - began)
-        assert all(flight.result() for flight in flights)
+        assert all(flight.result() for flight in flights), world.account.refusals
     world.kills = 1  # a process that is gone cannot count what it is sent
     return world.finish("restart under load", times, max(recoveries) + world.landed())
 

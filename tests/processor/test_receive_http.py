@@ -518,6 +518,23 @@ def test_a_body_that_stalls_is_told_so(hasty: Line) -> None:
     assert hasty.intake.bodies.held == 0
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_stop_never_tells_a_sender_to_give_up(line: Line, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """What is in flight when the time is up was not stored: 500 would mean that it is not to be sent again."""
+    held = threading.Event()
+    monkeypatch.setattr(line.journal, "append", lambda payload: held.wait(20) and None)
+    body = request(1)
+    with connected(line) as client:
+        head = f"POST {TRACES} HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body[: None if whole else 10])
+        time.sleep(0.5)
+        line.receiver.stop(0.2)
+        client.settimeout(10)
+        answer = client.recv(4096)
+        held.set()
+    assert not answer or answer.startswith(b"HTTP/1.1 503"), answer
+
+
 def test_a_sender_that_hangs_up_leaves_nothing(line: Line) -> None:
     with connected(line) as client:
         head = f"POST {TRACES} HTTP/1.1\r\nhost: x\r\ncontent-type: {PROTOBUF}\r\ncontent-length: 100\r\n\r\nhalf"

@@ -55,7 +55,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tollspan.processor.addresses import cannot_listen, parse_address, require_loopback, shown, try_to_bind
-from tollspan.processor.intake import RETRY_S, TOO_MUCH, TRACES, Answer, Intake, Partial, Refusal
+from tollspan.processor.intake import RETRY_S, SHUTTING_DOWN, TOO_MUCH, TRACES, Answer, Intake, Partial, Refusal
 from tollspan.processor.otlp_json import other_to_protobuf, to_protobuf
 from tollspan.processor.senders import Sender, Senders
 from tollspan.processor.tls import Tls
@@ -310,6 +310,11 @@ class HttpReceiver:
             await _answer_refusal(send, refused, in_json)
         except _Gone:
             pass
+        except asyncio.CancelledError:
+            # The time of a stop is up, and it may not be stored. uvicorn would say 500, which senders take for final.
+            self._intake.refuse(SHUTTING_DOWN)
+            await _answer_refusal(send, _Refused(503, SHUTTING_DOWN, CLOSE), in_json)
+            raise
         except Exception:
             log.exception("a request met a fault of ours; it is not acknowledged")
             refusal = Refusal("fault", INTERNAL, "Internal error; the request was not stored.")
