@@ -1,8 +1,8 @@
 """A program with two instrumentations of one client: run as ``python -m tests.instrumentation.peer_program``.
 
-In: name of a client in `every_client`, the peer's instrumentor as ``module:Class``, and which of the two is first. Out:
-one line of JSON for each call, plain and streamed, synchronous and not: who bills it with what, and whose spans there
-are. A process of its own, because a peer leaves wrappers behind.
+In: name of a client in `every_client`, the peer's instrumentor as ``module:Class``, which of the two is first, and the
+share of traces that is sampled at their head. Out: one line of JSON for each call, plain and streamed, synchronous and
+not: who bills it with what, and whose spans there are. A process of its own, because a peer leaves wrappers behind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tollspan.instrumentation import TollspanSampler
 
 from .every_client import CLIENTS, Client
 from .seen import Seen
@@ -100,10 +102,10 @@ async def call(world: World, ask: Callable[[Any], Any], streamed: bool) -> None:
             await world.ask(client, ask)
 
 
-def main(name: str, peer: str, first: str) -> None:
+def main(name: str, peer: str, first: str, share: str = "1") -> None:
     (client,) = (each for each in CLIENTS if each.name == name)
     exporter = InMemorySpanExporter()
-    provider = TracerProvider()
+    provider = TracerProvider(sampler=TollspanSampler(float(share)))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     instrument(client, peer, first, provider)

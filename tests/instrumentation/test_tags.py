@@ -331,6 +331,25 @@ def test_what_a_span_says_itself_stands(instrumented: Any) -> None:
     assert instrumented.attributes() == {TAGS["tenant"]: "explicit", TAGS["team"]: "t"}
 
 
+def test_agent_and_route_are_handed_down_to_the_spans_inside(instrumented: Any) -> None:
+    tracer = instrumented.provider.get_tracer("anybody's")
+    with (
+        tracer.start_as_current_span("GET /ask", attributes={"http.route": "/ask"}),
+        tracer.start_as_current_span("agent", attributes={"gen_ai.agent.name": "planner"}),
+        tracer.start_as_current_span("tool"),
+    ):
+        tracer.start_span("chat").end()
+        with tag(agent="critic"):
+            tracer.start_span("tagged").end()
+        tracer.start_span("inner agent", attributes={"gen_ai.agent.name": "writer"}).end()
+    by_name = {span.name: span.attributes for span in instrumented.spans()}
+    assert by_name["chat"] == {TAGS["agent"]: "planner", TAGS["route"]: "/ask"}
+    assert by_name["tagged"] == {TAGS["agent"]: "critic", TAGS["route"]: "/ask"}
+    assert by_name["inner agent"] == {"gen_ai.agent.name": "writer", TAGS["route"]: "/ask"}
+    assert by_name["agent"] == {"gen_ai.agent.name": "planner", TAGS["route"]: "/ask"}
+    assert by_name["GET /ask"] == {"http.route": "/ask"}
+
+
 def test_uninstrument_silences_and_instrument_again_does_not_double(telemetry: Any) -> None:
     instrumentor = TagsInstrumentor()
     tracer = telemetry.provider.get_tracer("anybody's")

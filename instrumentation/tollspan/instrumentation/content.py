@@ -7,7 +7,7 @@ JSON on the span, as structures in the event ``gen_ai.client.inference.operation
 of this is imported.
 
 The input is taken when the call begins: programs go on with their lists of messages while a stream is read. What is
-said in a call whose span is not recorded is put nowhere.
+said in a call whose span is not recorded, or will be sent without content (`slim`), is put nowhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final
 from opentelemetry._logs import LoggerProvider, get_logger
 from opentelemetry.trace import set_span_in_context
 
+from tollspan.instrumentation import slim
 from tollspan.instrumentation.calls import Call, WrapPoint
 from tollspan.instrumentation.guard import guard
 from tollspan.pricing import attributes as names
@@ -163,7 +164,7 @@ class Capture:
     def finish(self, call: Call) -> None:
         """Put what was said where it was asked for."""
         transcript, call.content = call.content, None
-        if transcript is None or not self._modes or not call.span.is_recording():
+        if transcript is None or not self._modes or not call.span.is_recording() or slim.unseen(call.span):
             return
         said = {
             names.SYSTEM_INSTRUCTIONS: transcript.system,

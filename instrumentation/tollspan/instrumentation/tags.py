@@ -28,11 +28,13 @@ from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 from opentelemetry.sdk.trace import Span, SpanProcessor
 
 from tollspan.instrumentation.guard import guard
-from tollspan.pricing.attributes import TAGS
+from tollspan.pricing.attributes import AGENT, AGENT_NAME, HTTP_ROUTE, ROUTE, TAGS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _KEYS: Final = tuple(TAGS.values())
+_HANDED_DOWN: Final = ((AGENT, AGENT_NAME), (ROUTE, HTTP_ROUTE))
+"""Tags that spans of agents and servers have by the conventions' names, and that the spans inside them take over."""
 BAGGAGE: Final[str | None] = getattr(baggage, "_BAGGAGE_KEY", None)
 """Where baggage stands in a context. Not public: without it, baggage is asked."""
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
@@ -65,7 +67,7 @@ class tag:
     code between the steps does not). One instance may be entered many times, from many threads and tasks.
 
     Args:
-        tags: any of ``tenant``, ``team``, ``feature``, ``workflow``, ``variant``.
+        tags: any of ``tenant``, ``team``, ``feature``, ``workflow``, ``variant``, ``agent``, ``route``.
 
     Raises:
         TypeError: an unknown tag, or a value that is not a string.
@@ -242,7 +244,10 @@ class _closing:
 
 
 class TagSpanProcessor(SpanProcessor):
-    """Stamps the tags of the parent context on every span that starts; an attribute that is already there stays."""
+    """Stamps the tags of the parent context on every span that starts; an attribute that is already there stays.
+
+    Where no tag says it, agent and route are those of the parent span, if it is of this process and the SDK's.
+    """
 
     def __init__(self) -> None:
         self.active = True
@@ -252,11 +257,19 @@ class TagSpanProcessor(SpanProcessor):
             return
         with _STAMP:
             tags = current_tags(parent_context)
-            if tags:
-                present = span.attributes or _NONE
-                missing = {key: value for key, value in tags.items() if key not in present}
-                if missing:
-                    span.set_attributes(missing)
+            parent = trace.get_current_span(parent_context)
+            above = (parent.attributes or _NONE) if isinstance(parent, Span) else _NONE
+            if not tags and not above:
+                return
+            present = span.attributes or _NONE
+            missing = {key: value for key, value in tags.items() if key not in present}
+            for key, convention in _HANDED_DOWN:
+                # What a span says by the convention's name is nearer than what its parent took over.
+                value = above.get(convention) or above.get(key)
+                if value and key not in tags and key not in present and convention not in present:
+                    missing[key] = str(value)
+            if missing:
+                span.set_attributes(missing)
 
 
 class TagsInstrumentor(BaseInstrumentor):  # type: ignore[misc]

@@ -18,6 +18,9 @@ TEAM: Final = "tollspan.team"
 FEATURE: Final = "tollspan.feature"
 WORKFLOW: Final = "tollspan.workflow"
 VARIANT: Final = "tollspan.variant"
+AGENT: Final = "tollspan.agent"
+ROUTE: Final = "tollspan.route"
+"""What `AGENT_NAME` and `HTTP_ROUTE` say on spans of agents and servers, handed to the calls inside them."""
 
 TAGS: Final[dict[str, str]] = {
     "tenant": TENANT,
@@ -25,12 +28,15 @@ TAGS: Final[dict[str, str]] = {
     "feature": FEATURE,
     "workflow": WORKFLOW,
     "variant": VARIANT,
+    "agent": AGENT,
+    "route": ROUTE,
 }
 """Tag name, as in ``tag(tenant=...)`` → span attribute and baggage key."""
 
 # -- GenAI conventions -------------------------------------------------------------------------------------------------
 OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
+AGENT_NAME: Final = "gen_ai.agent.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"
 REQUEST_STREAM: Final = "gen_ai.request.stream"
 REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
@@ -80,11 +86,13 @@ ANTHROPIC_RESPONSE_SERVICE_TIER: Final = "anthropic.response.service_tier"
 
 ERROR_TYPE: Final = "error.type"
 HTTP_STATUS: Final = "http.response.status_code"
+HTTP_ROUTE: Final = "http.route"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 
 # -- resource attributes that pricing selects by -----------------------------------------------------------------------
 SERVICE_NAME: Final = "service.name"
+SERVICE_VERSION: Final = "service.version"
 ENVIRONMENT: Final = "deployment.environment.name"
 CLOUD_PROVIDER: Final = "cloud.provider"
 CLOUD_REGION: Final = "cloud.region"
@@ -277,6 +285,18 @@ used for it."""
 
 COST_LOCAL: Final = "tollspan.cost.local"
 """`USAGE_COST_AMOUNT` to the last digit: a decimal string, USD."""
+
+# -- what becomes of the spans -----------------------------------------------------------------------------------------
+SAMPLING_KEEP: Final = "tollspan.sampling.keep"
+"""On any span of a trace: the program asks that the trace be kept (true) or dropped (false). True wins."""
+SAMPLING_NOTE: Final = "tollspan.sampling.note"
+"""Why, in the program's words. Not `SAMPLING_REASON`, which the processor writes on what it sends on."""
+SLIM: Final = "tollspan.slim"
+"""True on a span that came although its trace was not sampled where it began: it has what pricing and attribution need
+and nothing else, it is in the ledger, and it is no body."""
+CONTENT: Final = "tollspan.content"
+"""``removed`` on a kept span that lost its content (prompts, completions, tool arguments and results …) to a rule or to
+the budget: what remains is its structure, usage and tags. Its dropped counts say how much went."""
 
 # -- written by the processor on kept spans ----------------------------------------------------------------------------
 # Only on what `tollspan.processor.forward` sends on, never read as usage or as a cost, and replaced by the next
