@@ -32,7 +32,7 @@ from tollspan.processor.decode import Decoded, decode  # noqa: E402
 from tollspan.processor.forward.forwarder import Forwarder  # noqa: E402
 from tollspan.processor.forward.settings import Endpoint  # noqa: E402
 from tollspan.processor.normalize import normalize  # noqa: E402
-from tollspan.processor.sample import DROPPED, PROBABILITY, Decision  # noqa: E402
+from tollspan.processor.sample import DROPPED, PROBABILITY, Decision, Fates  # noqa: E402
 from tollspan.processor.summarize import Held, kept_of  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -76,13 +76,13 @@ def free_port() -> int:
 def decision_of(forwarder: Forwarder, decoded: Decoded, charged: Charged, kept: npt.NDArray[np.bool_]) -> Decision:
     count = len(decoded)
     costs = forwarder.costs(charged.ledger, charged.rows, count)
+    fates = Fates.alike(count // SPANS_PER_TRACE, PROBABILITY, 9 << 52)
+    fates.reason[~kept[::SPANS_PER_TRACE]] = DROPPED
     return Decision(
-        Held(decoded, charged.ledger, 0, costs),
+        Held(decoded, None, None, costs),
         np.arange(count),
-        np.zeros(count, np.int64),
-        np.where(kept, PROBABILITY, DROPPED).astype(np.int8),
-        np.full(count, 9 << 52, np.uint64),
-        np.zeros(count, np.bool_),
+        np.arange(count) // SPANS_PER_TRACE,
+        fates,
     )
 
 
@@ -134,8 +134,7 @@ def main() -> None:
                 chosen = [kept_of(decision_of(forwarder, *each)) for each in rounds]
                 began, mine = time.process_time(), time.thread_time()
                 for some in chosen:
-                    assert some is not None
-                    forwarder.keep([some]).wait()
+                    forwarder.keep(some).wait()
                 taking = min(taking, time.thread_time() - mine)
                 while counters.get("forward.spans") < kept_spans:
                     time.sleep(0.005)

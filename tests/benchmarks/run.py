@@ -9,11 +9,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BENCHMARKS = (
     "processor.py",
+    "sampling.py",
     "latency.py",
     "memory.py --minutes 1",
     "receive_journal.py",
     "decode.py",
     "openai_overhead.py",
+    "head_sampling.py",
     "torch_overhead.py",
     "ledger_bytes.py",
     "pricing.py",

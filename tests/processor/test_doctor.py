@@ -302,6 +302,17 @@ def test_a_price_book_that_is_broken_or_not_there(tmp_path: Path, store: str) ->
     assert found("prices", store=store)["prices.book"].status == OK
 
 
+def test_a_sampling_file_that_cannot_be_used_is_found(tmp_path: Path, store: str) -> None:
+    path = tmp_path / "sampling.yaml"
+    path.write_text("rules:\n- {when: {slow: 1s}, keep: 1}\n- {when: {slow: 2s}, keep: 1}\n")
+    told = found("sampling", store=store, **{"sampling.file": str(path)})
+    assert told["sampling.file"].status == OK
+    assert told["sampling.rules"].status == WARN
+    path.write_text("rules: [{when: {slow: soon}, keep: 1}]\n")
+    assert found("sampling", store=store, **{"sampling.file": str(path)})["sampling.file"].status == FAIL
+    assert found("sampling", store=store)["sampling.file"].status == SKIP
+
+
 # -- the journal -------------------------------------------------------------------------------------------------------
 
 
@@ -471,6 +482,8 @@ def listening() -> Iterator[int]:
         ({"OTEL_TRACES_EXPORTER": "tollspan", "TOLLSPAN_STORE": "mysql://x"}, "plugin.exporter", FAIL),
         ({"OTEL_TRACES_EXPORTER": "tollspan", "TOLLSPAN_STORE": "chdb:///tmp/none-such"}, "plugin.exporter", OK),
         ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}, "plugin.sampler", FAIL),
+        ({"OTEL_TRACES_SAMPLER": "tollspan", "OTEL_TRACES_SAMPLER_ARG": "0.1"}, "plugin.sampler", OK),
+        ({"OTEL_TRACES_SAMPLER": "tollspan", "OTEL_TRACES_SAMPLER_ARG": "10%"}, "plugin.sampler", WARN),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "kafka"}, "plugin.protocol", FAIL),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, "plugin.protocol", FAIL),
         (

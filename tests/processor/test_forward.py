@@ -32,7 +32,7 @@ from tollspan.processor.forward.client import Outcome
 from tollspan.processor.forward.forwarder import Forwarder
 from tollspan.processor.forward.settings import Endpoint, Forwarding
 from tollspan.processor.forward.spool import Spool, Waiting
-from tollspan.processor.sample import ERROR, PROBABILITY, Decision
+from tollspan.processor.sample import ERROR, PROBABILITY, Decision, Fates
 from tollspan.processor.summarize import Held, Kept, kept_of
 
 from .otlp_backend import Backend, GrpcBackend, HttpBackend, Reply, kinds, rejecting, replies
@@ -60,20 +60,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def decision(numbers: list[int], values: dict[str, object] | None = None) -> Decision:
     """Spans of a batch, all kept, none of them billed."""
     decoded = decode([request([span(values or {"n": n}, number=n) for n in numbers], {"service.name": "shop"})])
-    held = Held(decoded, pa.table({}), 0, costs.Costs.of(NO_LEDGER, np.zeros(0, np.int64), len(decoded)))
+    held = Held(decoded, None, None, costs.Costs.of(NO_LEDGER, np.zeros(0, np.int64), len(decoded)))
     count = len(decoded)
     return Decision(
         held,
         np.arange(count),
         np.zeros(count, np.int64),
-        np.full(count, PROBABILITY, np.int8),
-        np.full(count, 1 << 55, np.uint64),
+        Fates.alike(1, PROBABILITY, 1 << 55),
         np.zeros(count, np.bool_),
     )
 
 
 def some(*decisions: Decision) -> list[Kept]:
-    return [kept for each in decisions if (kept := kept_of(each)) is not None]
+    return [kept for each in decisions for kept in kept_of(each)]
 
 
 class Line:
@@ -611,8 +610,9 @@ def test_another_processors_figures_are_replaced(tmp_path: Path) -> None:
 
 def test_errors_say_so(tmp_path: Path) -> None:
     kept = decision([1, 2])
-    kept.reason[:] = ERROR
-    kept.threshold[:] = 0
+    kept.fates.reason[:] = ERROR
+    kept.fates.threshold[:] = 0
+    assert kept.duplicate is not None
     kept.duplicate[1] = True
     with GrpcBackend() as backend, Line(tmp_path, Endpoint(backend.url)) as line:
         line.forwarder.keep(some(kept)).wait()

@@ -44,10 +44,12 @@ COLUMNS = {
     "provider_assumed": pa.bool_(),
     "estimated": pa.bool_(),
     "elsewhere": pa.bool_(),
+    "slim": pa.bool_(),
     "reported_cost": pa.decimal128(38, 12),
     **dict.fromkeys(
         (
             *("name", "service", "environment", "region", "tenant", "team", "feature", "workflow", "variant"),
+            *("agent", "route", "version"),
             *("provider", "model", "request_model", "operation", "kind", "service_tier", "processing"),
             *(
                 "cloud_provider",

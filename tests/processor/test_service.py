@@ -181,12 +181,12 @@ def test_settings_that_can_change_do_and_the_log_names_those_that_need_a_restart
     made = run("sampling: {keep: 0.1}")
     service = made.service
     pipeline = until(lambda: service.runtime._pipeline, "the worker has begun")
-    before = pipeline.sampler.threshold
+    before = pipeline.sampler.policy.threshold
     made.file.write_text(
         "sampling: {keep: 0.5, decision_wait: 9s}\njournal: {max_bytes: 1 GiB}\nshutdown: {grace: 1s}\n"
     )
     service.reload()
-    assert pipeline.sampler.threshold == 2**55 != before
+    assert pipeline.sampler.policy.threshold == 2**55 != before
     assert pipeline.sampler.wait_s == 9.0
     assert service.config.grace_s == 1.0
     said = messages(caplog)
@@ -203,10 +203,10 @@ def test_settings_that_can_change_do_and_the_log_names_those_that_need_a_restart
 def test_a_broken_file_changes_nothing(run: Callable[..., Run], caplog: pytest.LogCaptureFixture, broken: str) -> None:
     made = run("sampling: {keep: 0.1}")
     pipeline = until(lambda: made.service.runtime._pipeline, "the worker has begun")
-    before = pipeline.sampler.threshold
+    before = pipeline.sampler.policy.threshold
     made.file.write_text(f"{broken}\nshutdown: {{grace: 1s}}\n" if "[" not in broken else broken)
     made.service.reload()
-    assert pipeline.sampler.threshold == before
+    assert pipeline.sampler.policy.threshold == before
     assert made.service.config.grace_s == 5.0
     assert "configuration not reloaded, the one in use stays" in messages(caplog)
     assert made.service.runtime.counters.get("config.reload_failed") == 1

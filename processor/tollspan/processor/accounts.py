@@ -1,8 +1,9 @@
 """Accounts: what each batch came to, in the store, for `reconcile` to hold against the ledger.
 
-In: an account a batch, made before its rows are inserted. Out: rows of ``batches`` and ``late_rows``, several batches
-in one insert, at the latest before a batch is released from the journal. Until then the account is in the log of
-recent spans (`recent_log`), and the batch comes again after a crash; so no row of the ledger is without an account.
+In: an account a batch, made before its rows are inserted; and what its telemetry came to, once it is decided. Out: rows
+of ``batches``, ``late_rows`` and ``telemetry``, several batches in one insert, at the latest before a batch is released
+from the journal. Until then the account is in the log of recent spans (`recent_log`), and the batch comes again after a
+crash; so no row of the ledger is without an account.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ FLUSH_S: Final = 1.0
 MOST_WAITING: Final = 100_000
 """Accounts that wait for a store that refuses them; the oldest beyond are given up, counted and logged."""
 
+MOST_TELEMETRY: Final = 10_000
+"""The same for what telemetry cost: a table for each part of a batch."""
+
 Account = Mapping[str, Any]
 """Columns of ``batches`` as JSON holds them: instants in ns, money as a string."""
 
@@ -56,6 +60,7 @@ class Accounts:
         self.attempt = time.time_ns() // 1_000_000
         self._waiting: list[Account] = []
         self._late: list[pa.Table] = []
+        self._telemetry: list[pa.Table] = []
         self._oldest = np.inf
 
     def open(
@@ -100,6 +105,10 @@ class Accounts:
             self._late.append(late)
         self._oldest = min(self._oldest, time.monotonic())
 
+    def add_telemetry(self, rows: pa.Table) -> None:
+        """Take rows for ``telemetry`` of a part of a batch whose spans are all decided."""
+        self._telemetry.append(rows)
+
     def add_attempts(self, accounts: Iterable[Account]) -> None:
         """Take accounts of an earlier process, whose rows may be written or not."""
         self._waiting.extend(accounts)
@@ -117,6 +126,7 @@ class Accounts:
         Raises:
             StoreUnavailable: the store is away and it is time to stop.
         """
+        self._flush_telemetry()
         if not self._waiting:
             return
         self._oldest = time.monotonic()
@@ -139,6 +149,23 @@ class Accounts:
             return
         self._waiting.clear()
         self._oldest = np.inf
+
+    def _flush_telemetry(self) -> None:
+        if not self._telemetry:
+            return
+        try:
+            self.writer.put("telemetry", pa.concat_tables(self._telemetry), uuid.uuid4().hex)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            self.counters.add("accounts.telemetry_refused")
+            log.error("the store does not take what the telemetry of %d batches cost: %s", len(self._telemetry), error)
+            given_up = max(0, len(self._telemetry) - MOST_TELEMETRY)
+            if given_up:
+                self.counters.add("accounts.telemetry_given_up", given_up)
+                del self._telemetry[:given_up]
+            return
+        self._telemetry.clear()
 
 
 def figures(ledger: pa.Table, book_version: str) -> dict[str, Any]:

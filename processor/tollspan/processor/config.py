@@ -146,10 +146,26 @@ SECTIONS: Final[tuple[Section, ...]] = (
             "keep": "sampling.keep",
             "decision_wait_s": "sampling.decision_wait",
             "decision_timeout_s": "sampling.decision_timeout",
+            "quiet_timeout_s": "sampling.quiet_timeout",
+            "max_trace_spans": "sampling.max_trace_spans",
             "max_pending_bytes": "sampling.max_pending_bytes",
+            "max_pending_disk_bytes": "sampling.max_pending_disk_bytes",
+            "max_pending_spans": "sampling.max_pending_spans",
+            "remembered_traces": "sampling.remembered_traces",
         },
         aliases={"sampling.keep": ("keep",), "sampling.decision_wait": ("decision_wait",)},
         live=frozenset({"sampling.keep", "sampling.decision_wait", "sampling.decision_timeout"}),
+    ),
+    Section("sampling", "tollspan.processor.sample.file:SamplingSettings"),
+    Section(
+        "budget",
+        "tollspan.processor.sample.budget:BudgetSettings",
+        names={
+            "budget": "sampling.budget",
+            "tenants": "sampling.tenant_budgets",
+            "surge": "sampling.surge",
+            "retention_s": "sampling.retention",
+        },
     ),
     Section("receive", "tollspan.processor.intake:ReceiveSettings"),
     Section("receive.grpc", "tollspan.processor.receive:GrpcSettings"),
@@ -366,6 +382,8 @@ def runtime_config(config: Config) -> RuntimeConfig:
     from tollspan.processor.quarantine import QuarantineLimits
     from tollspan.processor.recent import RecentSettings
     from tollspan.processor.runtime import RuntimeConfig
+    from tollspan.processor.sample.budget import BudgetSettings
+    from tollspan.processor.sample.file import SamplingSettings
 
     places = config.get(Places)
     return RuntimeConfig(
@@ -373,6 +391,8 @@ def runtime_config(config: Config) -> RuntimeConfig:
         prices=places.prices,
         journal=places.journal,
         settings=config.get(Settings),
+        sampling=config.get(SamplingSettings),
+        budget=config.get(BudgetSettings),
         journal_limits=config.get(JournalLimits),
         drain_s=config.get(ShutdownSettings).drain_s,
         quarantine=config.get(QuarantineLimits),
@@ -382,7 +402,9 @@ def runtime_config(config: Config) -> RuntimeConfig:
     )
 
 
-RUNTIME: Final = ("", "journal", "pipeline", "quarantine", "recent", "forward", "forwarding", "shutdown")
+RUNTIME: Final = (
+    "", "journal", "pipeline", "sampling", "budget", "quarantine", "recent", "forward", "forwarding", "shutdown"
+)  # fmt: skip
 """Sections that `runtime_config` asks for: all that the drop-in exporter reads."""
 
 

@@ -106,6 +106,9 @@ TEXT: Final[dict[str, Source]] = {
     "feature": Source((names.FEATURE,), resource=True),
     "workflow": Source((names.WORKFLOW,), resource=True),
     "variant": Source((names.VARIANT,), resource=True),
+    "agent": Source((names.AGENT, names.AGENT_NAME), resource=True),
+    "route": Source((names.ROUTE, names.HTTP_ROUTE)),
+    "version": Source((names.SERVICE_VERSION,), resource=True),
     "provider": Source(
         (
             names.PROVIDER_NAME,
@@ -209,6 +212,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "deferred": (names.USAGE_DEFERRED,),
     "estimated": (names.USAGE_ESTIMATED,),
     "elsewhere": (names.USAGE_ELSEWHERE,),
+    "slim": (names.SLIM,),
 }
 """Canonical boolean column → keys."""
 

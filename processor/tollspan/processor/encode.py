@@ -411,7 +411,7 @@ def _large(tag: int, values: npt.NDArray[np.uint64]) -> Any:
 def _mended(decoded: Decoded) -> Decoded:
     """The same spans with all text in UTF-8 and no value deeper than parsers go."""
     spans = decoded.spans
-    for name, message, made in (("events", "Event", _event), ("links", "Link", _link)):
+    for name, message, made in (("events", "Event", event), ("links", "Link", _link)):
         offsets = np.asarray(spans[name].offsets).astype(np.int32)
         values = spans[name].values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
         if len(values):
@@ -427,7 +427,8 @@ def _mended(decoded: Decoded) -> Decoded:
     )
 
 
-def _event(batch: Any, attributes: Attributes) -> Any:
+def event(batch: Any, attributes: Attributes) -> Any:
+    """``Event`` messages from columns as `read_messages` gives them, n of them as a binary array."""
     time = np.asarray(batch["time_unix_nano"])
     return _joined(
         _constant(b"\x09", time.astype("<u8").view(np.uint8).reshape(-1, 8)),

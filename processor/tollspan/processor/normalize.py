@@ -166,6 +166,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "deferred": _deferred(pivot, decoded, two_sided & ~tokens & (status != _STATUSES.index("error"))),
             "estimated": _estimated(pivot, decoded, text["provider"]),
             "elsewhere": pivot.flag(FLAGS["elsewhere"]),
+            "slim": pivot.flag(FLAGS["slim"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
             "convention": _dictionary(counts.convention, CONVENTION_NAMES),

@@ -16,9 +16,10 @@ import logging
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,16 +33,34 @@ from tollspan.processor.charge import Charged, charge, plain
 from tollspan.processor.counters import Counters, Laps
 from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
-from tollspan.processor.identity import Mask
+from tollspan.processor.forward.costs import COLUMNS as FORWARDED
+from tollspan.processor.forward.costs import Costs
+from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
 from tollspan.processor.quarantine import FOLDER as QUARANTINE
 from tollspan.processor.quarantine import SET_ASIDE, Entry, Quarantine, halves
-from tollspan.processor.recall import Recall
+from tollspan.processor.recall import Identities, Recall
 from tollspan.processor.recent import RecentSettings
-from tollspan.processor.sample import REASONS, Pending, Round, TailSampler, adjusted_count
+from tollspan.processor.sample import (
+    NEVER,
+    REASONS,
+    RULES,
+    Arrived,
+    Memory,
+    Pending,
+    Plain,
+    Round,
+    Spill,
+    TailSampler,
+    adjusted_count,
+    explicit,
+    failed,
+)
 from tollspan.processor.sample import encode_threshold as encode
-from tollspan.processor.summarize import Held, Kept, kept_of, summarize
+from tollspan.processor.sample.content import content_bytes
+from tollspan.processor.sample.telemetry_cost import RETENTION_S, Part, Rules, Shares, arrived, row_bytes, unclaimed
+from tollspan.processor.summarize import CONTENT, Facts, Held, Kept, kept_of, stored_bytes, summarize
 from tollspan.processor.tracestate import randomness
 from tollspan.processor.unknown import Unknown
 from tollspan.processor.values import Between
@@ -59,6 +78,9 @@ twice."""
 LAST_FAULTS: Final = 8
 """Faults of ours after which a drain ends; what is left comes again at the next start."""
 
+SAMPLING: Final = "sampling"
+"""Folder of the journal for decisions that are remembered, and for bodies that find no room in memory."""
+
 ACCEPTED_S: Final = 600.0
 """Age from which on a row that the store has taken is not shown to it again when it refuses others."""
 
@@ -73,7 +95,13 @@ class Settings:
         linger_s: how long a small batch waits for more.
         decision_wait_s: from the arrival of a trace's root to its sampling decision.
         decision_timeout_s: from a trace's first span to its decision where no root comes.
-        max_pending_bytes: bound on bodies that wait for a decision.
+        quiet_timeout_s: how long a trace whose root has not come may be quiet until it counts as over; its spans are
+            decided in steps meanwhile, each judged with what is known of the ones before.
+        max_trace_spans: spans of one trace that wait for one decision; a longer trace is decided in steps.
+        max_pending_bytes: bodies in memory that wait for a decision; what is beyond waits on disk.
+        max_pending_disk_bytes: disk space for them, beside the journal; beyond it the oldest are decided early.
+        max_pending_spans: spans that wait, about 70 bytes of memory each; beyond it the oldest are decided early.
+        remembered_traces: decisions that are remembered for late spans, also over a restart.
     """
 
     keep: Annotated[float, Between(0, 1)] = 0.1
@@ -81,7 +109,28 @@ class Settings:
     linger_s: float = 0.25
     decision_wait_s: float = 5.0
     decision_timeout_s: float = 30.0
+    quiet_timeout_s: float = 900.0
+    max_trace_spans: int = 100_000
     max_pending_bytes: int = 512 << 20
+    max_pending_disk_bytes: int = 8 << 30
+    max_pending_spans: int = 10_000_000
+    remembered_traces: int = 1_000_000
+
+
+class _Told(NamedTuple):
+    """What samplers before us say of n spans.
+
+    Attributes:
+        randomness: of each one's trace, see `explicit`.
+        incoming, slim: as in `Facts`.
+    """
+
+    randomness: U64
+    incoming: U64 | None
+    slim: Mask | None
+
+
+_NOBODY: Final = np.zeros(1, np.bool_)
 
 
 @dataclass(slots=True)
@@ -92,11 +141,13 @@ class _Source:
         batch: to be released when nothing of it waits.
         waiting: parts whose spans are not all decided and written.
         complete: every part is in the ledger, or set aside.
+        parts: what the telemetry of its parts comes to.
     """
 
     batch: Batch
     waiting: int = 0
     complete: bool = False
+    parts: list[Part] = field(default_factory=list)
 
 
 def used(normalized: Normalized) -> Mask:
@@ -169,11 +220,22 @@ class Pipeline:
         """Sends kept spans on; set before `run`."""
         self.laps = Laps(counters, "pipeline.stage.seconds")
         self._finished: list[_Source] = []
+        self.clock: Callable[[], float] = time.monotonic
+        """What the sampler goes by, in seconds."""
+        self.retention_s = RETENTION_S
+        """How long kept spans are stored, and paid for; set before `run`."""
         self.sampler = TailSampler(
-            settings.keep,
+            Plain(settings.keep),
             wait_s=settings.decision_wait_s,
             timeout_s=settings.decision_timeout_s,
+            quiet_s=settings.quiet_timeout_s,
             max_bytes=settings.max_pending_bytes,
+            max_spans=settings.max_pending_spans,
+            max_trace_spans=settings.max_trace_spans,
+            spill=Spill(journal.directory / SAMPLING, settings.max_pending_disk_bytes, counters),
+            strip=Held.stripped,
+            memory=Memory(settings.remembered_traces, counters),
+            counters=counters,
         )
 
     def use(self, engine: PriceEngine) -> None:
@@ -186,7 +248,9 @@ class Pipeline:
         self.sampler.tune(settings.keep, settings.decision_wait_s, settings.decision_timeout_s)
 
     def recall(self, folder: Path, store: str) -> None:
-        """Take up what the processes before knew of recent spans; before the first batch. See `Recall.open`."""
+        """Take up what the processes before knew of recent spans, and which traces they decided; before the first
+        batch. See `Recall.open`."""
+        self.sampler.memory.open(self.journal.directory / SAMPLING)
         self.accounts.add_attempts(self.recent.open(folder, self.journal, store))
 
     def run(self, stop: threading.Event) -> None:
@@ -197,9 +261,9 @@ class Pipeline:
         faults = 0
         while faults < LAST_FAULTS and (more := self._stepped(0.0)) is not False:
             faults += more is None
-        self.laps.start()
-        self._settle(self.sampler.tick(time.monotonic(), everything=True))
+        self._decide(everything=True)
         self._let_go(everything=True)
+        self.sampler.close()
 
     def _stepped(self, timeout_s: float) -> bool | None:
         """As `step`; None where a fault of ours came in between: what it touched stays in the journal, and the line
@@ -218,10 +282,18 @@ class Pipeline:
         )
         if batch is not None:
             self._guarded(batch)
-        self.laps.start()
-        self._settle(self.sampler.tick(time.monotonic()))
+        self._decide()
         self._let_go()
         return batch is not None
+
+    def _decide(self, everything: bool = False) -> None:
+        """Settle what is due, some hundred thousand spans at a time."""
+        more = True
+        while more:
+            self.laps.start()
+            decided = self.sampler.tick(self.clock(), everything=everything)
+            self._settle(decided)
+            more = decided.more
 
     def _guarded(self, batch: Batch) -> None:
         """Process a batch whole or, where that fails, what of it can be."""
@@ -329,6 +401,8 @@ class Pipeline:
 
     def _release(self, source: _Source) -> None:
         if source.complete and not source.waiting:
+            for part in source.parts:
+                self.accounts.add_telemetry(part.rows(self.engine, self.retention_s))
             self._finished.append(source)
 
     def _let_go(self, everything: bool = False) -> None:
@@ -341,6 +415,7 @@ class Pipeline:
             log.warning("%d batches stay in the journal: %s", len(self._finished), error)
             return
         self.recent.sync()
+        self.sampler.memory.sync()
         for source in self._finished:
             self.journal.release(source.batch)
         self._finished.clear()
@@ -366,8 +441,9 @@ class Pipeline:
         if not len(decoded):
             self._count_decoded(everything, received, seen)
             self.accounts.add(account)
+            source.parts.append(unclaimed(batch.token, part, self.accounts.attempt, batch.received_ns, received))
             return
-        now = time.monotonic()
+        now = self.clock()
         normalized = normalize(decoded, received_ns=batch.received_ns)
         self.unknown.see(decoded, normalized, batch.received_ns)
         self.laps.lap("normalize")
@@ -394,9 +470,12 @@ class Pipeline:
         late = self.recent.late(np.asarray(decoded.spans["end_ns"])[charged.rows], batch)
         account["late"] = int(np.count_nonzero(late))
         self.laps.lap("charge")
-        held = self._hold(decoded, normalized, charged, who.root, received // len(everything))
-        states = decoded.spans["trace_state"]
-        chance, incoming = randomness(plain(states), who.trace)
+        told = self._told(decoded, normalized, who)
+        telemetry, shares = arrived(
+            batch.token, part, self.accounts.attempt, batch.received_ns, received, everything, decoded, table
+        )
+        held = self._hold(decoded, normalized, charged, who.root, told, shares)
+        signs = self.sampler.look(Arrived(decoded, normalized, charged, who))
         billed = charged.rows[(tokens & ~rollups)[charged.rows]]
         starts = np.asarray(table["start_ns"]).astype(np.uint64)
         record = self.recent.record(batch, part, account, who, announced, billed, embeddings, starts)
@@ -414,61 +493,66 @@ class Pipeline:
         self.accounts.add(account, late_rows(ledger, late))
         self._count_decoded(everything, received, seen)
         self._count(charged)
+        if told.slim is not None:
+            self.counters.add("sampled.slim_spans", int(np.count_nonzero(told.slim)))
 
         self.sampler.offer(
             Pending(
                 source=source,
                 bodies=held,
-                rows=np.arange(len(decoded), dtype=np.int64),
                 trace=who.traces,
+                ids=who.trace,
                 span=who.keys,
-                randomness=chance,
-                incoming=incoming,
+                randomness=told.randomness,
                 root=who.root,
-                error=np.asarray(held.facts["error"]),
+                signs=signs,
                 arrived=now,
                 nbytes=held.nbytes,
             )
         )
+        source.parts.append(telemetry)
         source.waiting += 1
         self.laps.lap("hold")
 
-    def _hold(self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Any, span_bytes: int) -> Held:
+    def _told(self, decoded: Decoded, normalized: Normalized, who: Identities) -> _Told:
+        """What samplers before us say of the spans."""
+        values, incoming = randomness(plain(decoded.spans["trace_state"]), who.trace)
         table = normalized.table
-        row_of = np.full(len(decoded), -1, np.int64)
-        row_of[charged.rows] = np.arange(len(charged.rows))
-        at = pa.array(row_of, mask=row_of < 0)
-        facts = pa.table(
-            {
-                "trace_id": plain(table["trace_id"]),
-                "start_ns": plain(table["start_ns"]),
-                "end_ns": plain(table["end_ns"]),
-                "root": pa.array(root),
-                "error": pc.fill_null(pc.equal(plain(table["span_status"]), "error"), False),
-                "name": plain(decoded.spans["name"]),
-                "service": plain(table["service"]),
-                "tenant": plain(table["tenant"]),
-                "cost": plain(charged.ledger["cost"]).take(at),
-                "cost_status": plain(charged.ledger["cost_status"]).take(at),
-            }
-        )
-        costs = self.forwarder.costs(charged.ledger, charged.rows, len(decoded)) if self.forwarder else None
-        return Held(decoded.waiting(), facts, span_bytes, costs)
+        slim: Mask | None = None
+        # Those of a trace that came although its head rejected it stand for nobody, whole or slim.
+        passed = np.asarray(pc.is_valid(plain(table["slim"]))) if "slim" in table.column_names else _NOBODY
+        if passed.any():
+            slim = np.asarray(pc.fill_null(plain(table["slim"]), False))
+            incoming[passed] = NEVER
+        elif not incoming.any():
+            return _Told(explicit(values, who.trace), None, None)
+        # A threshold above the trace's own randomness cannot be what the span was chosen by.
+        odd = (incoming > values) & (incoming < np.uint64(NEVER))
+        if odd.any():
+            self.counters.add("sampling.inconsistent_th", int(np.count_nonzero(odd)))
+            incoming[odd] = 0
+        return _Told(explicit(values, who.trace), incoming, slim)
+
+    def _hold(
+        self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Mask, told: _Told, shares: Shares
+    ) -> Held:
+        facts = Facts.of(normalized.table, failed(decoded.spans), root, told.incoming, told.slim)
+        columns = FORWARDED if self.forwarder else ("cost", "cost_status")
+        costs = Costs.of(charged.ledger, charged.rows, len(decoded), columns)
+        return Held(decoded.waiting(), facts, shares, costs)
 
     def _settle(self, decided: Round) -> None:
         """Write what a round decided, then release the batches that wait for nothing more."""
         if decided.decisions:
             self.laps.lap("sample")
-            kept = [some for decision in decided.decisions if (some := kept_of(decision)) is not None]
+            kept = [some for decision in decided.decisions for some in kept_of(decision)]
             tables = [self._bodies(some) for some in kept]
             spans = pa.concat_tables(tables, promote_options="permissive") if tables else None
             self.laps.lap("bodies")
-            summaries = summarize(decided.decisions, decided.traces, self.engine)
+            sizes = [row_bytes(table) for table in tables]
+            summaries = summarize(decided, self.engine, stored_bytes(kept, sizes, decided.traces))
             self.laps.lap("summarize")
-            self.counters.add("sampled.traces", decided.traces)
-            self.counters.add("sampled.kept_traces", int(pc.sum(summaries["kept"]).as_py() or 0))
-            self.counters.add("sampled.spans", sum(len(d.rows) for d in decided.decisions))
-            self.counters.add("sampled.kept_spans", spans.num_rows if spans is not None else 0)
+            self._count_decided(decided, summaries, spans)
             spooled = None
             if self.forwarder is not None:
                 spooled = self.forwarder.keep(kept)
@@ -484,25 +568,64 @@ class Pipeline:
                 # Durable before the batches that these spans came in are released.
                 spooled.wait()
             self.laps.lap("write_bodies")
+            self._tally(decided, kept, sizes)
+            self.laps.lap("tally")
         for source in decided.finished:
             source.waiting -= 1
             self._release(source)
 
     @staticmethod
+    def _tally(decided: Round, kept: list[Kept], sizes: list[Any]) -> None:
+        """Count what became of the spans into their batches' telemetry, by the rule that decided."""
+        fates = decided.fates
+
+        def rules(group: Rows) -> Rules:
+            return Rules(fates.matched[group], fates.steered[group], fates.full[group])
+
+        for each in decided.decisions:
+            shares = each.bodies.shares
+            if shares is not None:
+                shares.decided(each.rows, rules(each.group))
+        for some, stored in zip(kept, sizes, strict=True):
+            shares = some.held.shares
+            if shares is not None:
+                shares.kept(some.rows, rules(some.group), stored, content_bytes(some.spans), some.removed)
+
+    @staticmethod
     def _bodies(kept: Kept) -> pa.Table:
         """Rows of ``spans``."""
         levels, level = np.unique(kept.threshold, return_inverse=True)
-        facts = kept.held.facts.take(pa.array(kept.rows))
+        costs: Costs = kept.held.costs
+        at = costs.rows[kept.rows]
+        row = pa.array(at, mask=at < 0)
+        ground = pa.array(kept.reason)
         return bodies(
             kept.spans,
             {
-                "SamplingThreshold": pa.array([encode(int(v)) for v in levels]).take(pa.array(level)),
-                "AdjustedCount": pa.array([adjusted_count(int(v)) for v in levels]).take(pa.array(level)),
-                "KeepReason": pa.array(list(REASONS)).take(pa.array(kept.reason.astype(np.int64))),
-                "Cost": plain(facts["cost"]),
-                "CostStatus": pc.fill_null(pc.cast(plain(facts["cost_status"]), pa.string()), ""),
+                "SamplingThreshold": pa.array([encode(int(v)) for v in levels], pa.string()).take(pa.array(level)),
+                "AdjustedCount": pa.array([adjusted_count(int(v)) for v in levels], pa.float64()).take(pa.array(level)),
+                "KeepReason": pa.array(list(REASONS)).take(ground),
+                "KeepRule": pa.array(list(RULES)).take(ground),
+                "Content": pa.array([CONTENT[kept.content]] * len(kept.rows), pa.string()),
+                "Cost": plain(costs.ledger["cost"]).take(row),
+                "CostStatus": pc.fill_null(pc.cast(plain(costs.ledger["cost_status"]).take(row), pa.string()), ""),
             },
         )
+
+    def _count_decided(self, decided: Round, summaries: pa.Table, spans: pa.Table | None) -> None:
+        count = self.counters.add
+        count("sampled.traces", decided.traces)
+        count("sampled.kept_traces", int(pc.sum(summaries["kept"]).as_py() or 0))
+        count("sampled.spans", sum(len(d.rows) for d in decided.decisions))
+        count("sampled.kept_spans", spans.num_rows if spans is not None else 0)
+        # By rule: what it kept, and what it matched and chance then dropped.
+        fates = decided.fates
+        for number, traces in enumerate(np.bincount(fates.reason).tolist()):
+            if number and traces:
+                count(f"sampled.rule.{RULES[number]}", traces)
+        for number, traces in enumerate(np.bincount(fates.matched[fates.reason == 0]).tolist()):
+            if traces:
+                count(f"sampled.dropped_by.{RULES[number] or 'none'}", traces)
 
     def _write(self, token: str, ledger: pa.Table | None, spans: pa.Table | None, traces: pa.Table | None) -> None:
         attempts = self._attempts if ledger is not None else STORE_ATTEMPTS

@@ -19,6 +19,7 @@ What is compared
 * ``charges``: each row's cost is the sum of its charges.
 * ``trace_costs``: Σ over traces = Σ over rows. ``traces``: each trace of the ledger has its summary (only where the
   journal is given and empty, for summaries are written when a trace is decided).
+* ``telemetry``: the spans of each batch, as accounted, and those whose bytes are counted when all are decided.
 * ``same_id``: one span in two rows, which a sender made by giving one id to two spans with different start times, at a
   distance that the filter does not reach.
 * ``rollup``: a row that is billed though a span beneath it is (`missing_rollups`).
@@ -172,6 +173,7 @@ def reconcile(
     _gaps(reader, window, seen, report)
     _batches(reader, window, seen, report)
     _strays(reader, window, seen, report)
+    _telemetry(reader, window, seen, report)
     _rows(reader, window, report)
     _same_ids(reader, window, report)
     if seen is None:
@@ -372,6 +374,38 @@ def _rows(reader: Reads, window: Mapping[str, Any], report: Report) -> None:
     if sums["by_row"] != sums["by_trace"]:
         text = f"traces cost {sums['by_trace']:f} USD together, and their rows {sums['by_row']:f}"
         report.add("trace_costs", "trace_costs", sums["by_row"], sums["by_trace"], text)
+
+
+def _telemetry(reader: Reads, window: Mapping[str, Any], seen: _Journal | None, report: Report) -> None:
+    """Each batch's spans against those in ``telemetry``. That none are there says nothing: they may be waiting, or have
+    come again in another batch."""
+    on_the_way = set() if seen is None else set(seen.tokens)
+    for row in reader.rows(
+        f"""
+        SELECT a.token AS token, a.spans AS spans, t.spans AS found
+        FROM
+        (
+            SELECT token, groupArray(fresh) AS spans FROM
+            (
+                SELECT token, attempt, sum(spans) - sum(rejected + duplicates + conflicts + set_aside) AS fresh
+                FROM batches FINAL WHERE {_IN_WINDOW} GROUP BY token, attempt
+            )
+            GROUP BY token
+        ) AS a
+        INNER JOIN
+        (
+            SELECT token, sum(spans) AS spans FROM telemetry FINAL WHERE {_IN_WINDOW} GROUP BY token
+        ) AS t USING (token)
+        WHERE NOT has(spans, found)
+        ORDER BY token LIMIT {SHOWN}
+        """,
+        window,
+    ):
+        if row["token"] in on_the_way:
+            continue
+        where, due = row["token"], max(row["spans"])
+        text = f"batch {where}: it brought {due} new spans, and the bytes of {row['found']} are in telemetry"
+        report.add("telemetry", where, due, row["found"], text)
 
 
 def _same_ids(reader: Reads, window: Mapping[str, Any], report: Report) -> None:

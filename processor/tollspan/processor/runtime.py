@@ -28,11 +28,17 @@ from tollspan.processor.forward.settings import Endpoint, Forwarding
 from tollspan.processor.inbox import FOLDER as INBOX
 from tollspan.processor.inbox import Collection, Inbox
 from tollspan.processor.journal import Journal
-from tollspan.processor.pipeline import Pipeline, Settings
+from tollspan.processor.pipeline import SAMPLING, Pipeline, Settings
 from tollspan.processor.prices_file import Prices
 from tollspan.processor.quarantine import FOLDER as QUARANTINE
 from tollspan.processor.quarantine import Quarantine, QuarantineLimits
 from tollspan.processor.recent import RecentSettings
+from tollspan.processor.sample import Plain, Policy
+from tollspan.processor.sample.budget import Budget, BudgetSettings
+from tollspan.processor.sample.file import SamplingFile, SamplingSettings
+from tollspan.processor.sample.levels import Levels
+from tollspan.processor.sample.policy import RulePolicy
+from tollspan.processor.sample.rules import Sampling
 from tollspan.processor.store import Embedded, Location, Server, Store, locate, open_store
 from tollspan.processor.write import Writer
 
@@ -59,6 +65,8 @@ class RuntimeConfig:
         prices: the user's price book, in front of the shipped one; None for the shipped one alone.
         journal: journal directory; None for the one that belongs to the store.
         settings: batching and sampling.
+        sampling: rules of sampling.
+        budget: what telemetry may take.
         journal_limits: how large the journal may grow.
         drain_s: seconds that a shutdown waits for a store that is away before it leaves the rest in the journal.
         quarantine: how much of what cannot be processed is kept.
@@ -70,6 +78,8 @@ class RuntimeConfig:
     prices: Path | None = None
     journal: Path | None = None
     settings: Settings = field(default_factory=Settings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     journal_limits: JournalLimits = field(default_factory=JournalLimits)
     drain_s: float = 25.0
     quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
@@ -130,7 +140,8 @@ class Runtime:
             up: the journal takes spans in until it answers. Otherwise one that does not answer is an error.
 
     Raises:
-        TollspanError, BookError: the store, the journal or the price book cannot be used; nothing stays open.
+        TollspanError, BookError: the store, the journal, the price book or the sampling file cannot be used; nothing
+            stays open.
     """
 
     def __init__(
@@ -139,6 +150,7 @@ class Runtime:
         self.config = config
         self.counters = counters or Counters()
         self.prices = Prices(config.prices, self.counters)
+        self.sampling = SamplingFile(config.sampling.file, config.settings.keep, self.counters)
         location = locate(config.store)
         later = wait_for_store and isinstance(location, Server)
         self._store: Store | None = None if later else _open(config.store)
@@ -163,6 +175,12 @@ class Runtime:
             if self._store is not None:
                 self._store.close()
             raise
+        self.levels = Levels(lambda: self._store, self.directory / SAMPLING, self.counters)
+        self.budget = Budget(
+            config.budget, lambda: self.prices.engine, self.counters, config.settings.decision_timeout_s
+        )
+        if self.budget.limits:
+            self.levels.add(self.budget)
         self.quarantine = Quarantine(self.directory / QUARANTINE, self.counters, config.quarantine)
         self._home = home or self.directory
         # One for what is replayed into this journal, one for other processes on this store.
@@ -200,9 +218,11 @@ class Runtime:
         return self._store
 
     def start(self) -> None:
-        """Start the worker (what the journal still held comes first) and watch the price book."""
+        """Start the worker (what the journal still held comes first) and watch the files in use."""
         self._thread.start()
         self.prices.start()
+        self.sampling.start()
+        self.levels.start()
         if self.forwarder is not None:
             self.forwarder.start()
         self._inbox.start()
@@ -213,6 +233,16 @@ class Runtime:
             self._settings = settings
             if self._pipeline is not None:
                 self._pipeline.tune(settings)
+        self.sampling.retune(settings.keep)
+
+    def policy(self, sampling: Sampling) -> Policy:
+        """A policy of rules, and the figures that it needs kept up."""
+        steered = bool(self.budget.limits)
+        if not sampling.file and not steered:
+            return Plain(sampling.base.share)
+        made = RulePolicy(sampling, self.levels, steered)
+        self.levels.want(made.levels_needed)
+        return made
 
     @property
     def alive(self) -> bool:
@@ -229,6 +259,8 @@ class Runtime:
         self._inbox.stop()
         self._stop.set()
         self.prices.stop()
+        self.sampling.stop()
+        self.levels.stop(GIVE_UP_S)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
             self._give_up.set()
@@ -236,7 +268,7 @@ class Runtime:
         if self.forwarder is not None:
             self.forwarder.stop()
         self.journal.close()
-        if self._thread.is_alive():
+        if self._thread.is_alive() or not self.levels.stop(GIVE_UP_S):
             # It hangs in a call to the store; the thread is a daemon, and closing the store under it helps nobody.
             log.warning("the store does not answer; what it has not taken stays in the journal")
         elif self._store is not None:
@@ -272,7 +304,9 @@ class Runtime:
                 self.config.recent,
             )
             pipeline.forwarder = self.forwarder
+            pipeline.retention_s = int(self.config.budget.retention_s)
             self.prices.follow(pipeline.use)
+            self.sampling.follow(lambda sampling: pipeline.sampler.use(self.policy(sampling)))
             with self._tuning:
                 pipeline.tune(self._settings)
                 self._pipeline = pipeline
@@ -313,6 +347,8 @@ class Runtime:
         gauge("store.up", lambda: int(not self.store_trouble))
         gauge("pipeline.up", lambda: int(self.alive))
         gauge("prices.reload_error", lambda: int(bool(self.prices.error)))
+        gauge("sampling_file.reload_error", lambda: int(bool(self.sampling.error)))
+        gauge("sampling.levels.stale", lambda: int(bool(self.levels.trouble)))
         gauge("journal.disk_bytes", lambda: journal.state().disk_bytes)
         gauge("journal.cap_bytes", lambda: journal.state().cap_bytes)
         gauge("inbox.waiting_bytes", lambda: sum(inbox.size() for inbox in self._inbox.inboxes))
@@ -321,7 +357,7 @@ class Runtime:
         gauge("lag.bytes", lambda: journal.state().waiting_bytes)
         gauge("lag.spans", self._lag_spans)
         gauge("lag.seconds", self._lag_s)
-        for name in ("waiting_spans", "waiting_bytes", "forced"):
+        for name in ("open_traces", "waiting_spans", "waiting_bytes", "forced"):
             gauge(f"sampling.{name}", partial(self._sampling, name))
 
     def _sampling(self, name: str) -> int | None:

@@ -39,7 +39,11 @@ from tollspan.processor.tls import Tls, TlsFiles
 log = logging.getLogger(__name__)
 
 PRICES: Final = "tollspan.prices"
-"""Name in the gRPC health service: NOT_SERVING while the price book's file is broken and the last good one in use."""
+SAMPLING: Final = "tollspan.sampling"
+"""Names in the gRPC health service: NOT_SERVING while the price book's file, or that of the sampling rules, is broken
+and the last good one in use."""
+BUDGET: Final = "tollspan.budget"
+"""The same, while a budget of telemetry is not held; the log and `tollspan query sampling-budget` say why."""
 
 LOOK_S: Final = 0.5
 """Seconds between two looks for a signal."""
@@ -159,6 +163,8 @@ class Service:
             if runtime.forwarder is not None:
                 runtime.forwarder.not_to([each for each in (self.grpc_address, self.http_address) if each])
             runtime.prices.watch_health(lambda good: receiver.report(PRICES, good))
+            runtime.sampling.watch_health(lambda good: receiver.report(SAMPLING, good))
+            runtime.budget.watch_health(lambda good: receiver.report(BUDGET, good))
             if senders is not None:
                 senders.start()
             own = (self.grpc_address, self.http_address, self.sql_address)
@@ -224,6 +230,12 @@ class Service:
             lines.append(f"store: {one_line(away).rstrip('.')}; spans wait in the journal")
         if error := self.runtime.prices.error:
             lines.append(f"prices: the file is broken, the last good book is in use: {one_line(error)}")
+        if error := self.runtime.sampling.error:
+            lines.append(f"sampling: the file is broken, the last good rules are in use: {one_line(error)}")
+        if error := self.runtime.levels.trouble:
+            lines.append(f"sampling: levels are not renewed, the last ones are in use: {one_line(error)}")
+        if error := self.runtime.budget.trouble:
+            lines.append(one_line(error))
         if self.runtime.forwarder is not None:
             lines += map(one_line, self.runtime.forwarder.troubles)
         return (503 if trouble else 200), "\n".join(lines) + "\n"
@@ -254,11 +266,12 @@ class Service:
         return self.runtime.connected and self.runtime.store.embedded
 
     def reload(self) -> None:
-        """Read prices, senders, certificates and settings again; what is broken stays as it was.
+        """Read prices, sampling rules, senders, certificates and settings again; what is broken stays as it was.
 
         Of the settings those that can change while it runs do; the log says what changed and what needs a restart.
         """
         self.runtime.prices.reload()
+        self.runtime.sampling.reload()
         for each in (self._senders, self._readers):
             if each is not None:
                 each.reload()

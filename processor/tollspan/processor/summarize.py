@@ -20,12 +20,82 @@ from tollspan.processor.charge import given, plain
 from tollspan.processor.decode import Decoded, Waiting
 from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.identity import U64, Mask, Rows
-from tollspan.processor.sample import DROPPED, REASONS, Decision, encode_threshold
+from tollspan.processor.sample import DROPPED, FULL, REASONS, RULES, STRIPPED, Decision, Round, encode_threshold
+from tollspan.processor.sample.content import REMOVED, strip
+from tollspan.processor.sample.telemetry_cost import Shares
 from tollspan.processor.tracestate import stamp_column
 
 DAY_NS: Final = 86_400 * 10**9
 LAST_DAY: Final = 65_535
 """The last day of ClickHouse's Date, in 2149; a span dated later is `invalid`, but has a row like any other."""
+
+CONTENT: Final = {FULL: "full", STRIPPED: REMOVED}
+"""What is said of a body's content, by its level."""
+
+Sizes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a summary needs of n spans.
+
+    Attributes:
+        start, end: ns since the epoch, int64 of n. error: status is error, n.
+        root: row in ``roots`` of a span without a parent, -1 for the others; int32 of n.
+        roots: ``name``, ``service``, ``tenant`` of these.
+        incoming: threshold by which a sampler before us chose each span, uint64 of n; None: none did.
+        slim: has no body to keep, n; None: all have.
+    """
+
+    start: Sizes
+    end: Sizes
+    error: Mask
+    root: npt.NDArray[np.int32]
+    roots: pa.Table
+    incoming: U64 | None = None
+    slim: Mask | None = None
+
+    @classmethod
+    def of(
+        cls, table: pa.Table, error: Mask, root: Mask, incoming: U64 | None = None, slim: Mask | None = None
+    ) -> Facts:
+        """From canonical columns.
+
+        Args:
+            table: of `Normalized`.
+            error: status is error; root: has no parent; shape (n,).
+            incoming, slim: as in the attributes.
+        """
+        rows = np.flatnonzero(root)
+        place = np.full(len(root), -1, np.int32)
+        place[rows] = np.arange(len(rows))
+        at = pa.array(rows)
+        roots = pa.table({name: plain(table[name]).take(at) for name in ("name", "service", "tenant")})
+        start, end = (np.asarray(table[name]).astype(np.int64, copy=False) for name in ("start_ns", "end_ns"))
+        return cls(start, end, error, place, roots, incoming, slim)
+
+    def select(self, rows: Rows) -> Facts:
+        """A compact copy of some rows."""
+        root = self.root[rows]
+        some = np.flatnonzero(root >= 0)
+        place = np.full(len(rows), -1, np.int32)
+        place[some] = np.arange(len(some))
+        roots = self.roots.take(pa.array(root[some])).combine_chunks()
+        return Facts(
+            self.start[rows],
+            self.end[rows],
+            self.error[rows],
+            place,
+            roots,
+            None if self.incoming is None else self.incoming[rows],
+            None if self.slim is None else self.slim[rows],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory."""
+        arrays = (self.start, self.end, self.error, self.root, self.incoming, self.slim)
+        return sum(each.nbytes for each in arrays if each is not None) + int(self.roots.nbytes)
 
 
 @dataclass(slots=True)
@@ -34,104 +104,165 @@ class Held:
 
     Attributes:
         decoded: the spans, in as little memory as they need.
-        facts: one row a span: trace_id, start_ns, end_ns, root (bool), error (bool), name, service, tenant,
-            cost (decimal, null), cost_status.
-        span_bytes: telemetry bytes of one span: its share of the request's payload.
-        costs: `tollspan.processor.forward.costs.Costs` of the spans, where kept ones are sent on.
+        facts: see `Facts`; None where nobody makes summaries.
+        shares: telemetry bytes of the spans, and whose they are; None where nobody asks.
+        costs: `tollspan.processor.forward.costs.Costs` of the spans, with ``cost`` and ``cost_status``, and all of its
+            columns where kept spans are sent on.
     """
 
     decoded: Waiting
-    facts: pa.Table
-    span_bytes: int
+    facts: Facts | None
+    shares: Shares | None
     costs: Any = None
 
     def select(self, rows: Rows) -> Held:
         """A compact copy of some rows."""
-        facts = self.facts.take(pa.array(rows)).combine_chunks()
+        facts = self.facts.select(rows) if self.facts is not None else None
         costs = self.costs.select(rows) if self.costs is not None else None
-        return Held(self.decoded.select(rows).waiting(), facts, self.span_bytes, costs)
+        shares = self.shares.select(rows) if self.shares is not None else None
+        return Held(self.decoded.select(rows).waiting(), facts, shares, costs)
+
+    def stripped(self, rows: Rows) -> Held:
+        """A copy of some rows without their content."""
+        made = self.select(rows)
+        made.decoded = strip(made.decoded.select(np.arange(len(rows)))).decoded
+        return made
 
     @property
     def nbytes(self) -> int:
         """Approximate memory."""
-        costs = self.costs.nbytes if self.costs is not None else 0
-        return int(self.decoded.nbytes) + int(self.facts.nbytes) + int(costs)
+        return sum(int(part.nbytes) for part in (self.decoded, self.facts, self.shares, self.costs) if part is not None)
 
 
 class Kept(NamedTuple):
-    """Kept spans of one batch, k of them.
+    """Kept spans of one batch at one level of content, k of them.
 
     Attributes:
         spans: read once for all that is made of them, with the threshold in their trace states.
         held, rows: where they come from, and which of its rows they are.
-        reason, threshold: why and at which, see `Decision`.
+        group: number of each one's trace in the round.
+        reason: why, number of `sample.names`; threshold: at which, with what samplers before us did.
+        content: `FULL` or `STRIPPED`.
+        removed: bytes of content that were taken out of each.
     """
 
     spans: Decoded
     held: Held
     rows: Rows
-    reason: npt.NDArray[np.int8]
+    group: Rows
+    reason: npt.NDArray[np.int16]
     threshold: U64
+    content: int
+    removed: Sizes
 
 
-def kept_of(decision: Decision) -> Kept | None:
-    """The spans of a decision that are kept; None where there are none."""
-    keep = (decision.reason != DROPPED) & ~decision.duplicate
-    rows = decision.rows[keep]
-    if not len(rows):
-        return None
+def kept_of(decision: Decision) -> list[Kept]:
+    """The spans of a decision that are kept, by level of content."""
+    fates, group = decision.fates, decision.group
+    keep = (fates.reason != DROPPED)[group]
+    if decision.duplicate is not None:
+        keep &= ~decision.duplicate
+    if not keep.any():
+        return []
     held: Held = decision.bodies
-    thresholds = decision.threshold[keep]
+    facts = held.facts
+    if facts is not None and facts.slim is not None:
+        keep &= ~facts.slim[decision.rows]
+    rows, group = decision.rows[keep], group[keep]
+    if decision.stripped:
+        return [_kept(held, rows, group, fates.reason[group], fates.threshold[group], STRIPPED, without=False)]
+    levels = fates.content[group]
+    return [
+        _kept(held, rows[some], group[some], fates.reason[group[some]], fates.threshold[group[some]], level)
+        for level in (FULL, STRIPPED)
+        if (some := levels == level).any()
+    ]
+
+
+def _kept(
+    held: Held,
+    rows: Rows,
+    group: Rows,
+    reason: npt.NDArray[np.int16],
+    threshold: U64,
+    content: int,
+    *,
+    without: bool = True,
+) -> Kept:
     chosen = held.decoded.select(rows)
-    stamped = stamp_column(chosen.spans["trace_state"], thresholds)
+    removed = np.zeros(len(rows), np.int64)
+    if content == STRIPPED and without:
+        chosen, removed = strip(chosen)
+    if held.facts is not None and held.facts.incoming is not None:
+        threshold = np.maximum(threshold, held.facts.incoming[rows])
+    stamped = stamp_column(chosen.spans["trace_state"], threshold)
     spans = replace(chosen, spans=with_columns(chosen.spans, trace_state=stamped))
-    return Kept(spans, held, rows, decision.reason[keep], thresholds)
+    return Kept(spans, held, rows, group, reason, threshold, content, removed)
 
 
-def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -> pa.Table:
+def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) -> pa.Table:
     """Rows for the ``traces`` table.
 
     Args:
-        decisions: what the round decided; their ``group`` numbers the traces 0 … traces-1.
-        traces: number of decided traces.
+        decided: its decisions' ``group`` numbers its traces.
         engine: prices ``telemetry.bytes``; NULL cost when the book has no price for it.
+        stored: bytes of the rows of ``spans`` that each trace has; none if None.
     """
-    group = np.concatenate([d.group for d in decisions])
-    reason = np.concatenate([d.reason for d in decisions])
-    thresholds = np.concatenate([d.threshold for d in decisions])
-    single = ~np.concatenate([d.duplicate for d in decisions])
-    size = np.concatenate([np.full(len(d.rows), d.bodies.span_bytes, np.int64) for d in decisions])
-    start, end, root, error = (_gathered(decisions, name) for name in ("start_ns", "end_ns", "root", "error"))
-
+    traces, fates = decided.traces, decided.fates
     first = np.full(traces, np.iinfo(np.int64).max)
-    np.minimum.at(first, group, start)
-    last = np.zeros(traces, np.int64)
-    np.maximum.at(last, group, end)
+    last, spans, bodies, received = (np.zeros(traces, np.int64) for _ in range(4))
     failed = np.zeros(traces, np.uint8)
-    failed[group[error]] = 1
-    spans = np.bincount(group[single], minlength=traces)
-    received = np.bincount(group[single], weights=size[single], minlength=traces).astype(np.int64)
-    any_row = np.zeros(traces, np.int64)
-    any_row[group] = np.arange(len(group))
-    kept = reason[any_row] != DROPPED
-    # Text is taken for the one row of a trace that is shown, not for all.
-    roots = _facts(decisions, root, ["name", "service", "tenant"])
-    root_row = np.full(traces, -1, np.int64)
-    root_row[group[root]] = np.arange(roots.num_rows)
-    at_root = pa.array(root_row, mask=root_row < 0)
-    shown = np.zeros(len(group), np.bool_)
-    shown[any_row] = True
-    of_shown = np.cumsum(shown) - 1
+    stripped = fates.content == STRIPPED
+    root = np.full(traces, -1, np.int64)
+    roots: list[pa.Table] = []
+    known = 0
+    for each in decided.decisions:
+        held: Held = each.bodies
+        facts, rows, group = held.facts, each.rows, each.group
+        assert facts is not None
+        assert held.shares is not None
+        # Rows of a trace stand next to each other: there are as many to reduce as traces, not as spans.
+        cuts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
+        of = group[cuts]
+        np.minimum.at(first, of, np.minimum.reduceat(facts.start[rows], cuts))
+        np.maximum.at(last, of, np.maximum.reduceat(facts.end[rows], cuts))
+        failed[group[facts.error[rows]]] = 1
+        came = np.diff(cuts, append=len(rows))
+        sizes = held.shares.sizes[rows].astype(np.int64)
+        if each.duplicate is not None:
+            came = np.add.reduceat((~each.duplicate).astype(np.int64), cuts)
+            sizes[each.duplicate] = 0
+        np.add.at(spans, of, came)
+        np.add.at(received, of, np.add.reduceat(sizes, cuts))
+        if facts.slim is not None:
+            single = ~facts.slim[rows] if each.duplicate is None else ~facts.slim[rows] & ~each.duplicate
+            came = np.add.reduceat(single.astype(np.int64), cuts)
+        np.add.at(bodies, of, came)
+        if each.stripped:
+            stripped[of] = True
+        at_root = facts.root[rows]
+        some = np.flatnonzero(at_root >= 0)
+        if len(some):
+            root[group[some]] = np.arange(known, known + len(some))
+            roots.append(facts.roots.take(pa.array(at_root[some])))
+            known += len(some)
+    kept = (fates.reason != DROPPED) & (bodies > 0)
+    now = [spans, received, np.where(kept, bodies, 0), np.zeros(traces) if stored is None else stored]
+    spans, received, bodies, stored = decided.add_up(np.column_stack(now).astype(np.int64)).T
+    at = pa.array(root, mask=root < 0)
+    shown = pa.concat_tables(roots).combine_chunks() if roots else None
 
     def of_root(name: str) -> Any:
-        return given(plain(roots[name]).take(at_root))
+        return pa.array([""] * traces, pa.string()) if shown is None else given(plain(shown[name]).take(at))
 
-    levels, level = np.unique(thresholds[any_row], return_inverse=True)
-    names = pa.array([encode_threshold(int(v)) for v in levels])
+    levels, level = np.unique(fates.threshold, return_inverse=True)
+    names = pa.array([encode_threshold(int(v)) for v in levels], pa.string())
+    ground = pa.array(np.where(kept, fates.reason, DROPPED))
+    contents = pa.array(["", CONTENT[FULL], CONTENT[STRIPPED]])
     priced = engine.price_columns(first, {}, {"telemetry.bytes": pa.array(received)})
     return pa.table(
         {
-            "trace_id": plain(_facts(decisions, shown, ["trace_id"])["trace_id"]).take(pa.array(of_shown[any_row])),
+            "trace_id": _trace_ids(decided.ids),
             "day": pa.array(np.minimum(first // DAY_NS, LAST_DAY).astype(np.int32)).cast(pa.date32()),
             "start_time": pc.cast(pa.array(first), pa.timestamp("ns", "UTC")),
             "end_time": pc.cast(pa.array(last), pa.timestamp("ns", "UTC")),
@@ -143,23 +274,29 @@ def summarize(decisions: Sequence[Decision], traces: int, engine: PriceEngine) -
             "telemetry_bytes": pa.array(received.astype(np.uint64)),
             "telemetry_cost": plain(priced["cost"]),
             "kept": pa.array(kept.astype(np.uint8)),
-            "kept_spans": pa.array(np.where(kept, spans, 0).astype(np.uint64)),
-            "keep_reason": pa.array(list(REASONS)).take(pa.array(reason[any_row].astype(np.int64))),
-            "threshold": pc.if_else(pa.array(kept), names.take(pa.array(level)), ""),
+            "kept_spans": pa.array(bodies.astype(np.uint64)),
+            "keep_reason": pa.array(list(REASONS)).take(ground),
+            "threshold": pc.if_else(pa.array(kept), names.take(pa.array(level.reshape(-1))), ""),
+            "keep_rule": pa.array(list(RULES)).take(ground),
+            "content": contents.take(pa.array(np.where(kept, 1 + stripped, 0))),
+            "stored_bytes": pa.array(stored.astype(np.uint64)),
         }
     )
 
 
-def _gathered(decisions: Sequence[Decision], name: str) -> Any:
-    """A column of facts without nulls for all decided rows, decision after decision."""
-    return np.concatenate([np.asarray(d.bodies.facts[name])[d.rows] for d in decisions])
+def _trace_ids(ids: U64) -> Any:
+    """Trace ids from their words."""
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, pa.py_buffer(ids.astype(">u8"))])
 
 
-def _facts(decisions: Sequence[Decision], chosen: Mask, names: list[str]) -> pa.Table:
-    """Facts of the chosen ones of all decided rows, in their order."""
-    parts, start = [], 0
-    for decision in decisions:
-        mine = decision.rows[chosen[start : start + len(decision.rows)]]
-        start += len(decision.rows)
-        parts.append(decision.bodies.facts.select(names).take(pa.array(mine)))
-    return pa.concat_tables(parts).combine_chunks()
+def stored_bytes(kept: Sequence[Kept], sizes: Sequence[Sizes], traces: int) -> Sizes:
+    """Bytes that the kept spans of each of some traces have in the store.
+
+    Args:
+        kept: of the round; sizes: of each one's rows.
+        traces: in the round.
+    """
+    found = np.zeros(traces, np.int64)
+    for some, size in zip(kept, sizes, strict=True):
+        np.add.at(found, some.group, size)
+    return found

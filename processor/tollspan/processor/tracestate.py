@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.processor.identity import U64
-from tollspan.processor.sample import RANDOM_BITS, encode_threshold
+from tollspan.processor.sample.thresholds import NEVER, RANDOM_BITS, encode_threshold
 
 _MEMBER: Final = r"(?:^|,)[ \t]*ot=(?:[^,;]*;)*"
 _RV: Final = _MEMBER + r"rv:(?P<value>[0-9a-f]{14})[ \t]*(?:[,;]|$)"
@@ -65,12 +65,17 @@ def randomness(states: Any, trace: U64) -> tuple[U64, U64]:
 
 
 def stamp(state: str, threshold: int) -> str:
-    """``state`` with ``ot=th`` set to ``threshold``; other members and ``rv`` stay, the changed member comes first."""
+    """``state`` with ``ot=th`` set to ``threshold``; other members and ``rv`` stay, the changed member comes first.
+
+    With `NEVER` it has no ``th``: nothing is said of a probability.
+    """
     match = _OT.search(state)
     fields = [f.strip() for f in match.group(1).split(";")] if match else []
-    fields = [f"th:{encode_threshold(threshold)}", *(f for f in fields if f and not f.startswith("th:"))]
+    fields = [f for f in fields if f and not f.startswith("th:")]
+    if threshold < NEVER:
+        fields.insert(0, f"th:{encode_threshold(threshold)}")
     rest = [m.strip() for m in state.split(",") if m.strip() and not m.strip().startswith("ot=")]
-    return ",".join(["ot=" + ";".join(fields), *rest])
+    return ",".join(["ot=" + ";".join(fields), *rest] if fields else rest)
 
 
 def stamp_column(states: Any, thresholds: U64) -> pa.Array:

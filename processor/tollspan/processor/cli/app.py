@@ -12,9 +12,12 @@ from typing import Final
 import typer
 
 from tollspan.pricing import BookError
+from tollspan.processor.cli.bills import bills
 from tollspan.processor.cli.demo import demo
 from tollspan.processor.cli.doctor import doctor
+from tollspan.processor.cli.export import export
 from tollspan.processor.cli.journal import journal
+from tollspan.processor.cli.loaded import loaded
 from tollspan.processor.cli.price import price
 from tollspan.processor.cli.prices import prices
 from tollspan.processor.cli.quarantine import quarantine
@@ -23,13 +26,21 @@ from tollspan.processor.cli.reconcile import reconcile
 from tollspan.processor.cli.replay import replay
 from tollspan.processor.cli.report import report
 from tollspan.processor.cli.reprice import close, reprice
+from tollspan.processor.cli.sample import sample
+from tollspan.processor.cli.schema import schema
 from tollspan.processor.cli.serve import EXTRA, serve
+from tollspan.processor.cli.sql import sql
 from tollspan.processor.cli.token import token
+from tollspan.processor.cli.top import top
+from tollspan.processor.cli.trace import trace
 from tollspan.processor.errors import TollspanError
 
 PLACES: Final = {"store": ("store",), "prices": ("prices", "book"), "journal.directory": ("journal", "directory")}
 """Setting → what the commands call it."""
-GROUPED: Final = ("inspect", "list", "show", "replay", "drop")
+GROUPED: Final = (
+    *("inspect", "list", "show", "replay", "drop"),
+    *("status", "migrate", "ttl", "roles", "columns", "unlock"),
+)
 
 app = typer.Typer(
     help="What every inference costs, and who caused it.",
@@ -39,11 +50,14 @@ app = typer.Typer(
 )
 app.command(context_settings=EXTRA)(serve)
 app.command(context_settings=EXTRA)(doctor)
-for command in (demo, price, query, report, replay, reprice, close, reconcile, token):
+for command in (demo, price, query, report, loaded, replay, reprice, close, reconcile, sample, token, sql, top, trace):
     app.command()(command)
 app.add_typer(prices, name="prices")
+app.add_typer(schema, name="schema")
 app.add_typer(journal, name="journal")
 app.add_typer(quarantine, name="quarantine")
+app.add_typer(export, name="export")
+app.add_typer(bills, name="bills")
 
 
 @app.callback()

@@ -35,9 +35,9 @@ def doctor(
 ) -> None:
     """Check everything between a program and its ledger; give it the settings that 'tollspan serve' gets.
 
-    Looks at the configuration, ports, certificates, senders, prices, the journal and its disk, the store, clocks, a
-    test span's way, and what this environment would instrument. Exit code 0: all is well, perhaps with warnings; 1:
-    something is wrong; 2: it was used wrongly.
+    Looks at the configuration, ports, certificates, senders, prices, sampling rules, the journal and its disk, the
+    store, clocks, a test span's way, and what this environment would instrument. Exit code 0: all is well, perhaps with
+    warnings; 1: something is wrong; 2: it was used wrongly.
 
     Example: tollspan doctor --config /etc/tollspan/tollspan.yaml --format json
     """

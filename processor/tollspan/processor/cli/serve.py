@@ -168,7 +168,10 @@ def _greet(told: Mapping[str, str], service: Service) -> None:
     share = f"{100 * service.config.runtime.settings.keep:g} % of the other traces"
     waits = "" if service.runtime.connected else ", which does not answer yet: spans wait in the journal"
     console.print(f"tollspan: ledger in {told['store']}{waits}", soft_wrap=True)
-    console.print(f"tollspan: full spans kept of every trace with an error and of {share}")
+    if file := service.config.runtime.sampling.file:
+        console.print(f"tollspan: full spans kept as {file} says", soft_wrap=True)
+    else:
+        console.print(f"tollspan: full spans kept of every trace with an error and of {share}")
 
 
 def more_flags(arguments: Iterable[str]) -> dict[str, str]:

@@ -75,6 +75,7 @@ def _areas() -> dict[str, Callable[[Config, Live, Asked], Iterator[Finding]]]:
         "tls": files.tls,
         "senders": files.senders,
         "prices": files.prices,
+        "sampling": files.sampling,
         "journal": files.journal,
         "store": store.store,
         "clock": store.clock,

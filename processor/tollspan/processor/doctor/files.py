@@ -1,4 +1,4 @@
-"""Files: certificates, senders, the price book, and the journal with its disk."""
+"""Files: certificates, senders, the price book, sampling rules, and the journal with its disk."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from tollspan.processor.doctor.live import Live, reachable
 from tollspan.processor.errors import ConfigError, TollspanError
 from tollspan.processor.journal.inspection import inspect
 from tollspan.processor.runtime import journal_directory
+from tollspan.processor.sample.file import SamplingSettings
+from tollspan.processor.sample.rules import SamplingError, read_sampling
 from tollspan.processor.senders import Readers, Senders
 from tollspan.processor.store import Embedded, locate
 from tollspan.processor.tls import Tls, TlsFiles
@@ -175,6 +177,28 @@ def prices(config: Config, live: Live, asked: Asked) -> Iterator[Finding]:
             f"{unpriced:,.0f} of {rows:,.0f} rows since its start have no price.",
             "`tollspan query unpriced` lists them; give your book rows for them.",
         )
+
+
+def sampling(config: Config, live: Live, asked: Asked) -> Iterator[Finding]:
+    """The sampling file."""
+    path = config.get(SamplingSettings).file
+    if path is None:
+        yield skip("sampling.file", "There is none: errors are kept, and a share (sampling.keep) of the rest.")
+    else:
+        try:
+            found = read_sampling(path)
+        except SamplingError as error:
+            yield fail("sampling.file", str(error), "Fix the file; the service keeps the last good rules.")
+            return
+        yield ok("sampling.file", f"{path} has {len(found.rules)} rules and a base share of {found.base.share:g}.")
+        for warning in found.warnings:
+            yield warn("sampling.rules", warning, "`tollspan sample --check` says it too.")
+    for metric, check, what in (
+        ("tollspan_sampling_file_reload_error", "sampling.live", "could not take the file as it stands"),
+        ("tollspan_sampling_levels_stale", "sampling.levels", "cannot renew the figures that rules compare with"),
+    ):
+        if live.metrics.get(metric):
+            yield fail(check, f"The service {what} and uses the last good ones.", "Its log says what is wrong.")
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------

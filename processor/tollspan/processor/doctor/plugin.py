@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 INSTRUMENTORS: Final = "opentelemetry_instrumentor"
 EXPORTERS: Final = "opentelemetry_traces_exporter"
+SAMPLERS: Final = "opentelemetry_traces_sampler"
 OURS: Final = "tollspan_"
 PROTOCOLS: Final = {"grpc": 4317, "http/protobuf": 4318, "http/json": 4318}
 
@@ -128,11 +129,31 @@ def _sampler(env: Mapping[str, str]) -> Iterator[Finding]:
         sampler.endswith("traceidratio") and argument in ("1", "1.0")
     ):
         return
+    if sampler == "tollspan":
+        yield _own_sampler(argument)
+        return
     yield fail(
         "plugin.sampler",
         f"OTEL_TRACES_SAMPLER={sampler}: calls that are not sampled are in no bill.",
-        "Unset it: Tollspan keeps the cost of all and samples the spans itself (sampling.keep).",
+        "Unset it, or set it to tollspan, which sends what every call used: the cost of all is kept, and spans are "
+        "sampled by the processor too (sampling.keep).",
     )
+
+
+def _own_sampler(argument: str) -> Finding:
+    if not any(each.name == "tollspan" for each in entry_points(group=SAMPLERS)):
+        return fail("plugin.sampler", "The sampler `tollspan` is not installed here.", "pip install tollspan")
+    try:
+        share = float(argument or "1")
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        return warn(
+            "plugin.sampler",
+            f"OTEL_TRACES_SAMPLER_ARG={argument} is no share of traces: every trace is sampled.",
+            "Give a number from 0 to 1, as 0.1 for one in ten.",
+        )
+    return ok("plugin.sampler", f"{share:g} of the traces are sampled; of all others comes what they used.")
 
 
 def _exporter(config: Config, live: Live, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ them but those of sampling; what is not known is absent, never zero.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -58,11 +59,11 @@ class Costs:
     rows: Rows
 
     @classmethod
-    def of(cls, ledger: pa.Table, rows: Rows, spans: int) -> Costs:
-        """From a batch's ledger rows and the span that each of them is about."""
+    def of(cls, ledger: pa.Table, rows: Rows, spans: int, columns: Sequence[str] = COLUMNS) -> Costs:
+        """From a batch's ledger rows and the span that each of them is about; of the columns no more than is needed."""
         place = np.full(spans, -1, np.int64)
         place[rows] = np.arange(len(rows))
-        return cls(ledger.select(COLUMNS), place)
+        return cls(ledger.select(columns), place)
 
     def select(self, rows: Rows) -> Costs:
         """A copy for some of the spans."""
@@ -77,12 +78,12 @@ class Costs:
         return int(self.ledger.nbytes + self.rows.nbytes)
 
 
-def attributes(costs: Costs, reasons: npt.NDArray[np.int8], thresholds: U64) -> Any:
+def attributes(costs: Costs, reasons: npt.NDArray[np.integer[Any]], thresholds: U64) -> Any:
     """Attributes of spans that are sent on.
 
     Args:
         costs: of n spans.
-        reasons: why each was kept, codes into `sample.REASONS`, shape (n,).
+        reasons: why each was kept, numbers of `sample.names`, shape (n,).
         thresholds: at which, shape (n,).
 
     Returns:
@@ -126,7 +127,7 @@ def _coded(column: Any) -> Any:
     return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
 
 
-def _sampling(reasons: npt.NDArray[np.int8], thresholds: U64) -> Any:
+def _sampling(reasons: npt.NDArray[np.integer[Any]], thresholds: U64) -> Any:
     """Why and at which rate spans were kept, written once for each combination."""
     levels, level = np.unique(thresholds, return_inverse=True)
     codes, number = np.unique(level * len(REASONS) + reasons, return_inverse=True)

@@ -1,0 +1,390 @@
+"""What telemetry itself takes: bytes received and stored, by minute, tenant, service and rule; and what that costs.
+
+In: the spans of a batch as they arrive, and later what became of each. Out: rows of ``telemetry``, once all spans of a
+batch are decided. Beside `pipeline`; `accounts` puts the rows into the store before the batch is released from the
+journal, so a crash repeats them onto themselves.
+
+    part, shares = arrived(token, part, attempt, received_ns, received, everything, decoded, table)    # shares wait
+    shares.select(rows)                                                                   # wherever the bodies are cut
+    shares.decided(rows, Rules(…))                                                                    # at the decision
+    shares.kept(rows, Rules(…), stored, content, removed)                               # when what is kept is written
+    part.rows(engine, retention_s)                                                                # when all is decided
+
+*Received* is a span's share of its request, with what the request says once for many spans. *Stored* is the size of its
+row in ``spans`` (texts, and fixed widths of numbers), not compressed: how well a store compresses is its own business,
+so a price for storage is one for these bytes. What is stored is paid for as long as it is kept, the retention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollspan.pricing import PriceEngine
+from tollspan.processor.decode import Decoded
+from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.sample.names import REASONS, RULES
+from tollspan.processor.sample.thresholds import RANDOM_BITS
+
+RECEIVED: Final = "telemetry.bytes"
+STORED: Final = "telemetry.stored.byte_seconds"
+"""Meters."""
+
+RETENTION_S: Final = 30 * 86_400
+"""How long bodies are stored where nobody says."""
+
+MINUTE_NS: Final = 60 * 10**9
+_LAST_MINUTE: Final = (2**63 - 1) // MINUTE_NS
+_NEAR: Final = 120
+_FAR: Final = 2 * 1440
+"""Minutes between a span's start and its receipt, up to which it is counted by the minute, and by the hour."""
+_ROOM: Final = 1 << 18
+"""Numbers up to which distinct ones are found in a table, without sorting."""
+_SPAN_BYTES: Final = 100
+"""About what a span has beside its attributes."""
+
+_COUNTS: Final = (
+    "spans",
+    "bytes",
+    "wanted_bytes",
+    "kept_spans",
+    "kept_bytes",
+    "stored_bytes",
+    "content_bytes",
+    "removed_bytes",
+)
+_SPANS, _BYTES, _WANTED, _KEPT, _KEPT_BYTES, _STORED, _CONTENT, _REMOVED = range(len(_COUNTS))
+
+Sizes = npt.NDArray[np.int64]
+
+
+class Rules(NamedTuple):
+    """What decided m spans.
+
+    Attributes (shape (m,)):
+        ground: number of the rule, whether it kept the trace or not (see `names`); 0: none.
+        steered: whether a budget steers it.
+        full: threshold that the trace would have had without one, uint64.
+    """
+
+    ground: npt.NDArray[np.integer[Any]]
+    steered: Mask
+    full: npt.NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class Part:
+    """A part of a batch while its spans are being decided.
+
+    Attributes:
+        token, part, attempt: as in ``batches``.
+        received_ns: when the batch was received.
+        minutes: int64 of g, ns since the epoch; ``tenants``, ``services``: string arrays of g. Each group is another.
+        spans, received: int64 of g.
+    """
+
+    stays_in_memory: ClassVar[bool] = True
+    """Not to be put on disk with what waits: all of its spans count into this one (see `spill`)."""
+
+    token: str
+    part: str
+    attempt: int
+    received_ns: int
+    minutes: Sizes
+    tenants: Any
+    services: Any
+    spans: Sizes
+    received: Sizes
+    _tallies: dict[tuple[int, bool], npt.NDArray[np.int64]] = field(default_factory=dict)
+
+    def claim_nothing(self, received: int) -> None:
+        """Put bytes that are no new span's (duplicates, broken requests) to nobody's account; before `add`."""
+        minute = min(max(self.received_ns // MINUTE_NS, 0), _LAST_MINUTE) * MINUTE_NS
+        nobody = pc.and_(pc.equal(self.tenants, ""), pc.equal(self.services, ""))
+        at = np.flatnonzero((self.minutes == minute) & np.asarray(nobody, dtype=np.bool_))
+        if len(at):
+            self.received[at[0]] += received
+            return
+        self.minutes, self.spans = np.append(self.minutes, minute), np.append(self.spans, 0)
+        self.received = np.append(self.received, received)
+        self.tenants, self.services = (
+            pa.concat_arrays([texts, pa.array([""], pa.string())]) for texts in (self.tenants, self.services)
+        )
+
+    def add(self, group: npt.NDArray[np.int32], of: Rules, counts: Mapping[int, Any]) -> None:
+        """Count m spans.
+
+        Args:
+            group: of each, m.
+            of: what decided each, m.
+            counts: place in `_COUNTS` → numbers of m; None: one for each span.
+        """
+        groups = len(self.minutes)
+        which = of.ground.astype(np.int64) * 2 + of.steered
+        for number in np.unique(which).tolist():
+            rows = which == number
+            key = number >> 1, bool(number & 1)
+            tally = self._tallies.setdefault(key, np.zeros((len(_COUNTS), groups), np.int64))
+            for place, column in counts.items():
+                found = np.bincount(group[rows], None if column is None else column[rows], groups)
+                tally[place] += np.rint(found).astype(np.int64)
+
+    def rows(self, engine: PriceEngine, retention_s: int) -> pa.Table:
+        """Rows for ``telemetry``, g of them.
+
+        Args:
+            engine: prices both meters.
+            retention_s: how long bodies are stored.
+        """
+        groups, keys = len(self.minutes), list(self._tallies)
+        all_ = np.stack([self._tallies[key] for key in keys]) if keys else np.zeros((0, len(_COUNTS), groups), np.int64)
+        # Group after group, and in each the rules that decided something of it.
+        of_group, of_key = np.nonzero(all_[:, _SPANS, :].T)
+        entries = all_[of_key, :, of_group]
+        ends = pa.array(np.concatenate(([0], np.cumsum(np.bincount(of_group, minlength=groups)))).astype(np.int32))
+        paid = _priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
+        sums = (
+            pa.table({"group": of_group, "cost": paid})
+            .group_by("group", use_threads=False)
+            .aggregate([("cost", "sum")])
+            .sort_by("group")
+        )
+        place = np.full(groups, -1, np.int64)
+        place[np.asarray(sums["group"])] = np.arange(sums.num_rows)
+        # What nothing was stored of costs nothing, whatever the price.
+        stored = pc.if_else(
+            pa.array(place < 0),
+            pa.scalar(0).cast(paid.type),
+            sums["cost_sum"].combine_chunks().cast(paid.type).take(pa.array(place, mask=place < 0)),
+        )
+
+        def listed(values: Any) -> Any:
+            return pa.ListArray.from_arrays(ends, values)
+
+        grounds = [keys[number][0] for number in of_key.tolist()]
+        totals = all_.sum(axis=0)
+        return pa.table(
+            {
+                "minute": pa.array(self.minutes).cast(pa.timestamp("ns", "UTC")),
+                "tenant": self.tenants,
+                "service": self.services,
+                "token": pa.array([self.token] * groups, pa.string()),
+                "part": pa.array([self.part] * groups, pa.string()),
+                "attempt": pa.array(np.full(groups, self.attempt, np.uint64)),
+                "received_at": pa.array(np.full(groups, self.received_ns)).cast(pa.timestamp("ns", "UTC")),
+                "spans": pa.array(self.spans.astype(np.uint64)),
+                "bytes": pa.array(self.received.astype(np.uint64)),
+                "kept_spans": pa.array(totals[_KEPT].astype(np.uint64)),
+                "stored_bytes": pa.array(totals[_STORED].astype(np.uint64)),
+                "removed_bytes": pa.array(totals[_REMOVED].astype(np.uint64)),
+                "received_cost": _priced(engine, RECEIVED, self.minutes, self.received),
+                "stored_cost": stored,
+                "retention_s": pa.array(np.full(groups, retention_s, np.uint64)),
+                "book_version": pa.array([engine.book_version] * groups, pa.string()),
+                "rules.rule": listed(pa.array([RULES[ground] for ground in grounds], pa.string())),
+                "rules.reason": listed(pa.array([REASONS[ground] for ground in grounds], pa.string())),
+                "rules.steered": listed(pa.array([keys[number][1] for number in of_key.tolist()], pa.bool_())),
+                **{
+                    f"rules.{name}": listed(pa.array(entries[:, place].astype(np.uint64)))
+                    for place, name in enumerate(_COUNTS)
+                },
+                "rules.stored_cost": listed(paid),
+            }
+        )
+
+
+@dataclass(slots=True)
+class Shares:
+    """Which spans of a part wait: 8 bytes a span.
+
+    Attributes:
+        part: whose they are.
+        group: int32 of n, number in the part's groups.
+        sizes: uint32 of n, bytes received.
+    """
+
+    part: Part
+    group: npt.NDArray[np.int32]
+    sizes: npt.NDArray[np.uint32]
+
+    def select(self, rows: Rows) -> Shares:
+        """A copy for some of the spans."""
+        return Shares(self.part, self.group[rows], self.sizes[rows])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory."""
+        return int(self.group.nbytes + self.sizes.nbytes)
+
+    def decided(self, rows: Rows, of: Rules) -> None:
+        """Some of them are decided."""
+        sizes = self.sizes[rows]
+        wanted = sizes * (1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS)
+        self.part.add(self.group[rows], of, {_SPANS: None, _BYTES: sizes, _WANTED: wanted})
+
+    def kept(self, rows: Rows, of: Rules, stored: Sizes, content: Sizes, removed: Sizes) -> None:
+        """Some of those have a body in the store.
+
+        Args:
+            rows, of: as in `decided`.
+            stored, content, removed: bytes of their rows, of content in these, and of content that was taken out.
+        """
+        counts = {_KEPT: None, _KEPT_BYTES: self.sizes[rows], _STORED: stored, _CONTENT: content, _REMOVED: removed}
+        self.part.add(self.group[rows], of, counts)
+
+
+def arrived(
+    token: str,
+    part: str,
+    attempt: int,
+    received_ns: int,
+    received: int,
+    everything: Decoded,
+    decoded: Decoded,
+    table: pa.Table,
+) -> tuple[Part, Shares]:
+    """Take a part of a batch in.
+
+    Args:
+        token, part, attempt: as in ``batches``.
+        received_ns: when the batch was received.
+        received: bytes of the part's requests.
+        everything: its spans.
+        decoded: those of them that are new, n.
+        table: canonical columns of these (see `normalize`).
+
+    Returns:
+        The part, of which the received bytes add up to ``received``; and the share of each new span.
+    """
+    sizes = span_sizes(decoded)
+    whole = int(sizes.sum()) if everything is decoded else int(span_sizes(everything).sum())
+    # Rounded where they add up, so that nothing is lost between them. A batch is far below 2³¹ bytes.
+    ends = np.cumsum(sizes) * received // max(whole, 1)
+    shares = np.diff(ends, prepend=0)
+    minutes, number = _numbered(minutes_of(np.asarray(decoded.spans["start_ns"]), received_ns))
+    tenant, tenants = _coded(table["tenant"])
+    service, services = _coded(table["service"])
+    pairs, group = _numbered((number * len(tenants) + tenant) * len(services) + service)
+    of_minute, of_service = pairs // len(services), pairs % len(services)
+    made = Part(
+        token,
+        part,
+        attempt,
+        received_ns,
+        minutes[of_minute // len(tenants)] * MINUTE_NS,
+        tenants.take(pa.array(of_minute % len(tenants))),
+        services.take(pa.array(of_service)),
+        np.bincount(group, minlength=len(pairs)),
+        np.bincount(group, shares, len(pairs)).astype(np.int64),
+    )
+    left = received - int(shares.sum())
+    if left:
+        made.claim_nothing(left)
+    return made, Shares(made, group.astype(np.int32), shares.astype(np.uint32))
+
+
+def minutes_of(started: npt.NDArray[np.uint64], received_ns: int) -> Sizes:
+    """The minute since 1970 that n spans are counted in, int64.
+
+    It is the one in which a span started; where that is hours from its receipt it is the first of its hour, and from
+    days on the first of its day, so that spans of a whole year in one batch make no row for each of its minutes.
+    """
+    minute = (np.minimum(started, np.uint64(_LAST_MINUTE * MINUTE_NS)) // np.uint64(MINUTE_NS)).astype(np.int64)
+    away = np.abs(minute - received_ns // MINUTE_NS)
+    if int(away.max(initial=0)) <= _NEAR:
+        return minute
+    coarse = np.where(away <= _FAR, minute // 60 * 60, minute // 1440 * 1440)
+    return np.where(away <= _NEAR, minute, coarse)
+
+
+def unclaimed(token: str, part: str, attempt: int, received_ns: int, received: int) -> Part:
+    """A part of a batch that has no new span."""
+    nothing = np.zeros(0, np.int64)
+    texts = pa.array([], pa.string())
+    made = Part(token, part, attempt, received_ns, nothing, texts, texts, nothing, nothing)
+    made.claim_nothing(received)
+    return made
+
+
+def span_sizes(decoded: Decoded) -> Sizes:
+    """About how many bytes each of n spans has, int64: on the wire, or by its attributes and events."""
+    places = getattr(decoded.wire, "places", None)
+    if places is not None:
+        return np.asarray(places[1], np.int64)
+    attributes, events = decoded.attributes, decoded.spans["events"]
+    offsets = np.asarray(events.offsets).astype(np.int64)
+    inside = _lengths(events.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0])))
+    of_rows = _lengths(attributes.raw) + _lengths(attributes.keys)[attributes.codes]
+    return _SPAN_BYTES + _summed(of_rows, attributes.offsets) + _summed(inside, offsets - offsets[0])
+
+
+def row_bytes(table: pa.Table) -> Sizes:
+    """Size of each of n rows, not compressed, int64: bytes of texts and widths of numbers, 8 for each list or map."""
+    found = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        found += _sizes(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    return found
+
+
+def _sizes(array: Any) -> Sizes:
+    kind = array.type
+    if isinstance(array, pa.ChunkedArray):  # of a table without rows
+        return np.zeros(len(array), np.int64)
+    if pa.types.is_dictionary(kind):
+        lengths = np.append(_sizes(array.dictionary), 0)
+        of_row: Sizes = lengths[np.asarray(pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1))]
+        return of_row
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return _lengths(array)
+    if pa.types.is_map(kind):
+        offsets = np.asarray(array.offsets).astype(np.int64)
+        return 8 + _summed(_sizes(array.keys) + _sizes(array.items), offsets)
+    if pa.types.is_list(kind):
+        return 8 + _summed(_sizes(array.values), np.asarray(array.offsets).astype(np.int64))
+    return np.full(len(array), max(kind.bit_width // 8, 1), np.int64)
+
+
+def _summed(values: Sizes, offsets: npt.NDArray[np.int64]) -> Sizes:
+    """Sum of the values from each offset to the next."""
+    ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))
+    return np.diff(ends[offsets])
+
+
+def _lengths(values: Any) -> Sizes:
+    return np.asarray(pc.fill_null(pc.binary_length(values), 0)).astype(np.int64)
+
+
+def _numbered(values: Sizes) -> tuple[Sizes, Sizes]:
+    """The distinct ones of n numbers from 0 on, ascending, and where each stands among them; n at least 1."""
+    least = int(values.min())
+    room = int(values.max()) - least + 1
+    if room > _ROOM:
+        distinct, place = np.unique(values, return_inverse=True)
+        return distinct, place.reshape(-1)
+    used = np.zeros(room, np.bool_)
+    used[values - least] = True
+    place = np.cumsum(used, dtype=np.int64) - 1
+    return np.flatnonzero(used) + least, place[values - least]
+
+
+def _coded(column: Any) -> tuple[Sizes, Any]:
+    """A column of text as numbers, and the texts by number; null is ''."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    # Once more, for '' may be among the texts already, and groups have to be different ones.
+    texts = pa.concat_arrays([column.dictionary.cast(pa.string()), pa.array([""], pa.string())]).dictionary_encode()
+    codes = np.asarray(pc.fill_null(column.indices.cast(pa.int64()), len(texts) - 1))
+    return np.asarray(texts.indices).astype(np.int64)[codes], texts.dictionary
+
+
+def _priced(engine: PriceEngine, meter: str, at: Sizes, quantities: Sizes) -> Any:
+    """What n quantities of a meter cost, decimal128(38, 12); null without a price."""
+    cost = engine.price_columns(at, {}, {meter: pa.array(quantities)})["cost"]
+    return cost.combine_chunks() if isinstance(cost, pa.ChunkedArray) else cost
