@@ -18,7 +18,10 @@ from tollspan.processor.store import Store, open_store
 
 ARROW: dict[str, str] = {
     "DateTime64(9, 'UTC')": "timestamp[ns, tz=UTC]",
+    "DateTime64(3, 'UTC')": "timestamp[ms, tz=UTC]",
+    "DateTime('UTC')": "timestamp[s, tz=UTC]",
     "Date": "date32[day]",
+    "Int32": "int32",
     "FixedString(16)": "fixed_size_binary[16]",
     "FixedString(8)": "fixed_size_binary[8]",
     "String": "string",
@@ -173,6 +176,9 @@ def test_summaries_of_one_trace_merge_and_a_resend_counts_nothing_twice(store: S
         "kept_spans": 0,
         "keep_reason": "",
         "threshold": "",
+        "keep_rule": "",
+        "content": "",
+        "stored_bytes": 0,
     }
     late = early | {
         "day": date(2026, 11, 2),

@@ -1316,7 +1316,7 @@ def add_ranges(data: Any, offsets: Any, most: int, constants: Any, factor: Any, 
         if size == 0:
             continue
         total, power = np.uint64(size) * constants[1], np.uint64(1)
-        left = np.int64(min(size, most))
+        left = size if size < most else np.int64(most)
         while left > 0:
             bits = _tail(data, at, left)
             total += (bits ^ (bits >> np.uint64(29))) * power

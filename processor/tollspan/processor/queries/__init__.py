@@ -1,8 +1,8 @@
 """Named queries over the ledger: the ``.sql`` files of this folder, each with the parameters since, until and limit.
 
-In: a read-only handle and a window of start times. Out: rows. The same text answers on an embedded store, through its
-SQL port and on a server. A file's first comment line says what it answers; ``-- single`` and ``-- limit: N`` lines say
-that it is one row, and how many rows are shown unless asked otherwise.
+In: a read-only handle, a window of start times, dimensions to break down by and filters. Out: rows. The same text
+answers on an embedded store, through its SQL port and on a server. `named` says how a file is written, `dimensions` has
+what can be broken down by and filtered by.
 
 What the words mean, in every file: an *inference* is a row of kind ``inference`` that is billed here (neither
 ``rollup`` nor ``not_billed``); it is *unpriced* when its status is ``unpriced`` or ``invalid``, and then no cost
@@ -13,24 +13,32 @@ costs of a breakdown's rows add up to the total's.
 
 from __future__ import annotations
 
-import difflib
-import functools
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import resources
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from tollspan.processor.errors import ConfigError
+from tollspan.processor.queries.dimensions import DIMENSIONS, Filter, dimensions, filters
+from tollspan.processor.queries.named import NO_LIMIT, NamedQuery, dimensions_of, find, named_queries
 from tollspan.processor.queries.window import EARLIEST, LATEST, bound, instant, window
 
-__all__ = ["NO_LIMIT", "NamedQuery", "Rows", "check_limit", "find", "instant", "named_queries", "run", "window"]
-
-NO_LIMIT: Final = 2**63 - 1
-
-_LIMIT: Final = re.compile(r"^-- limit: (\d+)$", re.MULTILINE)
-_SINGLE: Final = re.compile(r"^-- single$", re.MULTILINE)
+__all__ = [
+    "DIMENSIONS",
+    "NO_LIMIT",
+    "Filter",
+    "NamedQuery",
+    "Rows",
+    "check_limit",
+    "dimensions",
+    "dimensions_of",
+    "extent",
+    "filters",
+    "find",
+    "instant",
+    "named_queries",
+    "run",
+    "window",
+]
 
 
 class Rows(Protocol):
@@ -38,57 +46,6 @@ class Rows(Protocol):
 
     def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Rows of a SELECT."""
-
-
-@dataclass(frozen=True, slots=True)
-class NamedQuery:
-    """One file.
-
-    Attributes:
-        name: as on the command line.
-        title: what it answers.
-        sql: its text.
-        single: it has exactly one row.
-        limit: rows shown unless asked otherwise.
-    """
-
-    name: str
-    title: str
-    sql: str
-    single: bool
-    limit: int
-
-
-@functools.cache
-def named_queries() -> dict[str, NamedQuery]:
-    """All queries by name."""
-    found = {}
-    for item in sorted(resources.files(__package__).iterdir(), key=lambda item: item.name):
-        if item.name.endswith(".sql"):
-            name, sql = item.name.removesuffix(".sql"), item.read_text(encoding="utf-8")
-            limit = _LIMIT.search(sql)
-            found[name] = NamedQuery(
-                name=name,
-                title=sql.splitlines()[0].removeprefix("-- "),
-                sql=sql,
-                single=_SINGLE.search(sql) is not None,
-                limit=int(limit[1]) if limit else NO_LIMIT,
-            )
-    return found
-
-
-def find(name: str) -> NamedQuery:
-    """The query of that name.
-
-    Raises:
-        ConfigError: there is none; names the nearest ones.
-    """
-    known = named_queries()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "See `tollspan query --list`."
-        raise ConfigError(f"There is no query {name!r}.", hint)
-    return known[name]
 
 
 def check_limit(limit: int | None) -> None:
@@ -107,6 +64,10 @@ def run(
     since: datetime | None = None,
     until: datetime | None = None,
     limit: int | None = None,
+    by: Sequence[str] | None = None,
+    where: Sequence[str] = (),
+    parameters: Sequence[str] = (),
+    **chosen: str,
 ) -> list[dict[str, Any]]:
     """Run a named query.
 
@@ -115,20 +76,35 @@ def run(
         name: of the query.
         since, until: start times taken, from ``since`` on and before ``until``; None for an open end.
         limit: rows at most; None for the query's own default.
+        by: names of dimensions, see `dimensions`; None for the query's own.
+        where: filters as they are typed, see `filters`.
+        parameters: values of the query's own parameters as they are typed, ``name=value``.
+        chosen: values that are bound as they are, in the place of what the query's name has chosen.
 
     Returns:
         Rows in the query's order; money as Decimal, instants as aware datetimes, unknowns as None.
 
     Raises:
-        ConfigError: no such query, or a limit below 1.
+        ConfigError: no such query, dimension, filter or parameter, or a limit below 1.
         StoreError: see `Reader.query`.
     """
     query = find(name)
     check_limit(limit)
-    parameters: dict[str, Any] = {
+    sql, values = query.text(None if by is None else dimensions(by, query.allowed), filters(where, query.allowed))
+    bound_values: dict[str, Any] = {
         "since": bound(since, EARLIEST),
         "until": bound(until, LATEST),
+        **query.given(parameters),
+        **values,
+        **chosen,
     }
     if not query.single:
-        parameters["limit"] = query.limit if limit is None else limit
-    return reader.rows(query.sql, parameters)
+        bound_values["limit"] = query.limit if limit is None else limit
+    return reader.rows(sql, bound_values)
+
+
+def extent(reader: Rows) -> tuple[datetime, datetime] | None:
+    """First and last start time in the ledger; None when it is empty."""
+    # Without FINAL: replaced rows have the same start.
+    (row,) = reader.rows("SELECT count() AS n, min(start_time) AS first, max(start_time) AS last FROM ledger")
+    return (row["first"], row["last"]) if row["n"] else None

@@ -28,7 +28,7 @@ FROM
         arrayEnumerateUniq(
             charges.component, arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status)
         ) AS nth_alike
-    WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+    WHERE $window
         AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
 )
 GROUP BY component

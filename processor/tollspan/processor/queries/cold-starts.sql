@@ -9,7 +9,7 @@ SELECT
     countIf(cold_start = false OR isNull(cold_start)) AS warm_calls,
     if(warm_calls = 0, NULL, toUInt64(avgIf(duration_ns, isNull(cold_start) OR NOT cold_start))) AS warm_mean_ns
 FROM ledger FINAL
-WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+WHERE $window
     AND kind = 'inference'
 GROUP BY provider, model, device
 HAVING cold_starts > 0

@@ -1,54 +1,50 @@
 -- What one inference costs, and 1,000 of them: overall, then by part of the bill.
--- Calls without a price are left out of both sides: a mean over them would take their cost for zero. Model loads,
--- feature reads and idle time are in the cost and are no inferences.
-WITH
-    (
-        SELECT (countIf(cost_status IN ('priced', 'free', 'included', 'partial')),
-            countIf(cost_status IN ('unpriced', 'invalid')))
-        FROM ledger FINAL
-        WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
-            AND kind = 'inference'
-    ) AS calls
+-- measure
+-- definition: what everything costs, for each inference that has a price
+-- formula: Σ cost ÷ priced inferences
+-- unit: USD for each inference
+-- pitfall: calls without a price are left out of both sides: a mean over them would take their cost for zero.
+-- pitfall: model loads, feature reads and idle time are in the cost and are no inferences; where they carry no tenant
+--     (idle time seldom does) they stand in the row without one, which then has costs and maybe no mean.
+-- pitfall: a call that is priced in part (partial_inferences) makes the mean a lower bound.
+-- pitfall: the parts have one divisor, so that they add up to the whole; a part's own mean over the calls that used it
+--     is another figure.
 SELECT
-    component,
-    known_total AS cost,
+    ${by}component,
+    cost,
     'USD' AS currency,
-    calls.1 AS priced_inferences,
-    calls.2 AS unpriced_inferences,
-    if(calls.1 = 0, NULL, divideDecimal(known_total, toDecimal128(greatest(calls.1, 1), 0), 18)) AS cost_per_inference,
-    if(calls.1 = 0, NULL, divideDecimal(known_total * 1000, toDecimal128(greatest(calls.1, 1), 0), 18)) AS cost_per_1000
+    sum(priced) OVER ($partition) AS priced_inferences,
+    sum(unpriced) OVER ($partition) AS unpriced_inferences,
+    sum(partial) OVER ($partition) AS partial_inferences,
+    if(priced_inferences = 0 OR isNull(cost), NULL,
+       divideDecimal(cost, toDecimal128(greatest(priced_inferences, 1), 0), 18)) AS cost_per_inference,
+    if(priced_inferences = 0 OR isNull(cost), NULL,
+       divideDecimal(cost * 1000, toDecimal128(greatest(priced_inferences, 1), 0), 18)) AS cost_per_1000
 FROM
 (
-    SELECT 'all' AS component, sum(ledger.cost) AS known_total, 0 AS place
+    SELECT
+        ${keys}'all' AS component,
+        toNullable(if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(ledger.cost_status IN ('unpriced', 'invalid')) > 0,
+           NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12)))) AS cost,
+        countIf(ledger.kind = 'inference'
+            AND ledger.cost_status IN ('priced', 'free', 'included', 'partial')) AS priced,
+        countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced,
+        countIf(ledger.kind = 'inference' AND ledger.cost_status = 'partial') AS partial
     FROM ledger FINAL
-    WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+    WHERE $window
+    GROUP BY $group
     UNION ALL
-    SELECT component, sum(known_cost) AS known_total, 1 AS place
-    FROM
-    (
-        SELECT
-            if(part = '', 'unpriced', part) AS component,
-            kind = 'inference' AND cost_status NOT IN ('rollup', 'not_billed') AS inference,
-            -- A row without a cost has no part in any total, whatever its charges say.
-            if(isNull(ledger.cost), NULL, part_cost) AS known_cost,
-            part = '' OR part_open AS open,
-            nth,
-            nth_alike
-        FROM ledger FINAL
-        LEFT ARRAY JOIN
-            charges.component AS part,
-            charges.cost AS part_cost,
-            arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status) AS part_open,
-            -- A call counts once in a part, however many charges it has there.
-            arrayEnumerateUniq(charges.component) AS nth,
-            arrayEnumerateUniq(
-                charges.component, arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status)
-            ) AS nth_alike
-        WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
-            AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
-    )
-    GROUP BY component
-    HAVING component != 'unpriced'
+    SELECT
+        ${keys}toString(part) AS component,
+        -- A row without a cost has no part in any total, whatever its charges say.
+        sumIf(part_cost, isNotNull(ledger.cost)) AS cost,
+        0 AS priced,
+        0 AS unpriced,
+        0 AS partial
+    FROM ledger FINAL
+    ARRAY JOIN ledger.charges.component AS part, ledger.charges.cost AS part_cost
+    WHERE $window
+    GROUP BY ${by}component
 )
-ORDER BY place, cost DESC NULLS LAST, component
+ORDER BY ${ordered}component != 'all', cost DESC NULLS LAST, component
 LIMIT {limit:UInt64}

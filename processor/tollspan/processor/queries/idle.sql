@@ -32,7 +32,7 @@ FROM
         charges.meter AS meter,
         charges.quantity AS quantity,
         charges.cost AS charge_cost
-    WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+    WHERE $window
         AND (meter IN ('gpu.seconds', 'gpu.idle_seconds', 'cpu.seconds', 'cpu.idle_seconds')
             OR (kind = 'capacity' AND meter = ''))
 )

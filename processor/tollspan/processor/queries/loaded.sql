@@ -22,7 +22,7 @@ WITH
             charges.meter AS meter,
             charges.quantity AS quantity,
             charges.cost AS charge_cost
-        WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+        WHERE $window
             AND meter IN ('gpu.seconds', 'gpu.idle_seconds', 'cpu.seconds', 'cpu.idle_seconds')
     ),
     pools AS

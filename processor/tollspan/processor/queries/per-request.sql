@@ -13,7 +13,7 @@ WITH
             max(kind = 'inference') AS is_request,
             is_request AND NOT max(cost_status IN ('unpriced', 'invalid', 'partial')) AS whole
         FROM ledger FINAL
-        WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+        WHERE $window
         GROUP BY trace_id
     )
 SELECT
@@ -51,7 +51,7 @@ FROM
             charges.component AS component,
             charges.cost AS part_cost,
             charges.status AS part_status
-        WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+        WHERE $window
             AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
     ) AS parts
     INNER JOIN requests USING (trace_id)

@@ -38,7 +38,7 @@ FROM
         charges.meter AS meter,
         charges.component AS component,
         charges.cost AS charge_cost
-    WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+    WHERE $window
         AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
     GROUP BY id, part
 )

@@ -8,7 +8,7 @@ SELECT
     countIf(span_status = 'error') AS failed_calls,
     countIf(cost_status = 'not_billed') AS not_billed
 FROM ledger FINAL
-WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+WHERE $window
 GROUP BY provider, model
 HAVING retried_calls > 0 OR failed_calls > 0
 ORDER BY retries DESC NULLS LAST, failed_calls DESC, provider NULLS LAST, model NULLS LAST

@@ -24,4 +24,4 @@ SELECT
     if(count() = 0, NULL, min(start_time)) AS first_start,
     if(count() = 0, NULL, max(start_time)) AS last_start
 FROM ledger FINAL
-WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+WHERE $window

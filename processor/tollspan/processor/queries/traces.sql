@@ -26,7 +26,7 @@ FROM
         countIf(kind = 'inference' AND cost_status NOT IN ('rollup', 'not_billed')) AS calls,
         countIf(kind = 'inference' AND cost_status IN ('unpriced', 'invalid')) AS open
     FROM ledger FINAL
-    WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+    WHERE $window
     GROUP BY id
     ORDER BY total DESC NULLS LAST, id
     LIMIT {limit:UInt64}

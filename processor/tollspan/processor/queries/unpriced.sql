@@ -11,7 +11,7 @@ SELECT
     min(start_time) AS first_start,
     max(start_time) AS last_start
 FROM ledger FINAL
-WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+WHERE $window
     AND cost_status IN ('unpriced', 'invalid', 'partial')
 GROUP BY provider, model, kind, cost_status, reasons
 ORDER BY rows DESC, provider NULLS LAST, model NULLS LAST, kind, cost_status, reasons

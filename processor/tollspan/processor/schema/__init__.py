@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tollspan.processor.schema.migrate import Migration, migrate, migrations
+from tollspan.processor.schema.migrate import Migration, ddl, migrate, migrations, plan, spread
 from tollspan.processor.schema.tables import LEDGER, SCHEMAS, SPANS, TRACES
 
-__all__ = ["LEDGER", "SCHEMAS", "SPANS", "TRACES", "Migration", "migrate", "migrations"]
+__all__ = ["LEDGER", "SCHEMAS", "SPANS", "TRACES", "Migration", "ddl", "migrate", "migrations", "plan", "spread"]

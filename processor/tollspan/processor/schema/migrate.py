@@ -2,28 +2,33 @@
 
 In: the ``NNNN_name.sql`` files of this folder and an open store. Out: up-to-date tables and a row for each file in
 ``schema_migrations``. A file that was applied is never edited: its checksum is on record, and a difference is an error.
-Statements are idempotent (``IF NOT EXISTS``), so a run that broke off half-way, or two services that start at once, are
-harmless.
+Statements are idempotent (``IF NOT EXISTS``), so a run that broke off half-way is completed by the next one; one
+process migrates at a time (`lock`). A store that is up to date is only read, so a writer needs no right to create
+anything. On a cluster the same files are applied as `cluster` spreads them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tollspan.processor.errors import StoreError
+from tollspan.processor.errors import StoreError, StoreUnavailable
+from tollspan.processor.schema.cluster import clustered
+from tollspan.processor.schema.lock import locked
+from tollspan.processor.store.faults import code_of
 
 if TYPE_CHECKING:
     from tollspan.processor.store import Store
 
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
-_BOOK: Final = """
+BOOK: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations
 (
     version    UInt32,
@@ -34,6 +39,17 @@ CREATE TABLE IF NOT EXISTS schema_migrations
 ENGINE = ReplacingMergeTree
 ORDER BY (version, checksum)
 """
+"""Where is written what was applied."""
+
+_NO_RIGHT: Final = (164, 291, 497)
+"""READONLY, DATABASE_ACCESS_DENIED, ACCESS_DENIED."""
+
+
+class Rows(Protocol):
+    """What can be asked: a store or a reader."""
+
+    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Rows of a SELECT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,51 +98,118 @@ def migrations(folder: Traversable | None = None) -> list[Migration]:
     return found
 
 
-def migrate(store: Store, wanted: Sequence[Migration] | None = None) -> list[str]:
+def ddl(wanted: Sequence[Migration] | None = None, cluster: str = "", database: str = "tollspan") -> list[str]:
+    """All statements in order, for a single node or, with the name of one, for a cluster.
+
+    Raises:
+        ValueError: the name of the cluster or database cannot be used.
+    """
+    book = [BOOK.strip(), *(s for m in (migrations() if wanted is None else wanted) for s in m.statements)]
+    return [each for one in book for each in spread(one, cluster, database)]
+
+
+def spread(statement: str, cluster: str, database: str) -> list[str]:
+    """The statement itself for a single node (cluster ''), else see `clustered`."""
+    return clustered(statement, cluster, database) if cluster else [statement]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A migration and what a store has of it.
+
+    Attributes:
+        migration: the file.
+        applied_at: when; None where it is still to be done.
+    """
+
+    migration: Migration
+    applied_at: datetime | None
+
+
+def plan(store: Rows, wanted: Sequence[Migration] | None = None) -> list[Applied]:
+    """What is done and what is to be done; only reads.
+
+    Args:
+        store: a store or a reader.
+        wanted: as in `migrate`.
+
+    Raises:
+        StoreError: an applied migration differs from the file, or the store has one that this program does not know.
+    """
+    wanted = migrations() if wanted is None else wanted
+    rows = []
+    if store.rows("SELECT 1 FROM system.tables WHERE database = currentDatabase() AND name = 'schema_migrations'"):
+        rows = store.rows(
+            "SELECT version, name, checksum, applied_at FROM schema_migrations FINAL ORDER BY version, applied_at"
+        )
+    applied = {row["version"]: row for row in rows}
+    _check(wanted, applied)
+    return [Applied(each, applied.get(each.version, {}).get("applied_at")) for each in wanted]
+
+
+def migrate(store: Store, wanted: Sequence[Migration] | None = None, wait_s: float = 30.0) -> list[str]:
     """Apply what is missing.
 
     Args:
-        store: open, with the right to create tables.
+        store: open; where something is missing, with the right to create tables.
         wanted: the migrations, in order; None for the shipped ones.
+        wait_s: how long to wait for another process that migrates.
 
     Returns:
         Names of those applied now.
 
     Raises:
-        StoreError: an applied migration differs from the file, or the store has one that this program does not know.
-        StoreUnavailable: the store went away; call again.
+        StoreError: an applied migration differs from the file, the store has one that this program does not know, or
+            the account has not the rights.
+        StoreUnavailable: the store went away, or another process migrates; call again.
     """
     wanted = migrations() if wanted is None else wanted
-    store.execute(_BOOK)
-    rows = store.rows("SELECT version, name, checksum FROM schema_migrations FINAL ORDER BY version, applied_at")
-    applied = {row["version"]: row for row in rows}
-    _check(store, wanted, applied)
+    if all(each.applied_at is not None for each in plan(store, wanted)):
+        return []
+    try:
+        return _apply(store, wanted, wait_s)
+    except StoreError as error:
+        if not isinstance(error, StoreUnavailable) and code_of(error.__cause__ or error) in _NO_RIGHT:
+            raise StoreError(
+                f"Store {store.url} needs migrations that this account may not make. {error.message}",
+                "Run `tollspan schema migrate` with an account that may create and alter tables.",
+            ) from error
+        raise
+
+
+def _apply(store: Store, wanted: Sequence[Migration], wait_s: float) -> list[str]:
+    def run(statement: str) -> None:
+        for each in spread(statement, store.cluster, store.database):
+            alive()
+            store.execute(each)
+
     names = []
-    for migration in wanted:
-        if migration.version in applied:
-            continue
-        for statement in migration.statements:
-            store.execute(statement)
-        store.execute(
-            "INSERT INTO schema_migrations (version, name, checksum)"
-            " SELECT {version:UInt32}, {name:String}, {checksum:String}",
-            {"version": migration.version, "name": migration.name, "checksum": migration.checksum},
-        )
-        names.append(str(migration))
+    with locked(store, wait_s) as alive:
+        run(BOOK.strip())
+        # Somebody may have done it while we waited.
+        for migration in [each.migration for each in plan(store, wanted) if each.applied_at is None]:
+            for statement in migration.statements:
+                run(statement)
+            store.execute(
+                "INSERT INTO schema_migrations (version, name, checksum)"
+                " SELECT {version:UInt32}, {name:String}, {checksum:String}",
+                {"version": migration.version, "name": migration.name, "checksum": migration.checksum},
+            )
+            names.append(str(migration))
     return names
 
 
-def _check(store: Store, wanted: Sequence[Migration], applied: dict[int, dict[str, object]]) -> None:
+def _check(wanted: Sequence[Migration], applied: dict[int, dict[str, object]]) -> None:
     known = {migration.version: migration for migration in wanted}
     for version, row in applied.items():
         migration = known.get(version)
         if migration is None:
             raise StoreError(
-                f"Store {store.url} has migration {version:04d}_{row['name']}, which this version does not know.",
+                f"The store has migration {version:04d}_{row['name']}, which this version does not know.",
                 "It was written by a newer Tollspan: upgrade this one.",
             )
         if migration.checksum != row["checksum"]:
             raise StoreError(
-                f"Store {store.url} was made by another text of migration {migration}.",
+                f"The store was made by another text of migration {migration}.",
                 "A migration is never edited: put its old text back and add the change as a new one.",
             )

@@ -35,6 +35,9 @@ LEDGER: Final = pa.schema(
                 "feature",
                 "workflow",
                 "variant",
+                "agent",
+                "route",
+                "version",
                 "provider",
                 "model",
                 "request_model",
@@ -97,6 +100,9 @@ TRACES: Final = pa.schema(
         pa.field("kept_spans", pa.uint64(), nullable=False),
         pa.field("keep_reason", _TEXT, nullable=False),
         pa.field("threshold", _TEXT, nullable=False),
+        pa.field("keep_rule", _TEXT, nullable=False),
+        pa.field("content", _TEXT, nullable=False),
+        pa.field("stored_bytes", pa.uint64(), nullable=False),
     ]
 )
 """``traces``: one summary for each trace."""
@@ -128,6 +134,8 @@ SPANS: Final = pa.schema(
         pa.field("SamplingThreshold", _TEXT, nullable=False),
         pa.field("AdjustedCount", pa.float64(), nullable=False),
         pa.field("KeepReason", _TEXT, nullable=False),
+        pa.field("KeepRule", _TEXT, nullable=False),
+        pa.field("Content", _TEXT, nullable=False),
         pa.field("Cost", _MONEY),
         pa.field("CostStatus", _TEXT, nullable=False),
     ]
@@ -187,6 +195,52 @@ UNKNOWN_ATTRIBUTES: Final = pa.schema(
 )
 """``unknown_attributes``: names that no dialect knows."""
 
+TELEMETRY: Final = pa.schema(
+    [
+        pa.field("minute", _INSTANT, nullable=False),
+        *(pa.field(name, _TEXT, nullable=False) for name in ("tenant", "service", "token", "part")),
+        pa.field("attempt", pa.uint64(), nullable=False),
+        pa.field("received_at", _INSTANT, nullable=False),
+        *(
+            pa.field(name, pa.uint64(), nullable=False)
+            for name in ("spans", "bytes", "kept_spans", "stored_bytes", "removed_bytes")
+        ),
+        *(pa.field(name, _MONEY) for name in ("received_cost", "stored_cost")),
+        pa.field("retention_s", pa.uint64(), nullable=False),
+        pa.field("book_version", _TEXT, nullable=False),
+        *(pa.field(f"rules.{name}", _TEXTS, nullable=False) for name in ("rule", "reason")),
+        pa.field("rules.steered", pa.list_(pa.bool_()), nullable=False),
+        *(
+            pa.field(f"rules.{name}", pa.list_(pa.uint64()), nullable=False)
+            for name in (
+                "spans",
+                "bytes",
+                "wanted_bytes",
+                "kept_spans",
+                "kept_bytes",
+                "stored_bytes",
+                "content_bytes",
+                "removed_bytes",
+            )
+        ),
+        pa.field("rules.stored_cost", pa.list_(_MONEY), nullable=False),
+    ]
+)
+"""``telemetry``: what telemetry itself takes and costs."""
+
+SAMPLING_LEVELS: Final = pa.schema(
+    [
+        pa.field("minute", pa.timestamp("s", "UTC"), nullable=False),
+        *(pa.field(name, _TEXT, nullable=False) for name in ("metric", "dimension", "key", "source")),
+        pa.field("buckets", pa.list_(pa.int32()), nullable=False),
+        pa.field("counts", pa.list_(pa.uint64()), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("published_at", pa.timestamp("ms", "UTC"), nullable=False),
+        pa.field("precedence", pa.uint64(), nullable=False),
+    ]
+)
+"""``sampling_levels``: what sampling rules compare with, by minute."""
+
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "ledger": LEDGER,
     "traces": TRACES,
@@ -194,5 +248,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "batches": BATCHES,
     "late_rows": LATE_ROWS,
     "unknown_attributes": UNKNOWN_ATTRIBUTES,
+    "telemetry": TELEMETRY,
+    "sampling_levels": SAMPLING_LEVELS,
 }
 """Schema of each table that stages write to."""

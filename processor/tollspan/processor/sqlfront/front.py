@@ -18,7 +18,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import Any, Final
@@ -330,6 +330,25 @@ class SqlFront:
                 connection.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             self._thread.join()
+
+    def ask(self, text: str, form: str, given: Mapping[str, str] | None = None) -> bytes:
+        """Answer a statement of this process, by the same rules and limits, without a port.
+
+        Args:
+            text: one statement that reads.
+            form: ClickHouse format of the answer, where the statement names none.
+            given: settings, and parameters as ``param_<name>``.
+
+        Raises:
+            StoreError: it is refused, or the engine cannot answer it.
+        """
+        if not self._outside.functions:
+            self._outside, _ = self._facts()
+        request = Request("POST", {**(given or {}), "default_format": form}, {}, b"")
+        try:
+            return self._execute(request, text.encode(), insert=False).body
+        except Refused as error:
+            raise StoreError(f"Store: query failed: {error}") from error
 
     def _admits(self, user: str, secret: str) -> bool:
         assert self._readers is not None

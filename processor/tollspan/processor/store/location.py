@@ -36,8 +36,9 @@ _SERVER_OPTIONS: Final = (
     "compress",
     "http_proxy",
     "https_proxy",
+    "cluster",
 )
-"""Query parameters of a ``clickhouse://`` URL; all but ``secure`` go to clickhouse_connect as they are."""
+"""Query parameters of a ``clickhouse://`` URL; all but ``secure`` and ``cluster`` go to clickhouse_connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Server:
         database: database that holds the tables.
         secure: TLS.
         options: further arguments of clickhouse_connect, as text.
+        cluster: on which the tables are spread; empty for a single node.
     """
 
     host: str
@@ -83,6 +85,7 @@ class Server:
     database: str
     secure: bool
     options: Mapping[str, str]
+    cluster: str = ""
 
     @property
     def address(self) -> str:
@@ -93,7 +96,8 @@ class Server:
     def url(self) -> str:
         """The URL without its password: fit for logs and messages."""
         user = f"{quote(self.user)}@" if self.user else ""
-        suffix = "?secure=true" if self.secure else ""
+        given = [*(["secure=true"] if self.secure else []), *([f"cluster={self.cluster}"] if self.cluster else [])]
+        suffix = f"?{'&'.join(given)}" if given else ""
         return f"clickhouse://{user}{self.address}/{self.database}{suffix}"
 
 
@@ -152,6 +156,8 @@ def _server(parts: SplitResult) -> Server:
         if name in options and not options[name].isdecimal():
             raise ConfigError(f"Store URL option {name}={options[name]!r} is not a whole number of seconds.")
     database = unquote(parts.path.strip("/")) or DEFAULT_DATABASE
+    if (cluster := options.pop("cluster", "")) and not _NAME.fullmatch(cluster):
+        raise ConfigError(f"Store URL option cluster={cluster!r} cannot be a cluster's name.", "See system.clusters.")
     return Server(
         host=parts.hostname,
         port=port or (8443 if secure else 8123),
@@ -160,6 +166,7 @@ def _server(parts: SplitResult) -> Server:
         database=_database(database),
         secure=secure,
         options=options,
+        cluster=cluster,
     )
 
 
