@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -29,7 +30,13 @@ DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFAN
 ALERTS = yaml.safe_load((GRAFANA / "provisioning" / "alerting" / "rules.yaml").read_text())
 RULES = {rule["uid"].removeprefix("tollspan-"): rule for group in ALERTS["groups"] for rule in group["rules"]}
 
-NOW = datetime.now(UTC).replace(microsecond=0)
+
+@functools.cache
+def started() -> datetime:
+    """When the first test of this file began; modules are imported long before that where there are many tests."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 MODEL = ("tokens.output", "model", "0.25", "priced")
 NETWORK = ("network.egress.bytes", "network", "0.125", "priced")
 NO_PRICE = ("gpu.seconds", "compute", None, "unpriced")
@@ -83,9 +90,9 @@ def store(full: Store, ledger_rows: Make) -> Store:
         full.execute(f"TRUNCATE TABLE {table}")
 
     def at(minutes: float, **more: Any) -> dict[str, Any]:
-        arrived = int((NOW - timedelta(minutes=minutes) + timedelta(seconds=3)).timestamp() * 1000)
+        arrived = int((started() - timedelta(minutes=minutes) + timedelta(seconds=3)).timestamp() * 1000)
         revision = 70368744177663 - (arrived - 1577836800000)
-        start = NOW - timedelta(minutes=minutes)
+        start = started() - timedelta(minutes=minutes)
         return {"start_time": start, "charges": [MODEL], "revision": revision, "duration_ns": 10**9, **more}
 
     rows = [
@@ -103,7 +110,7 @@ def store(full: Store, ledger_rows: Make) -> Store:
 
 def ask(store: Store, panel: dict[str, Any], **variables: Any) -> list[dict[str, Any]]:
     (target,) = panel["targets"]
-    return store.rows(expand(target["rawSql"], NOW - timedelta(hours=1), NOW, **{"trace": "", **variables}))
+    return store.rows(expand(target["rawSql"], started() - timedelta(hours=1), started(), **{"trace": "", **variables}))
 
 
 def titled(board: str, title: str) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def test_variables_and_places(store: Store, board: str) -> None:
     made = DASHBOARDS[board]
     for variable in made["templating"]["list"]:
         if variable["type"] == "query":
-            found = store.rows(expand(variable["query"]["rawSql"], NOW - timedelta(hours=1), NOW))
+            found = store.rows(expand(variable["query"]["rawSql"], started() - timedelta(hours=1), started()))
             assert "" not in [row["v"] for row in found]
     taken = set()
     for panel in made["panels"]:

@@ -199,17 +199,18 @@ class HttpReceiver:
             self.stop()
             raise cannot_listen(host, port, (error.strerror or str(error)).lower()) from error
         if self._tls is not None:
-            self._watcher = threading.Thread(target=self._watch, name="tollspan-http-tls", daemon=True)
+            watch = partial(self._watch, self._tls.version)
+            self._watcher = threading.Thread(target=watch, name="tollspan-http-tls", daemon=True)
             self._watcher.start()
         bound = self._socket.getsockname()[1]
         return shown(host, bound)
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Close the port, let requests in flight finish for ``grace_s`` seconds, then hang up. Idempotent."""
-        listening, self._socket = self._socket, None
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()
+        listening, self._socket = self._socket, None
         if listening is not None:
             listening.close()
         self._finish(len(self._serving), grace_s)
@@ -269,10 +270,13 @@ class HttpReceiver:
                 server.force_exit = True
                 thread.join(5.0)
 
-    def _watch(self) -> None:
-        """Serve with a certificate that was replaced, by whoever noticed it."""
+    def _watch(self, served: int) -> None:
+        """Serve with a certificate that was replaced, by whoever noticed it.
+
+        Args:
+            served: version of the certificate that is served.
+        """
         assert self._tls is not None
-        served = self._tls.version
         while not self._stopping.wait(RELOAD_S):
             self._tls.reload()
             if self._tls.version != served:
