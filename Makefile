@@ -50,7 +50,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/run.py
 
 # Hours. The fault table goes to tests/faults/results.md; one fault alone: make soak ONLY=kill_nine
-soak: $(VENV)/.test oldest
+soak: $(VENV)/.test $(if $(ONLY),,oldest)
 	TOLLSPAN_FAULT_TABLE=tests/faults/results.md $(BIN)/python -m pytest -q -m soak $(if $(ONLY),-k "$(ONLY)")
 
 $(VENV)/bin/python:
