@@ -98,6 +98,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_NOT_THERE: Final = frozenset({16, 47, 60})
+"""A column, an identifier or a table that is not there."""
+
+
 def translate(error: Exception, doing: str, *, insert: bool = False) -> StoreError:
     """The error to raise instead of ``error``.
 
@@ -109,7 +113,13 @@ def translate(error: Exception, doing: str, *, insert: bool = False) -> StoreErr
     message = f"Store: {doing} failed: {one_line(error)}"
     if insert and code_of(error) in MENDABLE:
         return StoreUnfit(message, "Mend the store's tables, rights or settings.")
-    return StoreUnavailable(message) if is_transient(error) else StoreError(message)
+    if is_transient(error):
+        return StoreUnavailable(message)
+    if not insert and code_of(error) in _NOT_THERE:
+        return StoreError(
+            message, "If an older version wrote this store: `tollspan schema migrate`, or start `tollspan serve` once."
+        )
+    return StoreError(message)
 
 
 def is_transient(error: BaseException) -> bool:
