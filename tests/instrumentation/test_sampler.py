@@ -471,6 +471,15 @@ def test_several_providers_have_several_samplers(off: Program) -> None:
     assert (len(off.sent), len(other.sent)) == (1, 2)
 
 
+def test_a_name_of_an_attribute_that_is_no_text_is_left_to_the_sdk(
+    off: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong: Any = {1: "a", "user.id": "ada"}
+    off.tracer.start_span("answer", attributes=wrong).end()
+    assert off.sent == []
+    assert "Traceback" not in caplog.text
+
+
 def test_with_other_samplers_nothing_changes() -> None:
     program = Program(0.0)
     program.call()

@@ -142,6 +142,8 @@ def billed(attributes: Mapping[str, Any] | None) -> bool:
     if type(attributes) is LaterAttributes:
         return True  # of a call of a model or a store, and not to be read for this
     for key in attributes:
+        if not isinstance(key, str):
+            continue  # the SDK warns of such names and leaves them out
         if key.startswith(_STARTS):
             return True
         if key == names.OPERATION:
