@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from tollspan.processor.errors import StoreError
 from tollspan.processor.revisions import arrived, repriced, rolled_up
 from tollspan.processor.schema import SCHEMAS, Migration, migrate, migrations
+from tollspan.processor.schema.migrate import together
 from tollspan.processor.store import Store, open_store
 
 ARROW: dict[str, str] = {
@@ -95,6 +97,34 @@ def test_migrating_again_changes_nothing(store: Store) -> None:
     assert store.migrate() == []
     assert store.rows(book) == before
     assert [row["version"] for row in before] == [m.version for m in migrations()]
+
+
+def test_columns_that_are_added_together_are_the_same_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(name: str) -> list[dict[str, Any]]:
+        with open_store(f"chdb://{tmp_path}/{name}") as store:
+            migrate(store)
+            return store.rows(
+                "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase() ORDER BY name"
+            )
+
+    statements = [statement for each in migrations() for statement in each.statements]
+    assert len(together(statements)) < len(statements) - 10
+    quickly = made("together")
+    monkeypatch.setattr(import_module("tollspan.processor.schema.migrate"), "together", list)
+    assert made("one by one") == quickly
+
+
+def test_only_neighbours_of_one_table_are_put_together() -> None:
+    apart = ["ALTER TABLE a ADD COLUMN x Int8", "-- why\nALTER TABLE a ADD COLUMN y Int8 AFTER x", "SELECT 1"]
+    apart += [
+        "ALTER TABLE a ADD COLUMN z Int8",
+        "ALTER TABLE b ADD COLUMN x Int8",
+        "ALTER TABLE b MODIFY COLUMN x Int16",
+    ]
+    assert together(apart) == [
+        "ALTER TABLE a ADD COLUMN x Int8,\nADD COLUMN y Int8 AFTER x",
+        *apart[2:],
+    ]
 
 
 def test_migrations_are_applied_in_order_and_only_once(store_url: str) -> None:

@@ -41,6 +41,8 @@ ORDER BY (version, checksum)
 """
 """Where is written what was applied."""
 
+_COLUMN: Final = re.compile(r"(?:[ \t]*(?:--[^\n]*)?\n)*ALTER TABLE (\w+)\s+(ADD COLUMN .*)", re.DOTALL)
+
 _NO_RIGHT: Final = (164, 291, 497)
 """READONLY, DATABASE_ACCESS_DENIED, ACCESS_DENIED."""
 
@@ -106,6 +108,21 @@ def ddl(wanted: Sequence[Migration] | None = None, cluster: str = "", database: 
     """
     book = [BOOK.strip(), *(s for m in (migrations() if wanted is None else wanted) for s in m.statements)]
     return [each for one in book for each in spread(one, cluster, database)]
+
+
+def together(statements: Sequence[str]) -> list[str]:
+    """The same statements, with neighbouring new columns of a table in one: each ALTER writes down the whole table
+    anew, which is most of what a new store takes."""
+    made: list[str] = []
+    table = ""
+    for statement in statements:
+        column = _COLUMN.fullmatch(statement)
+        if column and column[1] == table:
+            made[-1] += f",\n{column[2]}"
+        else:
+            made.append(statement)
+        table = column[1] if column else ""
+    return made
 
 
 def spread(statement: str, cluster: str, database: str) -> list[str]:
@@ -188,7 +205,7 @@ def _apply(store: Store, wanted: Sequence[Migration], wait_s: float) -> list[str
         run(BOOK.strip())
         # Somebody may have done it while we waited.
         for migration in [each.migration for each in plan(store, wanted) if each.applied_at is None]:
-            for statement in migration.statements:
+            for statement in together(migration.statements):
                 run(statement)
             store.execute(
                 "INSERT INTO schema_migrations (version, name, checksum)"
