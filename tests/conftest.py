@@ -58,13 +58,40 @@ def store_url(store_directory: Path) -> str:
     return f"chdb://{store_directory}?database=t_{next(_numbers)}"
 
 
+@pytest.fixture(scope="session")
+def migrated(store_directory: Path) -> Callable[[Store], None]:
+    """Brings an empty store to where its migrations lead: the first by all of them, the others by the tables that the
+    first has then, in a third of the time."""
+    made: list[tuple[str, list[str]]] = []
+
+    def bring(store: Store) -> None:
+        if not made:
+            store.migrate()
+            # Views come after what they read.
+            tables = store.rows(
+                "SELECT create_table_query AS text FROM system.tables"
+                " WHERE database = currentDatabase() ORDER BY endsWith(engine, 'View'), name = 'focus'"
+            )
+            steps = "SELECT version, name, checksum FROM schema_migrations FINAL ORDER BY version"
+            values = ", ".join(f"({row['version']}, '{row['name']}', '{row['checksum']}')" for row in store.rows(steps))
+            written = f"INSERT INTO schema_migrations (version, name, checksum) VALUES {values}"
+            made.append((store.database, [row["text"] for row in tables] + [written]))
+            return
+        ((before, statements),) = made
+        for statement in statements:
+            store.execute(re.sub(rf"\b{before}\b", store.database, statement))
+        assert store.migrate() == []
+
+    return bring
+
+
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url: str, migrated: Callable[[Store], None]) -> Iterator[Store]:
     """An open, migrated, empty embedded store."""
     from tollspan.processor.store import open_store
 
     with open_store(store_url) as opened:
-        opened.migrate()
+        migrated(opened)
         yield opened
         if opened.ping():
             opened.execute(f"DROP DATABASE IF EXISTS {opened.database}")
