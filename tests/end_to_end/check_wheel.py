@@ -40,6 +40,13 @@ def main() -> None:
         if demo.returncode:
             sys.exit(f"the wheel's demo failed with exit code {demo.returncode}")
         result = json.loads(demo.stdout)
+        page = elsewhere / "report.html"
+        report = subprocess.run(
+            [folder / "env" / "bin" / "tollspan", "report", "--store", result["store"], "--output", str(page)],
+            cwd=elsewhere, env=environment, check=False, timeout=300,
+        )  # fmt: skip
+        if report.returncode or "What inference cost" not in page.read_text(encoding="utf-8"):
+            sys.exit("the wheel's report is not made")
     if result["total_cost"] != result["tally_cost"] or not result["inferences"]:
         sys.exit(f"the wheel's demo does not add up: {result['total_cost']} != {result['tally_cost']}")
     seconds = time.monotonic() - began

@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from tollspan.processor.children import Child
 from tollspan.processor.errors import ConfigError, TollspanError
-from tollspan.processor.report import build_report, cost_by_part
+from tollspan.processor.report import BRIEF, build_report, cost_by_part
 from tollspan.processor.runtime import parse_keep
 from tollspan.processor.store import Embedded, Server, connect_for_query, locate
 
@@ -311,7 +311,7 @@ def _run(
     try:
         # One clock for all, but a span's start is taken a moment before or after ours; a second is plenty.
         window = {"since": began - timedelta(seconds=1), "until": ended + timedelta(seconds=1)}
-        report = build_report(reader, **window)
+        report = build_report(reader, window["since"], window["until"], sections=BRIEF)
         tokens = {row["meter"]: row["tokens"] for row in reader.rows(_TOKENS, window)}
     finally:
         reader.close()

@@ -85,7 +85,7 @@ def demo(
     if output is ReportFormat.json:
         print(json.dumps({name: plain(value) for name, value in summary(result).items()}, ensure_ascii=False, indent=2))
     else:
-        print_report(result.report, Format(output.value))
+        print_report(result.report, Format(output.value), brief=True)
         print(f"\n{sentence}")
     if output is ReportFormat.json and not agreed:
         print(sentence, file=sys.stderr)

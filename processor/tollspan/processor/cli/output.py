@@ -9,16 +9,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+_UNSEEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What would steer a terminal, or turn the direction of what follows; a span's text may hold it."""
+_MARKS: Final = re.compile(r"[|<\[]")
+"""What would end a cell of Markdown, or begin HTML or a link in it."""
 
 
 class Format(StrEnum):
@@ -46,7 +53,10 @@ def plain(value: object) -> object:
 
 
 def text(value: object) -> str:
-    """A cell for people: an em dash for an unknown, thousands separated for counts, money without trailing zeros."""
+    """A cell for people: an em dash for an unknown, thousands separated for counts, money without trailing zeros.
+
+    Control characters are shown as ``\\x1b``.
+    """
     if value is None:
         return "—"
     if isinstance(value, bool):
@@ -58,7 +68,7 @@ def text(value: object) -> str:
         return shown.rstrip("0").rstrip(".") if "." in shown else shown
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return str(plain(value))
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(plain(value)))
 
 
 def print_rows(
@@ -90,16 +100,17 @@ def print_rows(
         print("| " + " | ".join(columns) + " |")
         print("|" + "|".join(" --- " for _ in columns) + "|")
         for row in rows:
-            print("| " + " | ".join(text(row[c]).replace("|", "\\|") for c in columns) + " |")
+            print("| " + " | ".join(_MARKS.sub(r"\\\g<0>", text(row[c])) for c in columns) + " |")
     else:
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             numeric = any(isinstance(row[column], int | float | Decimal) for row in rows)
             # A number is never broken over two lines; words are, where the terminal is narrow.
             widest = max(10, *(len(text(row[column])) for row in rows))
-            heading = "\n".join(textwrap.wrap(column.replace("_", " "), widest))
+            heading = "\n".join(textwrap.wrap(column.replace("_", " "), widest, break_long_words=False))
             table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
         for row in rows:
             table.add_row(*(text(row[c]) for c in columns))
         # Into a pipe or a file there is no edge to fold at; a table takes only the width that it needs.
-        Console(width=None if sys.stdout.isatty() else 250).print(table)
+        # What spans say is no markup of ours.
+        Console(width=None if sys.stdout.isatty() else 250, markup=False, emoji=False).print(table)

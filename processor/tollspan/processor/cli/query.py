@@ -12,14 +12,13 @@ from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import (
     DIMENSIONS,
     NamedQuery,
-    Rows,
     check_limit,
     dimensions,
     dimensions_of,
-    extent,
     filters,
     find,
     named_queries,
+    nothing,
     run,
     window,
 )
@@ -77,9 +76,9 @@ def query(
 
     with connect_for_query(store) as reader:
         rows = run(reader, name, start, end, limit, by or None, where or [], set_ or [])
-        nothing = "" if rows else _nothing(reader, asked)
+        why = "" if rows else nothing(reader, asked.name)
     if not rows:
-        typer.echo(nothing, err=True)
+        typer.echo(why, err=True)
         if format is Format.table:
             return
     shown = for_people(rows) if format in (Format.table, Format.markdown) and not asked.single else rows
@@ -138,12 +137,3 @@ def _explain(query: NamedQuery, sql: str, values: dict[str, str], format: Format
     if values:
         typer.echo("".join(f"{mark}{name}{mark} = {value!r}\n" for name, value in values.items()))
     typer.echo(f"```sql\n{sql}```" if mark else sql)
-
-
-def _nothing(reader: Rows, query: NamedQuery) -> str:
-    """Why there are no rows, as far as it can be told."""
-    held = extent(reader)
-    if held is None:
-        return "No rows: the ledger is empty. `tollspan doctor` says whether spans arrive."
-    first, last = (f"{each:%Y-%m-%d %H:%M:%S} UTC" for each in held)
-    return f"No rows: nothing in this window answers {query.name}. The ledger goes from {first} to {last}."

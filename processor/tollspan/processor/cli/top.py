@@ -194,7 +194,7 @@ def _ranked(frame: Frame, name: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in frame.tops[name]:
         table.add_row(
-            Text(row["name"] or "—"),
+            Text(text(row["name"] or None)),
             _figure(frame.rate(row["cost"], 3600)),
             _figure(frame.rate(row["inferences"], 1)),
             Text(text(row["errors"]), style="red" if row["errors"] else "dim"),

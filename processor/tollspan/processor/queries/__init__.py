@@ -36,6 +36,7 @@ __all__ = [
     "find",
     "instant",
     "named_queries",
+    "nothing",
     "run",
     "window",
 ]
@@ -108,3 +109,17 @@ def extent(reader: Rows) -> tuple[datetime, datetime] | None:
     # Without FINAL: replaced rows have the same start.
     (row,) = reader.rows("SELECT count() AS n, min(start_time) AS first, max(start_time) AS last FROM ledger")
     return (row["first"], row["last"]) if row["n"] else None
+
+
+def nothing(reader: Rows, asked: str) -> str:
+    """Why there are no rows, as far as it can be told.
+
+    Args:
+        reader: as in `run`.
+        asked: what nothing answers, as a sentence names it.
+    """
+    held = extent(reader)
+    if held is None:
+        return "No rows: the ledger is empty. `tollspan doctor` says whether spans arrive."
+    first, last = (f"{each:%Y-%m-%d %H:%M:%S} UTC" for each in held)
+    return f"No rows: nothing in this window answers {asked}. The ledger goes from {first} to {last}."

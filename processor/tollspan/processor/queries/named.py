@@ -13,7 +13,8 @@ A file's first comment line says what it answers. Further lines of its head are 
     --     continued                    a field goes on in lines that are indented
 
 and what is none of these is notes. The text is a `string.Template` in which ``$window`` stands for the window and the
-filters on ``ledger``, and for a query that can be broken down the ``$`` names of `_fragments` for its dimensions.
+filters on ``ledger`` (``$filters`` for the filters alone), and for a query that can be broken down the ``$`` names of
+`_fragments` for its dimensions.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class NamedQuery:
     @property
     def filterable(self) -> bool:
         """Whether rows can be filtered."""
-        return "window" in Template(self.template).get_identifiers()
+        return not {"window", "filters"}.isdisjoint(Template(self.template).get_identifiers())
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -116,6 +117,7 @@ class NamedQuery:
         theirs, _ = condition(where, "telemetry") if not _untold(where) else ("", {})
         fragments = {
             "window": _WINDOW.format("ledger.start_time") + ours,
+            "filters": ours,
             "telemetry_window": _WINDOW.format("telemetry.minute") + theirs,
             **_fragments(chosen),
         }
