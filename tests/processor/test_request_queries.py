@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tollspan.processor.demo import conservation
 from tollspan.processor.queries import run
-from tollspan.processor.report import build_report, cost_by_part
+from tollspan.processor.report import BRIEF, build_report, cost_by_part
 from tollspan.processor.report import summary as summary_lines
 from tollspan.processor.store import Store, open_store
 
@@ -142,7 +142,7 @@ def spans(draw: st.DrawFn) -> dict[str, Any]:
 @given(rows=st.lists(spans(), min_size=1, max_size=12))
 def test_parts_and_requests_add_up_to_the_total(fill: Any, shared: Store, rows: list[Any]) -> None:
     shared.execute("TRUNCATE TABLE ledger")
-    report = build_report(fill(rows))
+    report = build_report(fill(rows), sections=BRIEF)
     whole, _ = conservation(report)
     assert whole
     assert sum(cost or 0 for cost in cost_by_part(report).values()) == (report["total"]["cost"] or 0)
@@ -156,7 +156,7 @@ REQUEST_PARTS = ("model", "compute", "feature", "vector", "network", "other")
 
 
 def test_parts_that_do_not_add_up_are_said(fill: Any) -> None:
-    report = build_report(fill(A_REQUEST))
+    report = build_report(fill(A_REQUEST), sections=BRIEF)
     assert conservation(report) == (
         True,
         "model 0.500000000000 + compute 0.250000000000 + vector 0.210000000000 + feature 0.110000000000 + network "
@@ -182,7 +182,7 @@ def test_parts_that_do_not_add_up_are_said(fill: Any) -> None:
     ],
 )
 def test_the_report_says_how_much_is_idle_and_where_nobody_measured_it(fill: Any, rows: Any, line: str | None) -> None:
-    said = [each for each in summary_lines(build_report(fill(rows))) if each.startswith("idle")]
+    said = [each for each in summary_lines(build_report(fill(rows), sections=BRIEF)) if each.startswith("idle")]
     assert said == ([] if line is None else [line])
 
 

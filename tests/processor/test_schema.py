@@ -56,7 +56,7 @@ def nullable(clickhouse: str) -> bool:
 
 @pytest.mark.parametrize("table", sorted(SCHEMAS))
 def test_the_arrow_schema_is_the_table(store: Store, table: str) -> None:
-    columns = [row for row in store.rows(f"DESCRIBE TABLE {table}") if row["default_type"] != "ALIAS"]
+    columns = [row for row in store.rows(f"DESCRIBE TABLE {table}") if not row["default_type"]]
     assert [row["name"] for row in columns] == SCHEMAS[table].names
     for row, field in zip(columns, SCHEMAS[table], strict=True):
         assert str(field.type).replace(" ('entries')", "") == arrow_name(row["type"]), row["name"]
@@ -303,6 +303,83 @@ def test_traces_cost_by_every_part_of_the_bill(store: Store, ledger_rows: Any) -
     (row,) = store.rows("SELECT * FROM trace_costs")
     assert [row[f"{part}_cost"] for part in parts] == [Decimal(n) for n in range(6)]
     assert row["total_cost"] == 15
+
+
+PARTS = ("model", "compute", "network", "storage", "telemetry", "overhead")
+PART_COLUMNS = (
+    ", ".join(f"{part}_cost" for part in PARTS)
+    + ", priced_parts, open_parts, machines.meter, machines.quantity, machines.cost"
+)
+
+
+def parts_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What the columns of a row's parts have to say, from its charges."""
+    charges = list(zip(*(row[f"charges.{name}"] for name in ("component", "meter", "quantity", "cost")), strict=True))
+    costed = row["cost"] is not None
+
+    def bits(price: bool) -> int:
+        return sum(
+            1 << place
+            for place, part in enumerate(PARTS)
+            if any(each == part and (usd is not None) is price for each, _, _, usd in charges)
+        )
+
+    machines = [charge for charge in charges if charge[0] == "compute"]
+    return {
+        **{
+            f"{part}_cost": sum(
+                (usd for each, _, _, usd in charges if each == part and usd is not None and costed), Decimal(0)
+            )
+            for part in PARTS
+        },
+        "priced_parts": bits(True),
+        "open_parts": bits(False),
+        **{
+            f"machines.{name}": [each[place] for each in machines]
+            for place, name in enumerate(("meter", "quantity", "cost"), 1)
+        },
+    }
+
+
+def test_the_parts_of_a_cost_are_what_its_charges_say_also_in_rows_from_before(
+    store_url: str, ledger_rows: Any
+) -> None:
+    rows = ledger_rows(
+        [
+            {"charges": [(f"{part}.x", part, str(place + 1), "priced") for place, part in enumerate(PARTS)]},
+            {
+                "charges": [
+                    ("tokens.output", "model", "0.5", "priced"),
+                    ("requests", "model", None, "unpriced"),
+                    ("gpu.seconds", "compute", "0.000000000001", "priced"),
+                    ("cpu.seconds", "compute", None, "unpriced"),
+                    ("network.egress.bytes", "network", None, "ambiguous"),
+                ],
+                "cost_status": "partial",
+            },
+            {"charges": [("gpu.seconds", "compute", "0", "free"), ("storage.read.bytes", "storage", "0", "included")]},
+            {"charges": [("tokens.output", "model", None, "unpriced")]},
+            # No total has a part of it, whatever its charges say.
+            {
+                "charges": [("tokens.output", "model", "1", "priced"), ("gpu.seconds", "compute", "2", "priced")],
+                "cost": None,
+            },
+            {"charges": [], "cost_status": "rollup"},
+        ]
+    )
+    expected = [parts_of(row) for row in rows.to_pylist()]
+    with open_store(store_url) as store:
+        migrate(store, [each for each in migrations() if each.version < 15])
+        store.insert("ledger", rows, "before")
+        migrate(store)
+        asked = f"SELECT {PART_COLUMNS} FROM ledger FINAL ORDER BY span_id"
+        assert store.rows(asked) == expected, "computed when they are read"
+        store.execute("OPTIMIZE TABLE ledger FINAL")
+        assert store.rows(asked) == expected, "computed when parts are merged"
+        store.execute("TRUNCATE TABLE ledger")
+        store.insert("ledger", rows, "now")
+        assert store.rows(asked) == expected, "computed when they are written"
+        assert not set(store.rows("SELECT * FROM ledger LIMIT 1")[0]) & set(expected[0]), "no part of what is written"
 
 
 def test_numbers_of_the_shipped_migrations_have_no_gap() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.pricing import PriceEngine
+from tollspan.pricing import PriceEngine, Selectors
 from tollspan.pricing.engine import IMPLIED
 from tollspan.pricing.meters import METERS
 from tollspan.pricing.resolve import IMPLIED_MARK, INPUT_TOKENS, TIER_ASSUMED
@@ -107,6 +107,24 @@ def recharge(rows: pa.Table, engine: PriceEngine) -> Recharged:
     changed = np.zeros(rows.num_rows, np.bool_)
     changed[at] = _differs(old, again, rolled)
     return Recharged(rows, at, again, changed)
+
+
+def told(row: pa.Table, engine: PriceEngine) -> tuple[dict[str, int], Selectors]:
+    """What one row says it used, and what its price is chosen by, as the scalar face takes them.
+
+    Args:
+        row: all columns of the ledger, one row.
+        engine: with whose prices it is to be explained.
+
+    Returns:
+        Base steps by meter, empty where there is nothing to price; selectors.
+    """
+    row = _decoded(row)
+    selectors = Selectors(**{name: _given(plain(row[name]))[0].as_py() for name in SELECTORS})
+    if not _open(row)[0]:
+        return {}, selectors
+    steps = {meter: values[0].as_py() for meter, values in _quantities(row, engine.book_version).items()}
+    return {meter: value for meter, value in steps.items() if value is not None}, selectors
 
 
 def _open(rows: pa.Table) -> Mask:

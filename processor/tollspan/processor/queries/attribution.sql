@@ -10,8 +10,8 @@ SELECT
     ${by}tag,
     if(ifNull(cost, 0) = 0, NULL, divideDecimal(
         ifNull(attributed_cost, toDecimal128(0, 12)), ifNull(nullIf(cost, 0), toDecimal128(1, 12)), 9)) AS attribution_accuracy,
-    if(isNull(cost), NULL, ifNull(attributed_cost, toDecimal128(0, 12))) AS attributed_cost,
-    cost - ifNull(attributed_cost, toDecimal128(0, 12)) AS unattributed_cost,
+    cost - ifNull(untold, toDecimal128(0, 12)) AS attributed_cost,
+    cost - attributed_cost AS unattributed_cost,
     cost,
     'USD' AS currency,
     unpriced_rows
@@ -21,20 +21,21 @@ FROM
         ${keys}if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(ledger.cost_status IN ('unpriced', 'invalid')) > 0,
            NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS cost,
         countIf(ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_rows,
+        -- Of what has no tag, which is less to add up.
         [
-            sumIf(ledger.cost, ledger.tenant != ''),
-            sumIf(ledger.cost, ledger.team != ''),
-            sumIf(ledger.cost, ledger.feature != ''),
-            sumIf(ledger.cost, ledger.workflow != ''),
-            sumIf(ledger.cost, ledger.tenant != '' AND ledger.feature != '')
-        ] AS known
+            sumIf(ledger.cost, ledger.tenant = ''),
+            sumIf(ledger.cost, ledger.team = ''),
+            sumIf(ledger.cost, ledger.feature = ''),
+            sumIf(ledger.cost, ledger.workflow = ''),
+            sumIf(ledger.cost, ledger.tenant = '' OR ledger.feature = '')
+        ] AS untagged
     FROM ledger FINAL
     WHERE $window
     GROUP BY $group
 )
 ARRAY JOIN
     ['tenant', 'team', 'feature', 'workflow', 'tenant and feature'] AS tag,
-    known AS attributed_cost,
+    untagged AS untold,
     [1, 2, 3, 4, 5] AS place
 ORDER BY ${ordered}place
 LIMIT {limit:UInt64}

@@ -22,13 +22,14 @@ SELECT
     ns_per_item
 FROM
 (
+    WITH assumeNotNull(ledger.batch_size) AS size
     SELECT
-        ${keys}toUInt8(ceil(log2(ledger.batch_size))) AS size_class,
-        min(ledger.batch_size) AS smallest,
-        max(ledger.batch_size) AS largest,
+        ${keys}toUInt8(ceil(log2(size))) AS size_class,
+        min(size) AS smallest,
+        max(size) AS largest,
         count() AS calls,
-        sum(ledger.batch_size) AS items,
-        sumIf(ledger.batch_size, isNotNull(ledger.cost)) AS priced_items,
+        sum(size) AS items,
+        sumIf(size, isNotNull(ledger.cost)) AS priced_items,
         sum(ledger.cost) AS cost,
         if(priced_items = 0, NULL,
            divideDecimal(sum(ledger.cost), toDecimal128(greatest(priced_items, 1), 0), 18)) AS cost_per_item,

@@ -3,34 +3,44 @@
 -- call whose usage nobody gave.
 SELECT
     component,
-    if(countIf(isNotNull(known_cost)) = 0 AND countIf(open) > 0,
-       NULL, ifNull(sum(known_cost), toDecimal128(0, 12))) AS cost,
+    if(countIf(costed AND priced_here) = 0 AND countIf(open_here) > 0, NULL, sumIf(usd, costed AND priced_here)) AS cost,
     'USD' AS currency,
-    countIf(inference AND nth <= 1) AS inferences,
-    countIf(inference AND open AND nth_alike <= 1) AS unpriced_inferences
+    sumIf(n, counts) AS inferences,
+    sumIf(n, counts AND open_here) AS unpriced_inferences
 FROM
 (
     SELECT
-        if(part = '', 'unpriced', part) AS component,
-        kind = 'inference' AND cost_status NOT IN ('rollup', 'not_billed') AS inference,
-        -- A row without a cost has no part in any total, whatever its charges say.
-        if(isNull(ledger.cost), NULL, part_cost) AS known_cost,
-        part = '' OR part_open AS open,
-        nth,
-        nth_alike
-    FROM ledger FINAL
-    LEFT ARRAY JOIN
-        charges.component AS part,
-        charges.cost AS part_cost,
-        arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status) AS part_open,
-        -- A call counts once in a part, however many charges it has there.
-        arrayEnumerateUniq(charges.component) AS nth,
-        arrayEnumerateUniq(
-            charges.component, arrayMap(status -> status IN ('unpriced', 'ambiguous', 'invalid'), charges.status)
-        ) AS nth_alike
-    WHERE $window
-        AND (notEmpty(charges.component) OR cost_status IN ('unpriced', 'invalid'))
+        component,
+        costed,
+        counts,
+        n,
+        usd,
+        component != 'unpriced' AND bitTest(priced, place) AS priced_here,
+        -- No charge at all, and none that is known.
+        if(component = 'unpriced', priced = 0 AND opened = 0 AND unknown, bitTest(opened, place)) AS open_here
+    FROM
+    (
+        -- Rows that are alike: what is asked of each part is then asked of some groups.
+        SELECT
+            ledger.priced_parts AS priced,
+            ledger.open_parts AS opened,
+            isNotNull(ledger.cost) AS costed,
+            ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed') AS counts,
+            ledger.cost_status IN ('unpriced', 'invalid') AS unknown,
+            count() AS n,
+            [sum(ledger.compute_cost), sum(ledger.network_cost), sum(ledger.storage_cost),
+             sum(ledger.telemetry_cost), sum(ledger.overhead_cost)] AS others,
+            arrayConcat([ifNull(sum(ledger.cost), toDecimal128(0, 12)) - arraySum(others)], others, [0]) AS parts
+        FROM ledger FINAL
+        WHERE $window
+        GROUP BY priced, opened, costed, counts, unknown
+    )
+    ARRAY JOIN
+        ['model', 'compute', 'network', 'storage', 'telemetry', 'overhead', 'unpriced'] AS component,
+        arrayMap(each -> toDecimal128(each, 12), parts) AS usd,
+        [0, 1, 2, 3, 4, 5, 6] AS place
 )
+WHERE priced_here OR open_here
 GROUP BY component
 ORDER BY cost DESC NULLS LAST, component
 LIMIT {limit:UInt64}

@@ -20,25 +20,29 @@ SELECT
     open_rows
 FROM
 (
+    WITH
+        transform({component:String}, ['model', 'compute', 'network', 'storage', 'telemetry', 'overhead'],
+                  [1, 2, 4, 8, 16, 32], 0) AS bit,
+        -- Nested, so that only the columns of this part are read.
+        if({component:String} = 'model',
+           ifNull(sum(ledger.cost), toDecimal128(0, 12)) - sum(ledger.compute_cost) - sum(ledger.network_cost)
+               - sum(ledger.storage_cost) - sum(ledger.telemetry_cost) - sum(ledger.overhead_cost),
+        if({component:String} = 'compute', sum(ledger.compute_cost),
+        if({component:String} = 'network', sum(ledger.network_cost),
+        if({component:String} = 'storage', sum(ledger.storage_cost),
+        if({component:String} = 'telemetry', sum(ledger.telemetry_cost), sum(ledger.overhead_cost)))))) AS part_cost
     SELECT
         ${keys}countIf(ledger.kind = 'inference'
             AND ledger.cost_status IN ('priced', 'free', 'included', 'partial')) AS priced_inferences,
         countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
-            AND notEmpty(ledger.mine)) AS using_inferences,
+            AND bitAnd(bitOr(ledger.priced_parts, ledger.open_parts), bit) != 0) AS using_inferences,
         countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
-        countIf(arrayExists(each -> isNull(each), ledger.mine)) AS open_rows,
+        countIf(bitAnd(ledger.open_parts, bit) != 0) AS open_rows,
         -- A row without a cost has no part in any total, whatever its charges say.
-        countIf(isNotNull(ledger.cost) AND arrayExists(each -> isNotNull(each), ledger.mine)) AS known_rows,
-        sumIf(arraySum(each -> ifNull(each, toDecimal128(0, 12)), ledger.mine), isNotNull(ledger.cost)) AS known_cost,
-        if(known_rows = 0 AND open_rows > 0, NULL, toDecimal128(known_cost, 12)) AS cost
-    FROM
-    (
-        SELECT
-            *,
-            arrayFilter((each, part) -> part = {component:String}, ledger.charges.cost, ledger.charges.component) AS mine
-        FROM ledger FINAL
-        WHERE $window
-    ) AS ledger
+        countIf(NOT ledger.cost.null AND bitAnd(ledger.priced_parts, bit) != 0) AS known_rows,
+        if(known_rows = 0 AND open_rows > 0, NULL, part_cost) AS cost
+    FROM ledger FINAL
+    WHERE $window
     GROUP BY $group
 )
 ORDER BY ${times}cost_per_inference DESC NULLS LAST, cost DESC NULLS LAST$last

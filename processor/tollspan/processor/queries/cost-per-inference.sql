@@ -10,12 +10,12 @@
 -- pitfall: the parts have one divisor, so that they add up to the whole; a part's own mean over the calls that used it
 --     is another figure.
 SELECT
-    ${by}component,
-    cost,
+    ${by}part.1 AS component,
+    part.2 AS cost,
     'USD' AS currency,
-    sum(priced) OVER ($partition) AS priced_inferences,
-    sum(unpriced) OVER ($partition) AS unpriced_inferences,
-    sum(partial) OVER ($partition) AS partial_inferences,
+    priced AS priced_inferences,
+    unpriced AS unpriced_inferences,
+    partial AS partial_inferences,
     if(priced_inferences = 0 OR isNull(cost), NULL,
        divideDecimal(cost, toDecimal128(greatest(priced_inferences, 1), 0), 18)) AS cost_per_inference,
     if(priced_inferences = 0 OR isNull(cost), NULL,
@@ -23,28 +23,28 @@ SELECT
 FROM
 (
     SELECT
-        ${keys}'all' AS component,
-        toNullable(if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(ledger.cost_status IN ('unpriced', 'invalid')) > 0,
-           NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12)))) AS cost,
-        countIf(ledger.kind = 'inference'
+        ${keys}countIf(ledger.kind = 'inference'
             AND ledger.cost_status IN ('priced', 'free', 'included', 'partial')) AS priced,
         countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced,
-        countIf(ledger.kind = 'inference' AND ledger.cost_status = 'partial') AS partial
+        countIf(ledger.kind = 'inference' AND ledger.cost_status = 'partial') AS partial,
+        if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(ledger.cost_status IN ('unpriced', 'invalid')) > 0,
+           NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS whole,
+        -- A row without a cost has no part in any total, whatever its charges say.
+        groupBitOr(if(isNull(ledger.cost), 0, ledger.priced_parts)) AS known,
+        groupBitOr(bitOr(ledger.priced_parts, ledger.open_parts)) AS there,
+        [sum(ledger.compute_cost), sum(ledger.network_cost), sum(ledger.storage_cost),
+         sum(ledger.telemetry_cost), sum(ledger.overhead_cost)] AS others,
+        arrayPushFront(others, ifNull(whole, toDecimal128(0, 12)) - arraySum(others)) AS sums,
+        arrayConcat(
+            [('all', toNullable(whole))],
+            arrayFilter((_, nth) -> bitTest(there, nth - 1), arrayMap(
+                (name, usd, nth) -> (name, if(bitTest(known, nth - 1), toDecimal128(usd, 12), NULL)),
+                ['model', 'compute', 'network', 'storage', 'telemetry', 'overhead'], sums, arrayEnumerate(sums)),
+                arrayEnumerate(sums))) AS parts
     FROM ledger FINAL
     WHERE $window
     GROUP BY $group
-    UNION ALL
-    SELECT
-        ${keys}toString(part) AS component,
-        -- A row without a cost has no part in any total, whatever its charges say.
-        sumIf(part_cost, isNotNull(ledger.cost)) AS cost,
-        0 AS priced,
-        0 AS unpriced,
-        0 AS partial
-    FROM ledger FINAL
-    ARRAY JOIN ledger.charges.component AS part, ledger.charges.cost AS part_cost
-    WHERE $window
-    GROUP BY ${by}component
 )
+ARRAY JOIN parts AS part
 ORDER BY ${ordered}component != 'all', cost DESC NULLS LAST, component
 LIMIT {limit:UInt64}

@@ -41,10 +41,10 @@ FROM
         arrayDistinct(past_kinds) AS kinds,
         arrayMap(kind -> divideDecimal(arraySum(arrayMap((usd, of) -> if(of = kind, usd, toDecimal256(0, 12)), past, past_kinds)),
                                        toDecimal256(greatest(countEqual(past_kinds, kind), 1), 0), 12), kinds) AS means,
-        if(history_days = 0, NULL, arraySum(arrayMap((kind, seconds) -> divideDecimal(
+        if(history_days = 0 OR unknown, NULL, arraySum(arrayMap((kind, seconds) -> divideDecimal(
             if(has(kinds, kind), means[indexOf(kinds, kind)], toDecimal256(0, 12)) * toDecimal256(seconds, 0),
             toDecimal256(86400, 0), 12), left_kinds, left_seconds))) AS rest,
-        if(history_days <= length(kinds), NULL, sqrt(arraySum(arrayMap(
+        if(history_days <= length(kinds) OR unknown OR isNull(spent), NULL, sqrt(arraySum(arrayMap(
             (usd, kind) -> pow(toFloat64(usd - means[indexOf(kinds, kind)]), 2), past, past_kinds))
             / (history_days - length(kinds)))) AS spread,
         {z:Float64} * spread * sqrt(
@@ -55,15 +55,18 @@ FROM
     (
         SELECT
             ${by}groupArray(day_of) AS days,
-            groupArray(toDecimal256(usd, 12)) AS moneys,
-            sumIf(toDecimal256(usd, 12), day_of >= month_from) AS spent,
+            groupArray(toDecimal256(ifNull(usd, 0), 12)) AS moneys,
+            -- Unknown, and not 0, where nothing of it has a price.
+            if(countIf(day_of >= month_from AND isNotNull(usd)) = 0 AND sumIf(unpriced, day_of >= month_from) > 0,
+               NULL, sumIf(toDecimal256(ifNull(usd, 0), 12), day_of >= month_from)) AS spent,
+            countIf(isNotNull(usd)) = 0 AND sum(unpriced) > 0 AS unknown,
             sum(unpriced) AS open,
             dateDiff('day', greatest(min(day_of), today - 28), today) AS history_days
         FROM
         (
             SELECT
                 ${keys}toDate(ledger.start_time) AS day_of,
-                ifNull(sum(ledger.cost), toDecimal128(0, 12)) AS usd,
+                sum(ledger.cost) AS usd,
                 countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced
             FROM ledger FINAL
             WHERE $window AND ledger.start_time < at

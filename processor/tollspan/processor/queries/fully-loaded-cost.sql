@@ -17,34 +17,67 @@ WITH
     toDate32({until:DateTime64(9, 'UTC')} - toIntervalNanosecond(1)) AS last_day,
     (pico) -> toDecimal128(toDecimal256(pico, 12) / toInt256('1000000000000'), 12) AS usd,
     JSONExtract({reserved:String}, 'Map(String, UInt64)') AS reservations,
-    -- One pass over the ledger; a subquery in this place is computed once.
+    -- Rows by who pays (ifs that are nested, so that only the tag asked for is read), and the charges of machines apart; a subquery in this place is computed once.
     (
         SELECT groupArray((tagged, is_idle, is_busy, resource, place, pool_service, seconds, cost, opened, known))
         FROM
         (
             SELECT
-                toString(multiIf(
-                    {payer:String} = 'team', ledger.team, {payer:String} = 'feature', ledger.feature,
-                    {payer:String} = 'workflow', ledger.workflow, {payer:String} = 'agent', ledger.agent,
-                    {payer:String} = 'service', ledger.service, ledger.tenant)) AS tagged,
-                meter IN ('gpu.idle_seconds', 'cpu.idle_seconds') OR (kind = 'capacity' AND meter = '') AS is_idle,
-                meter IN ('gpu.seconds', 'cpu.seconds') AS is_busy,
-                if(is_idle OR is_busy, splitByChar('.', meter)[1], '') AS resource,
-                toString(multiIf(resource = 'gpu', ledger.device, resource = 'cpu', ledger.host_type, '')) AS place,
-                if(resource = '', '', toString(ledger.service)) AS pool_service,
-                sumIf(quantity, is_busy) AS seconds,
-                sumIf(charge_cost, isNotNull(ledger.cost)) AS cost,
-                countIf(isNull(ledger.cost) OR isNull(charge_cost) OR meter = '') AS opened,
-                count() - opened AS known
-            FROM ledger FINAL
-            LEFT ARRAY JOIN
-                charges.meter AS meter,
-                charges.quantity AS quantity,
-                charges.cost AS charge_cost
-            WHERE $window
-                AND cost_status NOT IN ('rollup', 'not_billed')
-                AND (notEmpty(charges.meter) OR cost_status IN ('unpriced', 'invalid'))
-            GROUP BY tagged, is_idle, is_busy, resource, place, pool_service
+                toString(tag) AS tagged, is_idle, false AS is_busy, '' AS resource, '' AS place, '' AS pool_service,
+                toDecimal128(0, 9) AS seconds,
+                if(is_idle, toNullable(toDecimal128(0, 12)), usd) AS cost,
+                if(is_idle, open_capacity, open_calls) AS opened,
+                if(is_idle, 0, priced) AS known
+            FROM
+            (
+                SELECT
+                    if({payer:String} = 'team', ledger.team,
+                    if({payer:String} = 'feature', ledger.feature,
+                    if({payer:String} = 'workflow', ledger.workflow,
+                    if({payer:String} = 'agent', ledger.agent,
+                    if({payer:String} = 'service', ledger.service, ledger.tenant))))) AS tag,
+                    sum(ledger.cost) AS usd,
+                    countIf((isNull(ledger.cost) OR ledger.open_parts != 0) AND kind = 'capacity') AS open_capacity,
+                    countIf((isNull(ledger.cost) OR ledger.open_parts != 0) AND kind != 'capacity') AS open_calls,
+                    countIf(isNotNull(ledger.cost) AND ledger.priced_parts != 0 AND kind != 'capacity') AS priced
+                FROM ledger FINAL
+                WHERE $window AND cost_status NOT IN ('rollup', 'not_billed')
+                GROUP BY tag
+            )
+            ARRAY JOIN [false, true] AS is_idle
+            UNION ALL
+            -- What machines cost is in a pool, and so no more in what a row costs besides.
+            SELECT
+                toString(tag), pooled AND of_idle, pooled AND NOT of_idle, if(pooled, of_resource, ''),
+                if(pooled, of_place, ''), if(pooled, of_service, ''), if(pooled, used, toDecimal128(0, 9)), if(pooled, usd, -usd), 0, 0
+            FROM
+            (
+                SELECT
+                    if({payer:String} = 'team', ledger.team,
+                    if({payer:String} = 'feature', ledger.feature,
+                    if({payer:String} = 'workflow', ledger.workflow,
+                    if({payer:String} = 'agent', ledger.agent,
+                    if({payer:String} = 'service', ledger.service, ledger.tenant))))) AS tag,
+                    endsWith(meter, '.idle_seconds') AS of_idle,
+                    splitByChar('.', meter)[1] AS of_resource,
+                    toString(if(of_resource = 'gpu', ledger.device, ledger.host_type)) AS of_place,
+                    toString(ledger.service) AS of_service,
+                    sum(if(of_idle, toDecimal128(0, 9), quantity)) AS used,
+                    toNullable(ifNull(sumIf(charge_cost, NOT ledger.costless), toDecimal128(0, 12))) AS usd
+                FROM
+                (
+                    SELECT *, machines.meter, machines.quantity, machines.cost, cost.null AS costless
+                    FROM ledger FINAL
+                    WHERE $window AND cost_status NOT IN ('rollup', 'not_billed') AND notEmpty(ledger.machines.meter)
+                ) AS ledger
+                ARRAY JOIN
+                    ledger.machines.meter AS meter,
+                    ledger.machines.quantity AS quantity,
+                    ledger.machines.cost AS charge_cost
+                WHERE meter IN ('gpu.seconds', 'gpu.idle_seconds', 'cpu.seconds', 'cpu.idle_seconds')
+                GROUP BY tag, of_idle, of_resource, of_place, of_service
+            )
+            ARRAY JOIN [true, false] AS pooled
         )
     ) AS facts,
     -- Whole numbers, so that nothing is lost: nanoseconds and 10⁻¹² USD.

@@ -24,17 +24,22 @@ FROM
         ledger.service AS ledger_service,
         kind = 'capacity' OR endsWith(meter, 'idle_seconds') AS is_idle,
         if(meter = '', NULL, quantity) AS seconds,
-        if(isNull(ledger.cost) OR meter = '', NULL, charge_cost) AS known_cost,
+        if(ledger.costless OR meter = '', NULL, charge_cost) AS known_cost,
         meter = '' OR isNull(known_cost) AS open,
         if(meter = '', duration_ns, 0) AS unknown_ns
-    FROM ledger FINAL
+    FROM
+    (
+        SELECT *, machines.meter, machines.quantity, machines.cost, cost.null AS costless
+        FROM ledger FINAL
+        -- Charges of machines, and minutes of which nothing is known.
+        WHERE $window AND (notEmpty(ledger.machines.meter)
+            OR (ledger.kind = 'capacity' AND ledger.priced_parts = 0 AND ledger.open_parts = 0))
+    ) AS ledger
     LEFT ARRAY JOIN
-        charges.meter AS meter,
-        charges.quantity AS quantity,
-        charges.cost AS charge_cost
-    WHERE $window
-        AND (meter IN ('gpu.seconds', 'gpu.idle_seconds', 'cpu.seconds', 'cpu.idle_seconds')
-            OR (kind = 'capacity' AND meter = ''))
+        ledger.machines.meter AS meter,
+        ledger.machines.quantity AS quantity,
+        ledger.machines.cost AS charge_cost
+    WHERE meter IN ('gpu.seconds', 'gpu.idle_seconds', 'cpu.seconds', 'cpu.idle_seconds', '')
 )
 GROUP BY resource, place, ledger_service
 -- The CPUs' minutes are told only where somebody asked for them.

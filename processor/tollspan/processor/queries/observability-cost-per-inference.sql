@@ -38,15 +38,9 @@ FROM
             toUInt64(0) AS received,
             toUInt64(0) AS stored,
             toUInt64(0) AS open_bytes,
-            toUInt64(countIf(isNotNull(ledger.cost) AND arrayExists(
-                (component, each) -> component = 'telemetry' AND isNotNull(each),
-                ledger.charges.component, ledger.charges.cost))) AS known,
-            toUInt64(countIf(arrayExists(
-                (component, each) -> component = 'telemetry' AND isNull(each),
-                ledger.charges.component, ledger.charges.cost))) AS open,
-            toNullable(toDecimal128(sumIf(arraySum(
-                (component, each) -> if(component = 'telemetry', ifNull(each, toDecimal128(0, 12)), toDecimal128(0, 12)),
-                ledger.charges.component, ledger.charges.cost), isNotNull(ledger.cost)), 12)) AS part
+            toUInt64(countIf(NOT ledger.cost.null AND bitTest(ledger.priced_parts, 4))) AS known,
+            toUInt64(countIf(bitTest(ledger.open_parts, 4))) AS open,
+            toNullable(sum(ledger.telemetry_cost)) AS part
         FROM ledger FINAL
         WHERE $window
         GROUP BY $group

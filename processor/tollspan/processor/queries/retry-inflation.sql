@@ -30,8 +30,8 @@ FROM
         countIf(isNotNull(ledger.retries)) AS telling_calls,
         countIf(isNotNull(ledger.retries) AND ledger.span_status != 'error') AS telling_successes,
         sum(ledger.cost) AS cost,
-        sumIf(ledger.cost, ledger.span_status != 'error') AS succeeded_cost,
         sumIf(ledger.cost, ledger.span_status = 'error') AS failed_cost,
+        sum(ledger.cost) - ifNull(failed_cost, toDecimal128(0, 12)) AS succeeded_cost,
         countIf(ledger.span_status = 'error' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_failures
     FROM ledger FINAL
     WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status != 'rollup'

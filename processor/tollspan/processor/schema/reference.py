@@ -23,13 +23,13 @@ class Column:
 
     Attributes:
         name, type, comment: as the table says.
-        computed: it is computed when it is asked for (ALIAS).
+        computed: it is computed when it is asked for (ALIAS) or when its row is written (MATERIALIZED); else ''.
     """
 
     name: str
     type: str
     comment: str
-    computed: bool
+    computed: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,11 @@ def tables(reader: Rows, name: str | None = None) -> list[Table]:
     """
     columns: dict[str, list[Column]] = {}
     for row in reader.rows(
-        "SELECT table, name, type, comment, default_kind = 'ALIAS' AS computed FROM system.columns"
+        "SELECT table, name, type, comment, transform(default_kind, ['ALIAS', 'MATERIALIZED'],"
+        " ['when asked for', 'when the row is written'], '') AS computed FROM system.columns"
         " WHERE database = currentDatabase() ORDER BY table, position"
     ):
-        made = Column(row["name"], row["type"], row["comment"], bool(row["computed"]))
+        made = Column(row["name"], row["type"], row["comment"], row["computed"])
         columns.setdefault(row["table"], []).append(made)
     found = [
         Table(
@@ -96,7 +97,7 @@ def markdown(found: Iterable[Table]) -> str:
         lines = [f"## {table.name}", "", table.comment, "", f"{table.engine}{''.join(f', {key}' for key in keys)}.", ""]
         lines += ["| column | type | what |", "|--|--|--|"]
         for column in table.columns:
-            what = f"{column.comment}{' (computed when asked for)' if column.computed else ''}"
+            what = f"{column.comment}{f' (computed {column.computed})' if column.computed else ''}"
             lines.append(f"| `{column.name}` | `{column.type}` | {what.replace('|', chr(92) + '|')} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
