@@ -70,6 +70,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/litellm '$(LITELLM)' || echo "litellm's price list could not be downloaded: one test will be skipped"
+	@$(BIN)/python tests/browser/chromium.py > /dev/null || true
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.test

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import venv
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +51,8 @@ def main() -> None:
         )  # fmt: skip
         if report.returncode or "What inference cost" not in page.read_text(encoding="utf-8"):
             sys.exit("the wheel's report is not made")
+        if wrong := look(folder / "env" / "bin" / "tollspan", result, elsewhere, environment):
+            sys.exit(f"the wheel's page: {wrong}")
     if result["total_cost"] != result["tally_cost"] or not result["inferences"]:
         sys.exit(f"the wheel's demo does not add up: {result['total_cost']} != {result['tally_cost']}")
     seconds = time.monotonic() - began
@@ -54,6 +60,31 @@ def main() -> None:
         f"wheel: installed away from the source tree, its demo priced {result['inferences']} inferences at "
         f"${result['total_cost']}, equal to its tally ({seconds:.0f} s)"
     )
+
+
+def look(command: Path, result: dict[str, Any], folder: Path, environment: dict[str, str]) -> str:
+    """Open the installed page over the demo's store: its files are there, and its headline is the demo's total."""
+    serving = subprocess.Popen(
+        [command, "page", "--store", result["store"], "--listen", "127.0.0.1:0"],
+        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert serving.stderr is not None
+        url = serving.stderr.readline().split()[-1]
+        shell = fetched(url)
+        for name in re.findall(r'(?:href|src)="([^"]+)"', shell):
+            if not fetched(url + name):
+                return f"{name} is empty"
+        told = json.loads(fetched(f"{url}api/executive?since=all"))["spend"]["cost"]
+        return "" if Decimal(told) == Decimal(result["total_cost"]) else f"{told} != {result['total_cost']}"
+    finally:
+        serving.terminate()
+        serving.wait(60)
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=120) as answer:
+        return str(answer.read().decode())
 
 
 if __name__ == "__main__":

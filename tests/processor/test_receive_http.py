@@ -614,7 +614,7 @@ def test_a_server_that_does_not_start_is_said_and_replaces_none_that_does(
     with pytest.raises(ConfigError, match="did not start"):
         HttpReceiver(line.intake, address="127.0.0.1:0").start()
     with pytest.raises(OSError, match="did not start"):
-        line.receiver._serve()
+        line.receiver._server._serve()
     assert line.ask(request())[0] == 200
 
 

@@ -18,7 +18,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 
-from tollspan.processor import receive_http
+from tollspan.processor import http_server
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.intake import Intake
@@ -197,7 +197,7 @@ def test_a_certificate_of_another_authority_is_none(
 def test_a_renewed_certificate_is_taken_without_a_restart(
     tmp_path: Path, certificates: Certificates, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receive_http, "RELOAD_S", 0.05)
+    monkeypatch.setattr(http_server, "RELOAD_S", 0.05)
     line = Line(tmp_path / "journal", certificates.files)
     before = line.serial(protocol, certificates.ca_file)
     certificates.renew()

@@ -31,6 +31,14 @@ def shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def host_name(host: str) -> str:
+    """The name in a ``Host`` header, in lower case and without its port; an IPv6 address with its brackets."""
+    name = host.lower()
+    if name.startswith("["):
+        return name[: name.find("]") + 1]
+    return name.partition(":")[0]
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``: every address that it resolves to is a loopback address.
 
@@ -84,7 +92,7 @@ def cannot_listen(host: str, port: int, reason: str) -> ConfigError:
     """The error for an address that is taken, or not ours."""
     return ConfigError(
         f"Cannot listen on {shown(host, port)}: {reason}.",
-        "Stop the program that has the port, or choose another with --listen, --http or --sql (port 0 is a free one).",
+        "Stop the program that has the port, or choose another with --listen, --http, --sql or --page (port 0 is a free one).",
     )
 
 

@@ -58,8 +58,9 @@ class Places:
         listen: OTLP/gRPC address; port 0 is a free one.
         http: OTLP/HTTP address, also of /healthz, /readyz and /metrics.
         sql: read-only SQL port of an embedded store, ClickHouse's HTTP interface.
+        page: web page of what inference costs; where the default is taken, another port is used.
         senders: YAML file of who may send, see 'tollspan token'.
-        readers: YAML file of who may ask the SQL port, see 'tollspan token --reader'.
+        readers: YAML file of who may ask the SQL port and see the page, see 'tollspan token --reader'.
         insecure_listen: listen beyond loopback without encryption.
         journal: journal directory; by default beside the store.
     """
@@ -69,6 +70,7 @@ class Places:
     listen: str = "127.0.0.1:4317"
     http: str | None = "127.0.0.1:4318"
     sql: str | None = "127.0.0.1:8123"
+    page: str | None = "127.0.0.1:8130"
     senders: Path | None = None
     readers: Path | None = None
     insecure_listen: bool = False
@@ -426,6 +428,8 @@ def service_config(config: Config) -> ServiceConfig:
         senders=places.senders,
         readers=places.readers,
         sql=places.sql,
+        page=places.page,
+        page_anywhere=places.page == Places().page,
         insecure_listen=places.insecure_listen,
         grace_s=config.get(ShutdownSettings).grace_s,
         telemetry=config.get(TelemetrySettings),

@@ -17,9 +17,8 @@ What a sender is told, with a ``google.rpc.Status`` as the body of every refusal
     429   more than this sender may send a second, with Retry-After
     503   not stored (disk, journal full, shutting down, too much at once), with Retry-After: send it again
 
-uvicorn speaks HTTP, on one thread of its own: slow senders hold a connection there and no thread. What a request costs
-(decompression, JSON, the wait for the disk) is done by threads of a pool. A certificate that was replaced is taken by
-a second server on the same socket, while the first finishes what it has.
+`http_server` speaks HTTP, on one thread of its own: slow senders hold a connection there and no thread. What a request
+costs (decompression, JSON, the wait for the disk) is done by threads of a pool.
 """
 
 from __future__ import annotations
@@ -29,18 +28,13 @@ import contextlib
 import json
 import logging
 import math
-import socket
-import ssl
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
-import uvicorn
 from google.protobuf import json_format
 from google.rpc import status_pb2
 from google.rpc.code_pb2 import (
@@ -52,9 +46,9 @@ from google.rpc.code_pb2 import (
     UNIMPLEMENTED,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tollspan.processor.addresses import cannot_listen, parse_address, require_loopback, shown, try_to_bind
+from tollspan.processor.addresses import parse_address, require_loopback
+from tollspan.processor.http_server import HttpServer, Receive, Send
 from tollspan.processor.intake import RETRY_S, SHUTTING_DOWN, TOO_MUCH, TRACES, Answer, Intake, Partial, Refusal
 from tollspan.processor.otlp_json import other_to_protobuf, to_protobuf
 from tollspan.processor.senders import Sender, Senders
@@ -74,13 +68,8 @@ JSON_WEIGHT: Final = 8
 """Objects of Python's take so many times the room of the JSON that they were read from, about."""
 CLOSE: Final = (b"connection", b"close")
 """What is left of the body is not read: the connection goes with it."""
-RELOAD_S: Final = 2.0
-"""Seconds between looks at the certificate's files."""
 
 _STATUS: Final = {INVALID_ARGUMENT: 400, RESOURCE_EXHAUSTED: 429, UNAVAILABLE: 503, INTERNAL: 500}
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class _Refused(Exception):
@@ -170,10 +159,15 @@ class HttpReceiver:
         self._pool = ThreadPoolExecutor(self._settings.threads, thread_name_prefix="tollspan-http")
         self._metrics = metrics
         self._pages = dict(pages or {})
-        self._socket: socket.socket | None = None
-        self._serving: list[tuple[uvicorn.Server, threading.Thread]] = []
-        self._stopping = threading.Event()
-        self._watcher: threading.Thread | None = None
+        self._server = HttpServer(
+            self._app,
+            address=address,
+            name="tollspan-http",
+            tls=tls,
+            max_connections=self._settings.max_connections,
+            stalled_s=self._settings.stalled_s,
+            idle_s=self._settings.idle_s,
+        )
 
     def start(self) -> str:
         """Listen and serve; returns the ``host:port`` in use.
@@ -182,111 +176,15 @@ class HttpReceiver:
             ConfigError: the address is malformed, taken, not of this machine, or open without TLS and
                 ``insecure_listen``.
         """
-        host, port = parse_address(self._address)
+        host, _ = parse_address(self._address)
         if self._tls is None and not self._insecure_listen:
             require_loopback(self._address, host)
-        try_to_bind(host, port)
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        try:
-            self._socket = socket.socket(family, kind, protocol)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Now, for `dup` passes it on, and what one copy is all of them are: a server that serves would block.
-            self._socket.setblocking(False)
-            self._socket.bind(where)
-            self._socket.listen(1024)
-            self._serve()
-        except OSError as error:
-            self.stop()
-            raise cannot_listen(host, port, (error.strerror or str(error)).lower()) from error
-        if self._tls is not None:
-            watch = partial(self._watch, self._tls.version)
-            self._watcher = threading.Thread(target=watch, name="tollspan-http-tls", daemon=True)
-            self._watcher.start()
-        bound = self._socket.getsockname()[1]
-        return shown(host, bound)
+        return self._server.start()
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Close the port, let requests in flight finish for ``grace_s`` seconds, then hang up. Idempotent."""
-        self._stopping.set()
-        if self._watcher is not None:
-            self._watcher.join()
-        listening, self._socket = self._socket, None
-        if listening is not None:
-            listening.close()
-        self._finish(len(self._serving), grace_s)
+        self._server.stop(grace_s)
         self._pool.shutdown(wait=False)
-
-    def _serve(self) -> None:
-        """Serve the socket by another server, with the certificate of now."""
-        assert self._socket is not None
-        limits = self._settings
-
-        class Protocol(_Protocol):
-            max_connections, stalled_s = limits.max_connections, limits.stalled_s
-
-        config = uvicorn.Config(
-            self._app,
-            interface="asgi3",
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            # Seconds for `call_later`, which takes parts of them too.
-            timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]
-            timeout_graceful_shutdown=30,
-        )
-        config.load()
-        if self._tls is not None:
-            config.ssl = self._tls.context()
-        server = uvicorn.Server(config)
-        listening = self._socket.dup()
-
-        def run() -> None:
-            # uvicorn's own `run` has no way to say how long a handshake may take.
-            with asyncio.Runner(loop_factory=partial(_Loop, limits.stalled_s)) as runner:
-                runner.run(server.serve(sockets=[listening]))
-
-        thread = threading.Thread(target=run, name="tollspan-http-loop", daemon=True)
-        thread.start()
-        while not server.started:
-            if not thread.is_alive():
-                listening.close()
-                raise OSError("the HTTP server did not start")
-            time.sleep(0.005)
-        self._serving.append((server, thread))
-
-    def _finish(self, number: int, grace_s: float) -> None:
-        """End the oldest servers."""
-        ending = [self._serving.pop(0) for _ in range(number)]
-        for server, _ in ending:
-            server.should_exit = True
-        until = time.monotonic() + grace_s
-        for server, thread in ending:
-            thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                server.force_exit = True
-                thread.join(5.0)
-
-    def _watch(self, served: int) -> None:
-        """Serve with a certificate that was replaced, by whoever noticed it.
-
-        Args:
-            served: version of the certificate that is served.
-        """
-        assert self._tls is not None
-        while not self._stopping.wait(RELOAD_S):
-            self._tls.reload()
-            if self._tls.version != served:
-                served = self._tls.version
-                try:
-                    self._serve()
-                except (OSError, ssl.SSLError):
-                    log.exception("the new certificate is not served over HTTP; the old one still is")
-                else:
-                    self._finish(1, grace_s=30.0)
 
     async def _app(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
@@ -479,58 +377,6 @@ class HttpReceiver:
 
 class _Gone(Exception):
     """The sender hung up before its request was whole."""
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that gives up on TLS handshakes that stall."""
-
-    def __init__(self, handshake_s: float) -> None:
-        super().__init__()
-        self._handshake_s = handshake_s
-
-    async def create_server(self, *args: Any, **options: Any) -> Any:
-        """As the base class."""
-        if options.get("ssl") is not None:
-            options.setdefault("ssl_handshake_timeout", self._handshake_s)
-        return await super().create_server(*args, **options)
-
-
-class _Protocol(H11Protocol):
-    """uvicorn's, which waits for the head of a request for ever and takes any number of connections."""
-
-    max_connections: int
-    stalled_s: float
-    _hurry: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
-            transport.abort()
-            return
-        self._hurry = self.loop.call_later(self.stalled_s, self._late)
-
-    def data_received(self, data: bytes) -> None:
-        before = self.cycle
-        super().data_received(data)
-        waiting = self.cycle is None or self.cycle.response_complete
-        if self.cycle is not before or not waiting:
-            self._calm()
-        elif self._hurry is None:
-            # The beginning of another request's head.
-            self._hurry = self.loop.call_later(self.stalled_s, self._late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._calm()
-        super().connection_lost(exc)
-
-    def _calm(self) -> None:
-        if self._hurry is not None:
-            self._hurry.cancel()
-            self._hurry = None
-
-    def _late(self) -> None:
-        self._hurry = None
-        self.transport.close()
 
 
 def _asked(headers: dict[bytes, str]) -> _Asked:

@@ -14,6 +14,7 @@ hash tells nothing of it. A changed file is taken while the service runs; a brok
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import re
@@ -233,6 +234,20 @@ class Readers(Senders):
         """Whether this is a reader."""
         reader = self._by_hash.get(hashlib.sha256(token.encode()).hexdigest())
         return reader is not None and user in ("", "default", reader.id)
+
+
+def credentials(authorization: str) -> tuple[str, str] | None:
+    """User and secret of an ``Authorization`` header, Basic or Bearer (no user); None of any other."""
+    scheme, _, given = authorization.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return "", given.strip()
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, _, secret = base64.b64decode(given, validate=True).decode().partition(":")
+    except ValueError:
+        return "", ""
+    return user, secret
 
 
 def _rates(sender: Sender) -> list[tuple[float, bool]]:

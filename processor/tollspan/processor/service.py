@@ -1,4 +1,4 @@
-"""The service behind ``tollspan serve``: runtime, OTLP receivers and, on an embedded store, the SQL front.
+"""The service behind ``tollspan serve``: runtime, OTLP receivers, the page and, on an embedded store, the SQL front.
 
 Starts in the order in which a request needs things and stops in the reverse order: first no new requests, then the
 pipeline drains, then the store closes.
@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tollspan.processor import notify
 from tollspan.processor.addresses import allow_connections, is_loopback, parse_address
@@ -35,6 +35,9 @@ from tollspan.processor.sqlfront import SqlFront
 from tollspan.processor.store import locate, remove_service_file, write_service_file
 from tollspan.processor.telemetry import Telemetry, TelemetrySettings
 from tollspan.processor.tls import Tls, TlsFiles
+
+if TYPE_CHECKING:
+    from tollspan.processor.page import Page
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +62,10 @@ class ServiceConfig:
         http: OTLP/HTTP address; None for none.
         tls: certificate of both; None for no encryption.
         sql: address of the read-only SQL port; None for no SQL port. Only an embedded store has one.
+        page: address of the web page; None for none.
+        page_anywhere: the page takes another port where that one is taken, as the default may be by a second service.
         senders: file of who may send, by bearer token; None: everybody who can connect.
-        readers: file of who may ask the SQL port; None: everybody who can connect.
+        readers: file of who may ask the SQL port and see the page; None: everybody who can connect.
         insecure_listen: allow addresses other than loopback without TLS.
         grace_s: seconds that requests in flight get at shutdown.
         telemetry: where our own metrics go.
@@ -74,6 +79,8 @@ class ServiceConfig:
     senders: Path | None = None
     readers: Path | None = None
     sql: str | None = "127.0.0.1:8123"
+    page: str | None = "127.0.0.1:8130"
+    page_anywhere: bool = True
     insecure_listen: bool = False
     grace_s: float = 5.0
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
@@ -107,6 +114,7 @@ class Service:
         self.grpc_address = ""
         self.http_address = ""
         self.sql_address = ""
+        self.page_address = ""
 
     def start(self) -> None:
         """Open everything and begin to accept spans."""
@@ -117,6 +125,7 @@ class Service:
         self._front: SqlFront | None = None
         self._sql_way: dict[str, object] = {}
         self._http: HttpReceiver | None = None
+        self._page: Page | None = None
         self._receiver: Receiver | None = None
         self._senders: Senders | None = None
         self._readers: Readers | None = None
@@ -144,6 +153,9 @@ class Service:
                 settings=config.grpc,
             )
             self._receiver = receiver
+            if config.readers is not None:
+                self._readers = Readers(config.readers, runtime.counters)
+                self._readers.start()
             if config.sql is not None and self._embedded:
                 self._start_sql(config.sql, tls)
             self.grpc_address = receiver.start()
@@ -160,6 +172,8 @@ class Service:
                 )
                 self.http_address = http.start()
                 self._http = http
+            if config.page is not None:
+                self._start_page(config.page, tls)
             if runtime.forwarder is not None:
                 runtime.forwarder.not_to([each for each in (self.grpc_address, self.http_address) if each])
             runtime.prices.watch_health(lambda good: receiver.report(PRICES, good))
@@ -167,7 +181,7 @@ class Service:
             runtime.budget.watch_health(lambda good: receiver.report(BUDGET, good))
             if senders is not None:
                 senders.start()
-            own = (self.grpc_address, self.http_address, self.sql_address)
+            own = (self.grpc_address, self.http_address, self.sql_address, self.page_address)
             self._telemetry = Telemetry(config.telemetry, runtime.counters, own)
             self._telemetry.start()
             runtime.start()
@@ -181,7 +195,12 @@ class Service:
         settle_objects()
         fused.prepare(then=settle_objects)  # what the compiler leaves behind lives as long as the process
         if self._embedded:
-            addresses = {"grpc": self.grpc_address, "http": self.http_address, "sql": self.sql_address}
+            addresses = {
+                "grpc": self.grpc_address,
+                "http": self.http_address,
+                "sql": self.sql_address,
+                "page": self.page_url,
+            }
             write_service_file(runtime.store, {"pid": os.getpid(), **addresses, **self._sql_way})
 
     @property
@@ -192,10 +211,8 @@ class Service:
 
     def _start_sql(self, address: str, tls: Tls | None) -> None:
         """Open the SQL port; under TLS where somebody logs in, or from elsewhere."""
-        config, counters = self.config, self.runtime.counters
-        if config.readers is not None:
-            self._readers = Readers(config.readers, counters)
-            self._readers.start()
+        config = self.config
+        if self._readers is not None:
             self._sql_way["sql_key"] = secrets.token_urlsafe(32)
         if tls is not None and (self._readers is not None or not is_loopback(parse_address(address)[0])):
             self._sql_way["sql_tls"] = True
@@ -210,6 +227,49 @@ class Service:
         )
         self.sql_address = front.start()
         self._front = front
+
+    @property
+    def page_url(self) -> str:
+        """Where a browser finds the page; '' where there is none."""
+        return self._page.url if self._page is not None else ""
+
+    def _start_page(self, address: str, tls: Tls | None) -> None:
+        """Open the page: under TLS where somebody logs in, or from elsewhere."""
+        # Only here: whoever wants no page needs no web framework.
+        from tollspan.processor.page import Api, Live, Page, Source
+
+        config, runtime = self.config, self.runtime
+
+        def stop_query(tag: str) -> None:
+            if self._embedded:
+                runtime.store.execute(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
+
+        live = Live(
+            engine=lambda: runtime.prices.engine,
+            readiness=self.readiness,
+            gauges=runtime.counters.gauges,
+            telemetry=lambda: (runtime.budget.settings.budget, runtime.budget.trouble),
+        )
+        api = Api(locate(config.runtime.store).url, live)
+
+        def page(where: str) -> Page:
+            # A source each, since a page that does not start stops its own.
+            source = Source(lambda settings: runtime.store.reader(settings), stop_query, runtime.counters)
+            return Page(
+                source, api, address=where, tls=tls, readers=self._readers, insecure_listen=config.insecure_listen
+            )
+
+        made = page(address)
+        try:
+            self.page_address = made.start()
+        except ConfigError as error:
+            made.stop()
+            if not config.page_anywhere:
+                raise
+            log.info("the page is elsewhere: %s", error.message)
+            made = page(f"{address.rpartition(':')[0]}:0")
+            self.page_address = made.start()
+        self._page = made
 
     def metrics(self) -> str:
         """Prometheus text of everything that is counted, timed and the case."""
@@ -309,7 +369,7 @@ class Service:
 
     def _hang_up(self) -> None:
         """Close every port that is open."""
-        for each in (self._http, self._receiver, self._front, self._senders, self._readers):
+        for each in (self._page, self._http, self._receiver, self._front, self._senders, self._readers):
             if each is not None:
                 each.stop()
 
@@ -319,6 +379,7 @@ class Service:
             "grpc": self.grpc_address,
             "http": self.http_address,
             "sql": self.sql_address,
+            "page": self.page_url,
             "store": locate(self.config.runtime.store).url,
         }
 

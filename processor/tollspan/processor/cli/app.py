@@ -18,6 +18,7 @@ from tollspan.processor.cli.doctor import doctor
 from tollspan.processor.cli.export import export
 from tollspan.processor.cli.journal import journal
 from tollspan.processor.cli.loaded import loaded
+from tollspan.processor.cli.page import page
 from tollspan.processor.cli.price import price
 from tollspan.processor.cli.prices import prices
 from tollspan.processor.cli.quarantine import quarantine
@@ -50,7 +51,9 @@ app = typer.Typer(
 )
 app.command(context_settings=EXTRA)(serve)
 app.command(context_settings=EXTRA)(doctor)
-for command in (demo, price, query, report, loaded, replay, reprice, close, reconcile, sample, token, sql, top, trace):
+for command in (
+    *(demo, page, price, query, report, loaded, replay, reprice, close, reconcile, sample, token, sql, top, trace),
+):
     app.command()(command)
 app.add_typer(prices, name="prices")
 app.add_typer(schema, name="schema")

@@ -47,6 +47,10 @@ def serve(
             "127.0.0.1:8123 by default."
         ),
     ] = None,
+    page: Annotated[
+        str | None,
+        typer.Option(help="Web page of what inference costs; 'off' for none; 127.0.0.1:8130 by default."),
+    ] = None,
     prices: Annotated[
         Path | None,
         typer.Option(
@@ -108,10 +112,10 @@ def serve(
     flags = {
         name: str(value)
         for name, value in (
-            ("store", store), ("listen", listen), ("http", http), ("sql", sql), ("prices", prices), ("keep", keep),
-            ("journal", journal), ("decision_wait", decision_wait), ("tls.cert", tls_cert), ("tls.key", tls_key),
-            ("tls.client_ca", tls_client_ca), ("senders", senders), ("insecure_listen", insecure_listen),
-            ("log.level", log_level), ("log.format", log_format),
+            ("store", store), ("listen", listen), ("http", http), ("sql", sql), ("page", page), ("prices", prices),
+            ("keep", keep), ("journal", journal), ("decision_wait", decision_wait), ("tls.cert", tls_cert),
+            ("tls.key", tls_key), ("tls.client_ca", tls_client_ca), ("senders", senders),
+            ("insecure_listen", insecure_listen), ("log.level", log_level), ("log.format", log_format),
         )
         if value is not None
     }  # fmt: skip
@@ -165,6 +169,8 @@ def _greet(told: Mapping[str, str], service: Service) -> None:
         console.print(f"tollspan: spans in at [bold]{scheme}://{told['http']}/v1/traces[/] (OTLP/HTTP)")
     if told["sql"]:
         console.print(f"tollspan: SQL at [bold]{service.sql_url}[/] (ClickHouse HTTP, read-only)")
+    if told["page"]:
+        console.print(f"tollspan: the page is at [bold]{told['page']}[/]")
     share = f"{100 * service.config.runtime.settings.keep:g} % of the other traces"
     waits = "" if service.runtime.connected else ", which does not answer yet: spans wait in the journal"
     console.print(f"tollspan: ledger in {told['store']}{waits}", soft_wrap=True)

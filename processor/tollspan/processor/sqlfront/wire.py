@@ -5,7 +5,6 @@ In: a socket. Out: a `Request` for the front and an `Answer` from it. Nothing he
 
 from __future__ import annotations
 
-import base64
 import email.parser
 import email.policy
 import json
@@ -18,6 +17,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
+from tollspan.processor.addresses import host_name
+from tollspan.processor.senders import credentials
 from tollspan.processor.sqlfront.statement import Refused
 
 REQUIRED_PASSWORD: Final = 194
@@ -196,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
     def _check_origin(self) -> None:
         """Keep web pages out: neither a name that was rebound to this machine, nor another site's script."""
         host = self.headers.get("Host", "")
-        if self.allowed_hosts is not None and host and _host_name(host) not in self.allowed_hosts:
+        if self.allowed_hosts is not None and host and host_name(host) not in self.allowed_hosts:
             raise Malformed(403, f"Host {host} is not this port's name. Use 127.0.0.1 or localhost.")
         origin = self.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -321,15 +322,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def _login(headers: Any, params: Mapping[str, str]) -> tuple[str, str]:
     """User and password (or token) of a request, by any of the ways that ClickHouse knows; '' where there is none."""
-    scheme, _, given = headers.get("Authorization", "").strip().partition(" ")
-    if scheme.lower() == "bearer":
-        return "", given.strip()
-    if scheme.lower() == "basic":
-        try:
-            user, _, password = base64.b64decode(given, validate=True).decode().partition(":")
-        except ValueError:
-            return "", ""
-        return user, password
+    if (found := credentials(headers.get("Authorization", ""))) is not None:
+        return found
     if "X-ClickHouse-Key" in headers:
         return headers.get("X-ClickHouse-User", ""), headers["X-ClickHouse-Key"]
     return params.get("user", ""), params.get("password", "")
@@ -356,13 +350,6 @@ def _chosen(accepted: str) -> str | None:
         coding, _, quality = item.strip().partition(";")
         offers[coding.strip()] = quality.replace(" ", "") != "q=0"
     return next((coding for coding in CODINGS if offers.get(coding)), None)
-
-
-def _host_name(host: str) -> str:
-    name = host.lower()
-    if name.startswith("["):
-        return name[: name.find("]") + 1]
-    return name.partition(":")[0]
 
 
 def _content_type(form: str | None) -> str:

@@ -60,10 +60,14 @@ def open_store(url: str | None = None, create: bool = True) -> Store:
     return open_server(location, create)
 
 
-def connect_for_query(url: str | None = None) -> Reader:
+def connect_for_query(url: str | None = None, settings: Mapping[str, str] | None = None) -> Reader:
     """A read-only handle on a store, whoever owns it.
 
     An embedded store that a running service owns is read through the service's SQL port; any other is opened here.
+
+    Args:
+        url: see `open_store`.
+        settings: see `Store.reader`.
 
     Raises:
         As `open_store`; StoreInUse also when the owner has no SQL port.
@@ -80,8 +84,8 @@ def connect_for_query(url: str | None = None) -> Reader:
                     "Stop it first, or run `tollspan serve` with --sql HOST:PORT.",
                     owner,
                 )
-            return open_server(_through(address, location.database, service), create=False).detached_reader()
-    return open_store(url, create=False).detached_reader()
+            return open_server(_through(address, location.database, service), create=False).detached_reader(settings)
+    return open_store(url, create=False).detached_reader(settings)
 
 
 def write_service_file(store: Store, info: Mapping[str, object]) -> None:

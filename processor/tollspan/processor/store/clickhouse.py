@@ -47,7 +47,8 @@ INSERT_SETTINGS: Final[dict[str, str]] = {
 _UNKNOWN_DATABASE: Final = 81
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-Connect = Callable[[bool], Client]
+Connect = Callable[[bool, Mapping[str, str]], Client]
+"""Takes whether the session is to be read-only, and settings of its own."""
 
 
 class Reader:
@@ -151,7 +152,7 @@ class Store:
         self._connect, self._release = connect, release
         self._guard = threading.Lock()
         self._closed = False
-        self._writer = connect(False)
+        self._writer = connect(False, {})
         self._reader: Reader | None = None
         known = self._writer.server_settings
         self._insert_settings = {name: value for name, value in INSERT_SETTINGS.items() if name in known}
@@ -209,15 +210,19 @@ class Store:
         except (ClickHouseError, OSError) as error:
             raise translate(error, "statement") from error
 
-    def reader(self) -> Reader:
-        """A new read-only handle, independent of the store's other work."""
-        self._guarded()
-        return Reader(self._connect(True), self.database)
+    def reader(self, settings: Mapping[str, str] | None = None) -> Reader:
+        """A new read-only handle, independent of the store's other work.
 
-    def detached_reader(self) -> Reader:
-        """A reader that closes the whole store with itself, for a caller that wants nothing but to read."""
+        Args:
+            settings: of all its queries, such as limits; an account that may not set them has its own.
+        """
+        self._guarded()
+        return Reader(self._connect(True, settings or {}), self.database)
+
+    def detached_reader(self, settings: Mapping[str, str] | None = None) -> Reader:
+        """A `reader` that closes the whole store with itself, for a caller that wants nothing but to read."""
         try:
-            return Reader(self._connect(True), self.database, on_close=self.close)
+            return Reader(self._connect(True, settings or {}), self.database, on_close=self.close)
         except BaseException:
             self.close()
             raise
@@ -254,7 +259,7 @@ class Store:
         with self._guard:
             self._guarded()
             if self._reader is None:
-                self._reader = Reader(self._connect(True), self.database)
+                self._reader = Reader(self._connect(True, {}), self.database)
             return self._reader
 
 
@@ -279,7 +284,7 @@ def open_embedded(location: Embedded, create: bool) -> Store:
     lock.acquire(location.directory)
     forks.opened()
 
-    def connect(read_only: bool) -> Client:
+    def connect(read_only: bool, settings: Mapping[str, str]) -> Client:
         try:
             client = clickhouse_connect.get_client(
                 interface="chdb", path=str(location.engine), show_clickhouse_errors="scrub", tz_source="server"
@@ -290,7 +295,7 @@ def open_embedded(location: Embedded, create: bool) -> Store:
                 "Check that the directory is writable and was written by this or an older version.",
             ) from error
         _stay_open_at_exit(client)
-        return _enter(client, location, create and not read_only, read_only)
+        return _enter(client, location, create and not read_only, read_only, settings)
 
     try:
         return Store(location, connect, lambda: lock.release(location.directory))
@@ -314,8 +319,8 @@ def _stay_open_at_exit(client: Client) -> None:
 def open_server(location: Server, create: bool) -> Store:
     """Open a store on a ClickHouse server; see `open_store`."""
 
-    def connect(read_only: bool) -> Client:
-        return _enter(server_client(location), location, create and not read_only, read_only)
+    def connect(read_only: bool, settings: Mapping[str, str]) -> Client:
+        return _enter(server_client(location), location, create and not read_only, read_only, settings)
 
     return Store(location, connect, lambda: None)
 
@@ -379,8 +384,8 @@ def server_client(location: Server) -> Client:
         ) from error
 
 
-def _enter(client: Client, location: Location, create: bool, read_only: bool) -> Client:
-    """Make the client's session one on the store's database, and read-only if asked."""
+def _enter(client: Client, location: Location, create: bool, read_only: bool, settings: Mapping[str, str]) -> Client:
+    """Make the client's session one on the store's database, with settings, and read-only if asked."""
     try:
         asked = "SELECT count() FROM system.databases WHERE name = {name:String}", {"name": location.database}
         exists = client.command(*asked)
@@ -394,6 +399,9 @@ def _enter(client: Client, location: Location, create: bool, read_only: bool) ->
                 f"There is no database {location.database!r} in {location.url}.", "`tollspan serve` makes it."
             )
         client.database = location.database
+        for name, value in settings.items():
+            if (known := client.server_settings.get(name)) is not None and not known.readonly:
+                client.set_client_setting(name, value)
         if read_only:
             setting = client.server_settings.get("readonly")
             # An account that is read-only already cannot be told so again.
