@@ -61,6 +61,16 @@ def test_who_does_not_come_again_is_not_waited_for_twice(journal: Journal, monke
         journal.append(b"alone").wait(LONG_S / 2)
 
 
+def test_what_was_in_vain_is_tried_less_and_less(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer, "GATHER_S", 0.01)
+    for _ in range(4):
+        for ticket in shared(journal, monkeypatch):
+            ticket.wait(LONG_S)
+    monkeypatch.setattr(committer, "GATHER_S", LONG_S)
+    for ticket in shared(journal, monkeypatch):
+        ticket.wait(LONG_S / 2)
+
+
 def test_much_is_written_at_once(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committer, "GATHER_S", LONG_S)
     monkeypatch.setattr(committer, "COMMIT_BYTES", 1000)

@@ -2,7 +2,7 @@
 
 In: tickets from any thread. Out: durable records, told to the journal, and then settled tickets. While one sync runs,
 what arrives gathers for the next: under load many appenders share a sync. Whom the last one set free mostly comes again
-at once, so the next waits a moment for them; an appender that is alone never waits.
+at once, so the next waits a moment for them, unless that was in vain lately; an appender that is alone never waits.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 COMMIT_BYTES: Final = 16 << 20
 """Payload bytes in one sync at the most, so that a burst does not wait for its own end."""
-
-
 GATHER_S: Final = 0.003
 """How long a sync waits for as many appenders as there were lately. A sync takes about 100 µs of CPU time, and so do
 the threads that it wakes one by one."""
+MOST_DOUBT: Final = 255
+"""Syncs at the most that wait for nobody after others waited in vain."""
 
 
 class Committer:
@@ -75,6 +75,8 @@ class Committer:
         # Tickets in the last sync, those that came while it ran, and for how many the thread is to be woken.
         self._shared = self._came = 0
         self._wanted = 1
+        # For how many more syncs nobody is waited for, and for how many it will be.
+        self._left_out = self._doubt = 0
         self._thread = threading.Thread(target=self._run, name="tollspan-journal", daemon=True)
 
     def start(self) -> None:
@@ -113,12 +115,22 @@ class Committer:
 
     def _gather(self) -> None:
         """Wait for those that shared the last sync and those that came meanwhile; fewer come, fewer are expected."""
-        self._wanted = self._shared + self._came
+        wanted = self._shared + self._came
+        if len(self._pending) >= wanted:
+            return
+        if self._left_out > 0:
+            self._left_out -= 1
+            return
+        self._wanted = wanted
         end = time.monotonic() + GATHER_S
-        while len(self._pending) < self._wanted and self.pending_bytes < COMMIT_BYTES and not self._closing:
+        while len(self._pending) < wanted and self.pending_bytes < COMMIT_BYTES and not self._closing:
             if not self._handed_in.wait(end - time.monotonic()):
                 break
         self._wanted = 1
+        # Where senders do not wait for their acks, nobody comes any sooner: then it is tried less and less.
+        in_vain = len(self._pending) < wanted
+        self._doubt = min(2 * self._doubt + 1, MOST_DOUBT) if in_vain else self._doubt // 2
+        self._left_out = self._doubt
 
     def _commit(self, group: list[Ticket]) -> None:
         """Write, sync and settle ``group``, taking from it what is settled."""
