@@ -28,7 +28,7 @@ import numpy.typing as npt  # noqa: E402
 from tollspan.pricing import PriceEngine, shipped_book  # noqa: E402
 from tollspan.processor.charge import Charged, charge  # noqa: E402
 from tollspan.processor.counters import Counters  # noqa: E402
-from tollspan.processor.decode import Decoded, decode  # noqa: E402
+from tollspan.processor.decode import Decoded, decode, fused  # noqa: E402
 from tollspan.processor.forward.forwarder import Forwarder  # noqa: E402
 from tollspan.processor.forward.settings import Endpoint  # noqa: E402
 from tollspan.processor.normalize import normalize  # noqa: E402
@@ -79,7 +79,7 @@ def decision_of(forwarder: Forwarder, decoded: Decoded, charged: Charged, kept: 
     fates = Fates.alike(count // SPANS_PER_TRACE, PROBABILITY, 9 << 52)
     fates.reason[~kept[::SPANS_PER_TRACE]] = DROPPED
     return Decision(
-        Held(decoded, None, None, costs),
+        Held(decoded.waiting(), None, None, costs),
         np.arange(count),
         np.arange(count) // SPANS_PER_TRACE,
         fates,
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--spans", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    fused.prepare(wait=True)
     payloads = requests(args.spans // 512)
     batches = [payloads[start : start + 48] for start in range(0, len(payloads), 48)]
     engine = PriceEngine(shipped_book())

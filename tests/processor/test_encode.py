@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from tollspan.processor import encode as module
 from tollspan.processor.decode import decode
+from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.encode import Request, attribute, encode, together
 
 from .otlp_factory import attributes, chat_payload, request, resource_spans, span
@@ -207,3 +209,60 @@ def test_groups_that_come_in_turns_each_stay_with_their_own() -> None:
     assert sorted_request(made.payload) == sorted_request(payload)
     parsed = ExportTraceServiceRequest.FromString(made.payload)
     assert len(parsed.resource_spans) == 3
+
+
+def payload_of(body: bytes) -> bytes:
+    """A request of one span that is given in protobuf form."""
+    for tag in (b"\x12", b"\x12", b"\x0a"):
+        body = tag + module._varint(len(body)) + body
+    return body
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(requests(), max_size=4), st.sampled_from(["", "ot=th:8", "ot=th:c;p=ä" * 30]), st.booleans())
+def test_another_trace_state_stands_in_the_place_of_the_first(payloads: list[bytes], state: str, add: bool) -> None:
+    """As kept spans are sent on, which are the bytes that came where the walker read them."""
+    decoded = decode(payloads)
+    states = pa.array([state] * len(decoded), pa.string())
+    stamped = replace(decoded, spans=with_columns(decoded.spans, trace_state=states))
+    extra = attribute("added", pa.array(["x"] * len(decoded), pa.string())) if add else None
+    made = encode(stamped, extra=extra, without={"removed."}, limit=300)
+    wanted = [{**row, "trace_state": state} for row in actual(decoded)]
+    for row in wanted if add else ():
+        row["attributes"] = [*row["attributes"], ("added", ("string_value", "'x'"))]
+    assert sorted(spans_of(made), key=key) == sorted(wanted, key=key)
+
+
+def test_spans_that_are_written_as_usual_are_copied(reading: str) -> None:
+    decoded = decode([chat_payload(20, 4), request([span({"a": 1}, number=3, trace_state="ot=th:8,x=y")])])
+    if reading == "ptars":
+        assert decoded.messages() is None
+        return
+    rows = np.array([20, 3, 3, 0])
+    messages = decoded.waiting().select(rows).messages()
+    for message, row in zip(messages.to_pylist(), [actual(decoded)[row] for row in rows], strict=True):
+        (copied,) = actual(decode([payload_of(message)]))
+        same = ("trace_id", "span_id", "name", "attributes", "start_ns", "end_ns")
+        assert [copied[name] for name in same] == [row[name] for name in same]
+        assert copied["trace_state"] == ""
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"\xfa\x3f\x03new",  # nobody knows it
+        b"\x4a\x08\x12\x03\x0a\x01v\x0a\x01k",  # the value before the key
+        b"\x4a\x03\x0a\x01k",  # no value
+        b"\x4a\x05\x12\x03\x0a\x01v",  # no key
+        b"\x4a\x0c\x0a\x01k\x12\x03\x0a\x01v\x22\x02no",  # more than a key and a value
+        b"\x7a\x06\x18\x01\x22\x02no",  # more than a status
+    ],
+)
+def test_spans_that_are_written_oddly_are_written_anew(field: bytes) -> None:
+    body = span({"a": 1, "b": "two"}, number=1).SerializeToString()
+    usual, odd = payload_of(body), payload_of(body + field)
+    decoded = decode([usual, odd])
+    assert decoded.messages() is None
+    made = encode(decoded)
+    assert sorted(spans_of(made), key=key) == sorted(actual(decoded), key=key)
+    assert not any(b"no" in each.payload or b"new" in each.payload for each in made)

@@ -1,12 +1,13 @@
 """Encode: decoded spans back to OTLP request bytes, a whole batch at a time; the reverse of `decode`.
 
 In: `Decoded`, with attributes to add. Out: ``ExportTraceServiceRequest`` messages in protobuf form. Between `sample`
-and `forward`. Attribute values, events and links are still the bytes that came; what is written here is what stands
-around them: tags, lengths and numbers, by columns.
+and `forward`. Spans whose bytes are at hand are copied, and what is added stands behind them. Where something has to be
+left out of one in a batch, all are written anew: attribute values, events and links are still the bytes that came,
+tags, lengths and numbers around them are made by columns.
 
 What is kept: everything that OTLP 1.x names (flags, dropped counts, schema URLs, scope attributes, entity references
 excepted), in the order in which it came but for two things: spans of equal resources and scopes stand together, and
-fields are in the order of their numbers. What is not kept: fields that this OTLP does not name.
+fields that are written anew are in the order of their numbers. What is not kept: fields that this OTLP does not name.
 
 Whatever protobuf's own parser would refuse never leaves: text that is not UTF-8 is repaired as in `decode.text`, and a
 value that is nested deeper than parsers go (about 45 levels) becomes its JSON as text. One such span would cost
@@ -135,12 +136,17 @@ def _requests(decoded: Decoded, extra: Any, without: Collection[str], limit: int
     resources, scopes = _resources(decoded).dictionary_encode(), _scopes(decoded).dictionary_encode()
     resource, scope = _groups(decoded, resources, scopes)
     group = resource * len(scopes.dictionary) + scope
+    columns = _as_they_came(decoded, extra, without)
     if (np.diff(group) < 0).any():
         order = np.argsort(group, kind="stable")
         group, resource, scope = group[order], resource[order], scope[order]
-        decoded = decoded.select(order)
-        extra = None if extra is None else extra.take(pa.array(order))
-    columns = _span(decoded, extra, without)
+        if columns is None:
+            decoded = decoded.select(order)
+            extra = None if extra is None else extra.take(pa.array(order))
+        else:
+            columns = [column.take(pa.array(order)) for column in columns]
+    if columns is None:
+        columns = _span(decoded, extra, without)
     length: Rows = np.sum([_lengths(column) for column in columns], axis=0, dtype=np.int64)
     frame = _head(SPANS, length)
     length += _lengths(frame)
@@ -182,6 +188,21 @@ def _spread(values: Any, rows: Rows, length: int) -> Any:
 
 
 # -- messages -----------------------------------------------------------------------------------------------------
+
+
+def _as_they_came(decoded: Decoded, extra: Any, without: Collection[str]) -> list[Any] | None:
+    """`_span` where next to nothing has to be written: the bytes that came, with another trace state behind them."""
+    if _gone(decoded.attributes.keys, without).any():
+        return None
+    messages = decoded.messages()
+    if messages is None:
+        return None
+    columns = [
+        messages,
+        _optional(0x1A, decoded.spans["trace_state"]),
+        None if extra is None else pc.fill_null(extra, b""),
+    ]
+    return [column for column in columns if column is not None]
 
 
 def _span(decoded: Decoded, extra: Any, without: Collection[str]) -> list[Any]:
@@ -250,10 +271,7 @@ def _attributes(tag: int, attributes: Attributes, without: Collection[str] = ())
     """All attributes of each owner, as fields of it; None where nobody has any."""
     offsets, codes, raw = attributes.offsets, attributes.codes, attributes.raw
     if without:
-        gone = np.asarray(pc.is_in(attributes.keys, pa.array(sorted(without), pa.string())))
-        for prefix in without:
-            if prefix.endswith("."):
-                gone = gone | np.asarray(pc.starts_with(attributes.keys, prefix))
+        gone = _gone(attributes.keys, without)
         if gone.any():
             stay = ~gone[codes]
             offsets = np.concatenate(([0], np.cumsum(stay, dtype=np.int64)))[offsets]
@@ -273,6 +291,15 @@ def _attributes(tag: int, attributes: Attributes, without: Collection[str] = ())
     size = _lengths(keys)[codes_of] + _lengths(value) + lengths_of
     heads = _joined(_head(tag, size), keys.take(pa.array(codes_of)), value)
     return _lists(offsets, _joined(heads.take(pa.array(before)), raw))
+
+
+def _gone(keys: Any, without: Collection[str]) -> Mask:
+    """Which keys are left out."""
+    gone: Mask = np.asarray(pc.is_in(keys, pa.array(sorted(without), pa.string())))
+    for prefix in without:
+        if prefix.endswith("."):
+            gone = gone | np.asarray(pc.starts_with(keys, prefix))
+    return gone
 
 
 def _distinct(numbers: Rows, end: int) -> tuple[Rows, Rows]:
@@ -424,6 +451,7 @@ def _mended(decoded: Decoded) -> Decoded:
         attributes=_mended_values(decoded.attributes),
         resources=_mended_values(decoded.resources),
         scope_attributes=_mended_values(decoded.scope_attributes),
+        wire=None,
     )
 
 

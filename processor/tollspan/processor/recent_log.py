@@ -24,7 +24,6 @@ import logging
 import os
 import re
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import Any, Final
 import numpy as np
 
 from tollspan.processor.counters import Counters
+from tollspan.processor.crc import crc32
 from tollspan.processor.identity import U64, new_seed
 from tollspan.processor.journal.files import Position, Range, sync_directory, write_all
 
@@ -192,7 +192,7 @@ class RecentLog:
             ]
             crc = 0
             for each in body:
-                crc = zlib.crc32(each, crc)  # type: ignore[arg-type]
+                crc = crc32(each, crc)
             frame = _FRAME.pack(_MARKER, sum(map(len, body)), crc)
             self._dirty = True
             self._end = write_all(self._fd, [frame, *body], self._end)  # type: ignore[list-item]
@@ -214,7 +214,7 @@ class RecentLog:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._next += 1
         body = _HEADER.pack(_MAGIC, VERSION, 0, self._journal, self._store, int(self._seed), self._process)[16:]
-        self._end = write_all(self._fd, [_FRAME.pack(_MAGIC, VERSION, zlib.crc32(body)), body], 0)
+        self._end = write_all(self._fd, [_FRAME.pack(_MAGIC, VERSION, crc32(body)), body], 0)
         sync_directory(self.folder)
         self._minute = received_ns // MINUTE_NS
 
@@ -237,7 +237,7 @@ class RecentLog:
     def _read(self, path: Path, into: list[tuple[int, Record, int]], known: Known) -> None:
         """Add a file's records."""
         data = path.read_bytes()
-        if len(data) < _HEADER.size or zlib.crc32(data[16 : _HEADER.size]) != _HEADER.unpack_from(data)[2]:
+        if len(data) < _HEADER.size or crc32(data[16 : _HEADER.size]) != _HEADER.unpack_from(data)[2]:
             # Made in the moment of the crash, or damaged.
             self.counters.add("recent.log_damaged")
             path.unlink()
@@ -269,7 +269,7 @@ def _parse(data: bytes, at: int) -> tuple[Record | None, int, int]:
     start, end = at + _FRAME.size, at + _FRAME.size + length
     if marker != _MARKER or end > len(data) or length < _BODY.size:
         return None, 0, at
-    if zlib.crc32(memoryview(data)[start:end]) != crc:
+    if crc32(memoryview(data)[start:end]) != crc:
         return None, 0, at
     segment, first, stop, received, since, kind, *sizes = _BODY.unpack_from(data, start)
     part_size, account_size, n, a, m = sizes

@@ -61,6 +61,7 @@ _USED: Final = (
     "examine",
     "examine_brief",
     "gather",
+    "messages",
     "by_key",
     "encode",
     "content",
@@ -161,6 +162,8 @@ def _try(walk: ModuleType) -> None:
     decoded = _decode(walk, [request], [])
     assert decoded is not None
     assert decoded.wire is not None
+    if decoded.wire.messages() != pa.array([span], pa.binary()):
+        raise RuntimeError("the compiled decoder does not copy what it is given")
     for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
         (rows,) = found.attributes.by_key(np.zeros(1, np.int64))
         codes, values = found.attributes.encode(rows)
@@ -667,6 +670,14 @@ class OnTheWire:
     @property
     def nbytes(self) -> int:
         return int(self.data.nbytes + self.places.nbytes)
+
+    def messages(self) -> Any:
+        starts, sizes = self.places[:2].astype(np.int64)
+        offsets, out = np.empty(len(starts) + 1, np.int32), np.empty(int(sizes.sum()) + SLACK, np.uint8)
+        if not self.walk.messages(self.data, starts, sizes, offsets, out):
+            return None
+        out.flags.writeable = False
+        return from_layout(offsets, out)
 
     def select(self, rows: Rows) -> Decoded:
         starts, sizes, resource, scope = self.places.take(rows, axis=1)

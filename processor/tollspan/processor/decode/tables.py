@@ -186,6 +186,10 @@ class Waiting(Protocol):
     def select(self, rows: Rows) -> Decoded:
         """The given spans (int64, in that order; repeats allowed), as `Decoded.select` gives them."""
 
+    def messages(self) -> Any:
+        """The spans as they came, in protobuf form without their trace states: binary array; None where they have to
+        be written anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -205,7 +209,8 @@ class Decoded:
         resource_facts: ``schema_url`` (string) and ``dropped_attributes`` (uint32) of the resources.
         rejected: spans left out, by reason; absent = none.
         malformed: indices of the payloads that are not OTLP, ascending; nothing of these is here.
-        wire: the same spans in less memory, where the reading has them; None: there is nothing smaller.
+        wire: the same spans in less memory, where the reading has them, but for their trace states; None: there is
+            nothing smaller.
     """
 
     spans: Any
@@ -230,6 +235,10 @@ class Decoded:
     def waiting(self) -> Waiting:
         """These spans for later: in wire form where that is at hand."""
         return self if self.wire is None else self.wire
+
+    def messages(self) -> Any:
+        """See `Waiting`."""
+        return None if self.wire is None or self.wire is self else self.wire.messages()
 
     def select(self, rows: Rows) -> Decoded:
         """The given spans (int64, in that order) with their own memory, so that the batch's can be freed."""

@@ -43,7 +43,8 @@ each, from its version's own hand, lies with the tests (``tests/processor/journa
 Promises
 --------
 * A ticket completes after fdatasync of the segment, and a new segment's directory entry is synced before its first
-  record is. Appenders that arrive while a sync runs share the next one: there is no timer.
+  record is. Appenders that arrive while a sync runs share the next one, which waits up to 3 ms for those that the one
+  before set free. An appender that is alone waits for no timer.
 * A batch is a byte range of one segment. Its token, ``<journal id>-<segment>-<start>-<end>``, is on disk before the
   batch is handed out; after a crash the same range comes again with the same token and the same payloads, in order,
   and then what was not frozen yet. The newest segment file is removed only after a synced cursor that names it, so no

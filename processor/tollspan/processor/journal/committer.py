@@ -1,7 +1,8 @@
 """The one thread that writes: group commit of appended payloads to the newest segment.
 
 In: tickets from any thread. Out: durable records, told to the journal, and then settled tickets. While one sync runs,
-what arrives gathers for the next: under load many appenders share a sync, at rest nobody waits for a timer.
+what arrives gathers for the next: under load many appenders share a sync. Whom the last one set free mostly comes again
+at once, so the next waits a moment for them, unless that was in vain lately; an appender that is alone never waits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,11 @@ log = logging.getLogger(__name__)
 
 COMMIT_BYTES: Final = 16 << 20
 """Payload bytes in one sync at the most, so that a burst does not wait for its own end."""
+GATHER_S: Final = 0.003
+"""How long a sync waits for as many appenders as there were lately. A sync takes about 100 µs of CPU time, and so do
+the threads that it wakes one by one."""
+MOST_DOUBT: Final = 255
+"""Syncs at the most that wait for nobody after others waited in vain."""
 
 
 class Committer:
@@ -65,6 +72,11 @@ class Committer:
         self._pending: list[Ticket] = []
         self._newest: Segment | None = None
         self._closing = False
+        # Tickets in the last sync, those that came while it ran, and for how many the thread is to be woken.
+        self._shared = self._came = 0
+        self._wanted = 1
+        # For how many more syncs nobody is waited for, and for how many it will be.
+        self._left_out = self._doubt = 0
         self._thread = threading.Thread(target=self._run, name="tollspan-journal", daemon=True)
 
     def start(self) -> None:
@@ -75,7 +87,8 @@ class Committer:
         """Take a ticket; the caller holds the lock."""
         self._pending.append(ticket)
         self.pending_bytes += size_of(ticket)
-        self._handed_in.notify()
+        if len(self._pending) >= self._wanted or self.pending_bytes >= COMMIT_BYTES:
+            self._handed_in.notify()
 
     def close(self) -> None:
         """Commit what was handed in and end the thread; idempotent."""
@@ -91,12 +104,33 @@ class Committer:
                     self._handed_in.wait()
                 if not self._pending:
                     return
+                self._gather()
                 group, self._pending = self._pending, []
+                self._shared = len(group)
             try:
                 self._commit(group)
             except Exception as error:
                 log.exception("the journal's committer met a fault of its own")
                 self._refuse(group, JournalError(f"The journal met a fault of its own: {error}."))
+
+    def _gather(self) -> None:
+        """Wait for those that shared the last sync and those that came meanwhile; fewer come, fewer are expected."""
+        wanted = self._shared + self._came
+        if len(self._pending) >= wanted:
+            return
+        if self._left_out > 0:
+            self._left_out -= 1
+            return
+        self._wanted = wanted
+        end = time.monotonic() + GATHER_S
+        while len(self._pending) < wanted and self.pending_bytes < COMMIT_BYTES and not self._closing:
+            if not self._handed_in.wait(end - time.monotonic()):
+                break
+        self._wanted = 1
+        # Where senders do not wait for their acks, nobody comes any sooner: then it is tried less and less.
+        in_vain = len(self._pending) < wanted
+        self._doubt = min(2 * self._doubt + 1, MOST_DOUBT) if in_vain else self._doubt // 2
+        self._left_out = self._doubt
 
     def _commit(self, group: list[Ticket]) -> None:
         """Write, sync and settle ``group``, taking from it what is settled."""
@@ -124,6 +158,7 @@ class Committer:
             size = records[-1].end - records[0].start
             with self._lock:
                 self.pending_bytes -= size
+                self._came = len(self._pending)
             self._on_durable(segment, records)
             self._counters.add_all(
                 {"journal.appended": count, "journal.appended_bytes": size - RECORD_BYTES * count, "journal.syncs": 1}

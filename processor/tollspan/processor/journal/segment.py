@@ -6,11 +6,11 @@ import errno
 import os
 import re
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tollspan.processor.crc import crc32
 from tollspan.processor.journal.files import VERSION, check_version, sync_directory, write_all
 
 _MAGIC: Final = b"TOLLSPAN"
@@ -95,7 +95,7 @@ class Segment:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             body = _HEADER.pack(_MAGIC, VERSION, number, journal, marker, 0)[:-4]
-            write_all(fd, [body + zlib.crc32(body).to_bytes(4, "little"), _record(marker, 0, _END, 0)], 0)
+            write_all(fd, [body + crc32(body).to_bytes(4, "little"), _record(marker, 0, _END, 0)], 0)
             os.fsync(fd)
             sync_directory(directory)
         except BaseException:
@@ -121,7 +121,7 @@ class Segment:
         damaged = True
         if len(head) >= HEADER_BYTES:
             magic, version, stated, name, own, crc = _HEADER.unpack_from(head)
-            if zlib.crc32(head[: HEADER_BYTES - 4]) == crc and magic == _MAGIC:
+            if crc32(head[: HEADER_BYTES - 4]) == crc and magic == _MAGIC:
                 check_version(directory, version)
                 damaged = stated != number
                 journal, marker = name, own
@@ -141,7 +141,7 @@ class Segment:
         records: list[Record] = []
         at = self.end
         for received_ns, payload in payloads:
-            buffers += (_record(self.marker, received_ns, len(payload), zlib.crc32(payload)), payload)
+            buffers += (_record(self.marker, received_ns, len(payload), crc32(payload)), payload)
             records.append(Record(at, at + RECORD_BYTES + len(payload), received_ns, payload))
             at = records[-1].end
         # The next append writes over the end mark.
@@ -196,7 +196,7 @@ class Segment:
         if end > limit:
             return Damage(offset, self._next_record(offset + 1, limit))
         payload = _read(self._read_fd, offset + RECORD_BYTES, length)
-        if len(payload) != length or zlib.crc32(payload) != crc:
+        if len(payload) != length or crc32(payload) != crc:
             return Damage(offset, end)
         return Record(offset, end, received_ns, payload)
 
@@ -224,7 +224,7 @@ class Segment:
         if len(head) < RECORD_BYTES:
             return None
         marker, received_ns, length, crc, own = _RECORD.unpack(head)
-        if marker != self.marker or zlib.crc32(head[:-4]) != own:
+        if marker != self.marker or crc32(head[:-4]) != own:
             return None
         return received_ns, length, crc
 
@@ -251,7 +251,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _record(marker: bytes, received_ns: int, length: int, crc: int) -> bytes:
     """The header of a record."""
     head = _RECORD.pack(marker, received_ns, length, crc, 0)[:-4]
-    return head + zlib.crc32(head).to_bytes(4, "little")
+    return head + crc32(head).to_bytes(4, "little")
 
 
 def _read(fd: int, offset: int, length: int) -> bytes:
