@@ -35,7 +35,7 @@ from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
 from tollspan.processor.forward.costs import COLUMNS as FORWARDED
 from tollspan.processor.forward.costs import Costs
-from tollspan.processor.identity import U64, Mask, Rows
+from tollspan.processor.identity import U64, Mask
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
 from tollspan.processor.quarantine import FOLDER as QUARANTINE
@@ -407,7 +407,8 @@ class Pipeline:
 
     def _let_go(self, everything: bool = False) -> None:
         """Release batches, of which nothing may be needed again: their accounts and what they taught are durable."""
-        if not (self._finished or self.accounts.due or everything):
+        # Several batches share the inserts; what is finished can wait as long as its accounts do.
+        if not (everything or self.accounts.due or (self._finished and not self.accounts.waiting)):
             return
         try:
             self.accounts.flush()
@@ -578,18 +579,15 @@ class Pipeline:
     def _tally(decided: Round, kept: list[Kept], sizes: list[Any]) -> None:
         """Count what became of the spans into their batches' telemetry, by the rule that decided."""
         fates = decided.fates
-
-        def rules(group: Rows) -> Rules:
-            return Rules(fates.matched[group], fates.steered[group], fates.full[group])
-
+        rules = Rules(fates.matched, fates.steered, fates.full)
         for each in decided.decisions:
             shares = each.bodies.shares
             if shares is not None:
-                shares.decided(each.rows, rules(each.group))
+                shares.decided(each.rows, rules, each.group)
         for some, stored in zip(kept, sizes, strict=True):
             shares = some.held.shares
             if shares is not None:
-                shares.kept(some.rows, rules(some.group), stored, content_bytes(some.spans), some.removed)
+                shares.kept(some.rows, rules, stored, content_bytes(some.spans), some.removed, some.group)
 
     @staticmethod
     def _bodies(kept: Kept) -> pa.Table:

@@ -22,7 +22,7 @@ from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.sample import DROPPED, FULL, REASONS, RULES, STRIPPED, Decision, Round, encode_threshold
 from tollspan.processor.sample.content import REMOVED, strip
-from tollspan.processor.sample.telemetry_cost import Shares
+from tollspan.processor.sample.telemetry_cost import RECEIVED, Shares, priced
 from tollspan.processor.tracestate import stamp_column
 
 DAY_NS: Final = 86_400 * 10**9
@@ -259,7 +259,6 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
     names = pa.array([encode_threshold(int(v)) for v in levels], pa.string())
     ground = pa.array(np.where(kept, fates.reason, DROPPED))
     contents = pa.array(["", CONTENT[FULL], CONTENT[STRIPPED]])
-    priced = engine.price_columns(first, {}, {"telemetry.bytes": pa.array(received)})
     return pa.table(
         {
             "trace_id": _trace_ids(decided.ids),
@@ -272,7 +271,7 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
             "error": pa.array(failed),
             "spans": pa.array(spans.astype(np.uint64)),
             "telemetry_bytes": pa.array(received.astype(np.uint64)),
-            "telemetry_cost": plain(priced["cost"]),
+            "telemetry_cost": priced(engine, RECEIVED, first, received),
             "kept": pa.array(kept.astype(np.uint8)),
             "kept_spans": pa.array(bodies.astype(np.uint64)),
             "keep_reason": pa.array(list(REASONS)).take(ground),

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.processor.decode.anyvalue import STRING, by_kind, kind_as_text
+from tollspan.processor.decode.anyvalue import EMPTY, INT, by_kind, kind_as_text
 from tollspan.processor.decode.arrow_bytes import Bytes, Mask, Rows, from_layout, layout
 from tollspan.processor.decode.arrow_bytes import text as checked_text
 from tollspan.processor.decode.otlp_slim import rewritten
@@ -61,6 +61,8 @@ _USED: Final = (
     "examine",
     "examine_brief",
     "gather",
+    "texts_room",
+    "texts",
     "by_key",
     "encode",
     "content",
@@ -480,6 +482,7 @@ def gathered(walk: Any, data: Bytes, starts: Any, sizes: Any) -> tuple[Any, bool
 
 
 _NO_BYTES: Final[Bytes] = np.zeros(0, np.uint8)
+_SLACK: Final[Bytes] = np.zeros(SLACK, np.uint8)
 
 
 def text(walk: Any, data: Bytes, starts: Any, sizes: Any) -> Any:
@@ -625,12 +628,22 @@ class WireAttributes(Attributes):
         return text(walk, self.data, starts, ends - starts)
 
     def texts(self) -> Any:
-        def write(kind: int, rows: Rows) -> Any:
-            if kind == STRING:
-                return self.strings(rows)
-            return kind_as_text(self.take(rows), kind, np.arange(len(rows)))
+        walk, fields = self.walk, self.fields
+        rest = np.flatnonzero((self.kinds > INT) & (self.kinds != EMPTY))
 
-        return by_kind(self.kinds, write)
+        def write(kind: int, rows: Rows) -> Any:
+            return kind_as_text(self.take(rest[rows]), kind, np.arange(len(rows)))
+
+        others = by_kind(self.kinds[rest], write)
+        ends, known = layout(others)
+        first, last = int(ends[0]), int(ends[-1])
+        ends, known = ends - np.int32(first), np.concatenate((known[first:last], _SLACK))
+        room = walk.texts_room(fields, self.kinds, self.contents, ends)
+        if not 0 <= room <= np.iinfo(np.int32).max:
+            raise ValueError("more than two gigabytes in one column")
+        offsets, out = np.empty(len(self) + 1, np.int32), np.empty(room + SLACK, np.uint8)
+        wide = walk.texts(self.data, fields, self.kinds, self.contents, ends, known, offsets, out)
+        return from_layout(offsets, out, pa.string()) if not wide else checked_text(from_layout(offsets, out))
 
 
 @dataclass(frozen=True, slots=True)

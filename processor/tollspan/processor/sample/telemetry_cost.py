@@ -17,6 +17,7 @@ so a price for storage is one for these bytes. What is stored is paid for as lon
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
@@ -26,8 +27,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.pricing import PriceEngine
+from tollspan.pricing import PriceEngine, Selectors
+from tollspan.pricing.meters import METERS
 from tollspan.processor.decode import Decoded
+from tollspan.processor.decode.arrow_bytes import layout
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.sample.names import REASONS, RULES
 from tollspan.processor.sample.thresholds import RANDOM_BITS
@@ -48,6 +51,7 @@ _ROOM: Final = 1 << 18
 """Numbers up to which distinct ones are found in a table, without sorting."""
 _SPAN_BYTES: Final = 100
 """About what a span has beside its attributes."""
+_MONEY: Final = pa.decimal128(38, 12)
 
 _COUNTS: Final = (
     "spans",
@@ -65,7 +69,7 @@ Sizes = npt.NDArray[np.int64]
 
 
 class Rules(NamedTuple):
-    """What decided m spans.
+    """What decided m spans or traces.
 
     Attributes (shape (m,)):
         ground: number of the rule, whether it kept the trace or not (see `names`); 0: none.
@@ -117,23 +121,33 @@ class Part:
             pa.concat_arrays([texts, pa.array([""], pa.string())]) for texts in (self.tenants, self.services)
         )
 
-    def add(self, group: npt.NDArray[np.int32], of: Rules, counts: Mapping[int, Any]) -> None:
-        """Count m spans.
+    def add(self, group: npt.NDArray[np.int32], of: Rules, trace: Rows, counts: Mapping[int, Any]) -> None:
+        """Count m spans of t traces.
 
         Args:
             group: of each, m.
-            of: what decided each, m.
+            of: what decided each trace, t.
+            trace: number of each span's trace, m.
             counts: place in `_COUNTS` → numbers of m; None: one for each span.
         """
+        if not len(trace):
+            return
         groups = len(self.minutes)
         which = of.ground.astype(np.int64) * 2 + of.steered
-        for number in np.unique(which).tolist():
-            rows = which == number
-            key = number >> 1, bool(number & 1)
+        used = np.zeros(len(which), np.bool_)
+        used[trace] = True
+        numbers, code = _numbered(which)
+        # Rules of other traces than these have no entry.
+        ours = np.zeros(len(numbers), np.bool_)
+        ours[code[used]] = True
+        cell = code[trace] * groups + group
+        cells = len(numbers) * groups
+        sums = np.stack([np.rint(np.bincount(cell, column, cells)) for column in counts.values()]).astype(np.int64)
+        places = list(counts)
+        for number in np.flatnonzero(ours).tolist():
+            key = int(numbers[number]) >> 1, bool(numbers[number] & 1)
             tally = self._tallies.setdefault(key, np.zeros((len(_COUNTS), groups), np.int64))
-            for place, column in counts.items():
-                found = np.bincount(group[rows], None if column is None else column[rows], groups)
-                tally[place] += np.rint(found).astype(np.int64)
+            tally[places] += sums[:, number * groups : (number + 1) * groups]
 
     def rows(self, engine: PriceEngine, retention_s: int) -> pa.Table:
         """Rows for ``telemetry``, g of them.
@@ -148,7 +162,7 @@ class Part:
         of_group, of_key = np.nonzero(all_[:, _SPANS, :].T)
         entries = all_[of_key, :, of_group]
         ends = pa.array(np.concatenate(([0], np.cumsum(np.bincount(of_group, minlength=groups)))).astype(np.int32))
-        paid = _priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
+        paid = priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
         sums = (
             pa.table({"group": of_group, "cost": paid})
             .group_by("group", use_threads=False)
@@ -183,7 +197,7 @@ class Part:
                 "kept_spans": pa.array(totals[_KEPT].astype(np.uint64)),
                 "stored_bytes": pa.array(totals[_STORED].astype(np.uint64)),
                 "removed_bytes": pa.array(totals[_REMOVED].astype(np.uint64)),
-                "received_cost": _priced(engine, RECEIVED, self.minutes, self.received),
+                "received_cost": priced(engine, RECEIVED, self.minutes, self.received),
                 "stored_cost": stored,
                 "retention_s": pa.array(np.full(groups, retention_s, np.uint64)),
                 "book_version": pa.array([engine.book_version] * groups, pa.string()),
@@ -222,21 +236,31 @@ class Shares:
         """Memory."""
         return int(self.group.nbytes + self.sizes.nbytes)
 
-    def decided(self, rows: Rows, of: Rules) -> None:
-        """Some of them are decided."""
-        sizes = self.sizes[rows]
-        wanted = sizes * (1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS)
-        self.part.add(self.group[rows], of, {_SPANS: None, _BYTES: sizes, _WANTED: wanted})
+    def decided(self, rows: Rows, of: Rules, trace: Rows | None = None) -> None:
+        """Some of them are decided.
 
-    def kept(self, rows: Rows, of: Rules, stored: Sizes, content: Sizes, removed: Sizes) -> None:
+        Args:
+            rows: m of them.
+            of: what decided each of t traces.
+            trace: number of the trace of each row, m; None: there is one for each row.
+        """
+        trace = np.arange(len(rows)) if trace is None else trace
+        sizes = self.sizes[rows]
+        wanted = sizes * (1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS)[trace]
+        self.part.add(self.group[rows], of, trace, {_SPANS: None, _BYTES: sizes, _WANTED: wanted})
+
+    def kept(
+        self, rows: Rows, of: Rules, stored: Sizes, content: Sizes, removed: Sizes, trace: Rows | None = None
+    ) -> None:
         """Some of those have a body in the store.
 
         Args:
-            rows, of: as in `decided`.
+            rows, of, trace: as in `decided`.
             stored, content, removed: bytes of their rows, of content in these, and of content that was taken out.
         """
+        trace = np.arange(len(rows)) if trace is None else trace
         counts = {_KEPT: None, _KEPT_BYTES: self.sizes[rows], _STORED: stored, _CONTENT: content, _REMOVED: removed}
-        self.part.add(self.group[rows], of, counts)
+        self.part.add(self.group[rows], of, trace, counts)
 
 
 def arrived(
@@ -326,28 +350,46 @@ def span_sizes(decoded: Decoded) -> Sizes:
 
 def row_bytes(table: pa.Table) -> Sizes:
     """Size of each of n rows, not compressed, int64: bytes of texts and widths of numbers, 8 for each list or map."""
-    found = np.zeros(table.num_rows, np.int64)
+    found, width = np.zeros(table.num_rows, np.int64), 0
     for column in table.columns:
-        found += _sizes(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if isinstance(array, pa.ChunkedArray):  # of a table without rows
+            continue
+        if (bits := _width(array.type)) is not None:
+            width += bits
+            continue
+        found += np.diff(_ends(array, np.arange(len(array) + 1)))
+    found += width
     return found
 
 
-def _sizes(array: Any) -> Sizes:
-    kind = array.type
-    if isinstance(array, pa.ChunkedArray):  # of a table without rows
-        return np.zeros(len(array), np.int64)
-    if pa.types.is_dictionary(kind):
-        lengths = np.append(_sizes(array.dictionary), 0)
-        of_row: Sizes = lengths[np.asarray(pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1))]
-        return of_row
+def _width(kind: Any) -> int | None:
+    """Bytes of a value of a type that has as many for all; None for the others."""
+    if pa.types.is_dictionary(kind) or pa.types.is_nested(kind):
+        return None
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _lengths(array)
-    if pa.types.is_map(kind):
-        offsets = np.asarray(array.offsets).astype(np.int64)
-        return 8 + _summed(_sizes(array.keys) + _sizes(array.items), offsets)
-    if pa.types.is_list(kind):
-        return 8 + _summed(_sizes(array.values), np.asarray(array.offsets).astype(np.int64))
-    return np.full(len(array), max(kind.bit_width // 8, 1), np.int64)
+        return None
+    return max(kind.bit_width // 8, 1)
+
+
+def _ends(array: Any, at: Sizes) -> Sizes:
+    """Bytes of the values of an array up to some of its positions, 0 to its length."""
+    kind = array.type
+    if (width := _width(kind)) is not None:
+        return at * width
+    if pa.types.is_map(kind) or pa.types.is_list(kind):
+        # A list that is null has no values in what is made here.
+        below = np.asarray(array.offsets)[at].astype(np.int64)
+        values = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
+        return at * 8 + sum(_ends(each, below) for each in values)
+    if pa.types.is_dictionary(kind):
+        lengths = np.append(_lengths(array.dictionary), 0)
+        sizes = lengths[np.asarray(pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1))]
+    elif array.null_count:
+        sizes = _lengths(array)
+    else:
+        return layout(array)[0][at].astype(np.int64)
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[at]
 
 
 def _summed(values: Sizes, offsets: npt.NDArray[np.int64]) -> Sizes:
@@ -384,7 +426,20 @@ def _coded(column: Any) -> tuple[Sizes, Any]:
     return np.asarray(texts.indices).astype(np.int64)[codes], texts.dictionary
 
 
-def _priced(engine: PriceEngine, meter: str, at: Sizes, quantities: Sizes) -> Any:
-    """What n quantities of a meter cost, decimal128(38, 12); null without a price."""
+def priced(engine: PriceEngine, meter: str, at: Sizes, quantities: Sizes) -> Any:
+    """What n quantities of a meter of telemetry cost, decimal128(38, 12); null without a price."""
+    if _unpriced(engine, meter, at):
+        return pa.nulls(len(at), _MONEY)
     cost = engine.price_columns(at, {}, {meter: pa.array(quantities)})["cost"]
     return cost.combine_chunks() if isinstance(cost, pa.ChunkedArray) else cost
+
+
+def _unpriced(engine: PriceEngine, meter: str, at: Sizes) -> bool:
+    """Whether a meter has no price at any of these instants; False also where that takes a closer look."""
+    if not len(at):
+        return False
+    situation = engine.situation(METERS[meter].axis, Selectors())
+    first, last = int(at.min()), int(at.max())
+    if situation.schedules or bisect_right(situation.cuts, first) != bisect_right(situation.cuts, last):
+        return False
+    return situation.quote(meter, first).row is None
