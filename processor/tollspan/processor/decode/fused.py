@@ -105,15 +105,49 @@ def prepare(then: Callable[[], object] | None = None, *, wait: bool = False) -> 
         then: called on that thread when it is done.
         wait: come back when it is done (or cannot be).
     """
-    global _thread
     with _preparing:
         if _thread is None:
-            _thread = threading.Thread(target=_prepare, args=(then,), name="tollspan-compile", daemon=True)
-            _thread.start()
-            # LLVM aborts the process that ends while it compiles.
-            atexit.register(_thread.join, COMPILE_S)
+            _start(lambda: _prepare(then))
     if wait:
+        assert _thread is not None
         _thread.join()
+
+
+def also(compile_: Callable[[], None]) -> None:
+    """Have something else compiled once the walker is, in processes that have it compiled. A failure is logged."""
+    with _preparing:
+        _others.append(compile_)
+        if _thread is not None and _others_done:
+            _start(_prepare_others)
+
+
+_others: list[Callable[[], None]] = []
+_others_done = False
+
+
+def _start(work: Callable[[], None]) -> None:
+    global _thread, _others_done
+    _others_done = False
+    _thread = threading.Thread(target=work, name="tollspan-compile", daemon=True)
+    _thread.start()
+    # LLVM aborts the process that ends while it compiles.
+    atexit.register(_thread.join, COMPILE_S)
+
+
+def _prepare_others() -> None:
+    global _others_done
+    while True:
+        with _preparing:
+            if not _others:
+                _others_done = True
+                return
+            compile_ = _others.pop(0)
+        if _walk is None:
+            continue
+        try:
+            compile_()
+        except Exception:
+            log.warning("%s: its kernels cannot be compiled here", compile_.__module__, exc_info=True)
 
 
 def leave() -> None:
@@ -145,6 +179,7 @@ def _prepare(then: Callable[[], object] | None) -> None:
             getattr(walk, name).disable_compile()  # seconds, in the middle of a batch, for arguments of another type
         _walk = walk
         log.info("the decoder is compiled")
+    _prepare_others()
     if then is not None:
         then()
 

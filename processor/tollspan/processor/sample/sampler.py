@@ -116,6 +116,11 @@ class TailSampler:
         return self.policies.look(batch)
 
     @property
+    def short(self) -> bool:
+        """Whether more waits than may."""
+        return self.waiting.nbytes > self.waiting.max_bytes or self.waiting_spans > self.max_spans
+
+    @property
     def open_traces(self) -> int:
         """Traces that wait for a decision, or go on after one."""
         return len(self.open)

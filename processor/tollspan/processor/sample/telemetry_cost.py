@@ -32,6 +32,7 @@ from tollspan.pricing.meters import METERS
 from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import layout
 from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.sample.faster import kernels, read_only
 from tollspan.processor.sample.names import REASONS, RULES
 from tollspan.processor.sample.thresholds import RANDOM_BITS
 
@@ -49,6 +50,10 @@ _FAR: Final = 2 * 1440
 """Minutes between a span's start and its receipt, up to which it is counted by the minute, and by the hour."""
 _ROOM: Final = 1 << 18
 """Numbers up to which distinct ones are found in a table, without sorting."""
+_LIMITS: Final = np.array([_NEAR, _FAR, _LAST_MINUTE])
+_MOST_GROUPS: Final = 64
+"""Groups of a batch up to which a kernel finds them."""
+_KINDS: Final = (np.int32, np.int64)
 _SPAN_BYTES: Final = 100
 """About what a span has beside its attributes."""
 _MONEY: Final = pa.decimal128(38, 12)
@@ -163,20 +168,7 @@ class Part:
         entries = all_[of_key, :, of_group]
         ends = pa.array(np.concatenate(([0], np.cumsum(np.bincount(of_group, minlength=groups)))).astype(np.int32))
         paid = priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
-        sums = (
-            pa.table({"group": of_group, "cost": paid})
-            .group_by("group", use_threads=False)
-            .aggregate([("cost", "sum")])
-            .sort_by("group")
-        )
-        place = np.full(groups, -1, np.int64)
-        place[np.asarray(sums["group"])] = np.arange(sums.num_rows)
-        # What nothing was stored of costs nothing, whatever the price.
-        stored = pc.if_else(
-            pa.array(place < 0),
-            pa.scalar(0).cast(paid.type),
-            sums["cost_sum"].combine_chunks().cast(paid.type).take(pa.array(place, mask=place < 0)),
-        )
+        stored = _summed_cost(paid, of_group, groups)
 
         def listed(values: Any) -> Any:
             return pa.ListArray.from_arrays(ends, values)
@@ -288,29 +280,87 @@ def arrived(
     """
     sizes = span_sizes(decoded)
     whole = int(sizes.sum()) if everything is decoded else int(span_sizes(everything).sum())
-    # Rounded where they add up, so that nothing is lost between them. A batch is far below 2³¹ bytes.
-    ends = np.cumsum(sizes) * received // max(whole, 1)
-    shares = np.diff(ends, prepend=0)
-    minutes, number = _numbered(minutes_of(np.asarray(decoded.spans["start_ns"]), received_ns))
-    tenant, tenants = _coded(table["tenant"])
-    service, services = _coded(table["service"])
-    pairs, group = _numbered((number * len(tenants) + tenant) * len(services) + service)
-    of_minute, of_service = pairs // len(services), pairs % len(services)
+    tenant, service = _coded(table["tenant"]), _coded(table["service"])
+    starts = np.asarray(decoded.spans["start_ns"])
+    found = _grouped(starts, received_ns, tenant, service, sizes, received, max(whole, 1))
+    minutes, of_tenant, of_service = found.keys
     made = Part(
         token,
         part,
         attempt,
         received_ns,
-        minutes[of_minute // len(tenants)] * MINUTE_NS,
-        tenants.take(pa.array(of_minute % len(tenants))),
-        services.take(pa.array(of_service)),
-        np.bincount(group, minlength=len(pairs)),
-        np.bincount(group, shares, len(pairs)).astype(np.int64),
+        minutes * MINUTE_NS,
+        tenant.texts.take(pa.array(of_tenant)),
+        service.texts.take(pa.array(of_service)),
+        *found.sums,
     )
-    left = received - int(shares.sum())
+    left = received - int(found.sums[1].sum())
     if left:
         made.claim_nothing(left)
-    return made, Shares(made, group.astype(np.int32), shares.astype(np.uint32))
+    return made, Shares(made, found.group, found.shares)
+
+
+class _Coded(NamedTuple):
+    """A column of n texts.
+
+    Attributes:
+        codes: int32 of n. numbers: int64, for each code the number of its text. texts: different ones, '' for null.
+    """
+
+    codes: npt.NDArray[np.int32]
+    numbers: Sizes
+    texts: Any
+
+
+class _Groups(NamedTuple):
+    """Spans by minute, tenant and service.
+
+    Attributes:
+        keys: int64 (3, g), ascending: minute, number of the tenant and of the service.
+        sums: int64 (2, g): spans and bytes.
+        group: int32 of n. shares: uint32 of n, bytes.
+    """
+
+    keys: Sizes
+    sums: Sizes
+    group: npt.NDArray[np.int32]
+    shares: npt.NDArray[np.uint32]
+
+
+def _grouped(
+    starts: npt.NDArray[np.uint64],
+    received_ns: int,
+    tenant: _Coded,
+    service: _Coded,
+    sizes: Sizes,
+    received: int,
+    whole: int,
+) -> _Groups:
+    """Groups of n spans (at least one), and how many of ``received`` bytes each has; ``whole`` is what counts as all.
+
+    Rounded where they add up, so that nothing is lost between them. A batch is far below 2³¹ bytes.
+    """
+    if (compiled := kernels()) is not None:
+        keys, sums = np.zeros((3, _MOST_GROUPS), np.int64), np.zeros((2, _MOST_GROUPS), np.int64)
+        group, shares = np.empty(len(starts), np.int32), np.empty(len(starts), np.uint32)
+        columns = [read_only(each, kind) for one in (tenant, service) for each, kind in zip(one, _KINDS, strict=False)]
+        spans = read_only(starts, np.uint64), _LIMITS, received_ns // MINUTE_NS, *columns, read_only(sizes, np.int64)
+        count = compiled.shares(*spans, received, whole, keys, sums, group, shares)
+        if count >= 0:
+            order = np.lexsort(keys[::-1, :count])
+            if not (order == np.arange(count)).all():
+                place = np.empty(count, np.int32)
+                place[order] = np.arange(count, dtype=np.int32)
+                group = place[group]
+            return _Groups(keys[:, order], sums[:, order], group, shares)
+    minutes, number = _numbered(minutes_of(starts, received_ns))
+    tenants, services = len(tenant.texts), len(service.texts)
+    of_tenant, of_service = tenant.numbers[tenant.codes], service.numbers[service.codes]
+    pairs, groups = _numbered((number * tenants + of_tenant) * services + of_service)
+    parts = np.diff(np.cumsum(sizes) * received // whole, prepend=0)
+    sums = np.stack([np.bincount(groups), np.bincount(groups, parts).astype(np.int64)])
+    keys = np.stack([minutes[pairs // services // tenants], pairs // services % tenants, pairs % services])
+    return _Groups(keys, sums, groups.astype(np.int32), parts.astype(np.uint32))
 
 
 def minutes_of(started: npt.NDArray[np.uint64], received_ns: int) -> Sizes:
@@ -334,6 +384,25 @@ def unclaimed(token: str, part: str, attempt: int, received_ns: int, received: i
     made = Part(token, part, attempt, received_ns, nothing, texts, texts, nothing, nothing)
     made.claim_nothing(received)
     return made
+
+
+def _summed_cost(costs: Any, group: Sizes, groups: int) -> Any:
+    """Sums of costs by group, decimal128(38, 12); null where all of a group's are. One without any costs nothing."""
+    place = np.full(groups, -1, np.int64)
+    if costs.null_count == len(costs):
+        place[group] = 0
+        sums = pa.nulls(1, costs.type)
+    else:
+        found = (
+            pa.table({"group": group, "cost": costs})
+            .group_by("group", use_threads=False)
+            .aggregate([("cost", "sum")])
+            .sort_by("group")
+        )
+        place[np.asarray(found["group"])] = np.arange(found.num_rows)
+        sums = found["cost_sum"].combine_chunks().cast(costs.type)
+    # What nothing was stored of costs nothing, whatever the price.
+    return pc.if_else(pa.array(place < 0), pa.scalar(0).cast(costs.type), sums.take(pa.array(place, mask=place < 0)))
 
 
 def span_sizes(decoded: Decoded) -> Sizes:
@@ -415,15 +484,16 @@ def _numbered(values: Sizes) -> tuple[Sizes, Sizes]:
     return np.flatnonzero(used) + least, place[values - least]
 
 
-def _coded(column: Any) -> tuple[Sizes, Any]:
-    """A column of text as numbers, and the texts by number; null is ''."""
+def _coded(column: Any) -> _Coded:
+    """A column of text by numbers; null is ''."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     # Once more, for '' may be among the texts already, and groups have to be different ones.
     texts = pa.concat_arrays([column.dictionary.cast(pa.string()), pa.array([""], pa.string())]).dictionary_encode()
-    codes = np.asarray(pc.fill_null(column.indices.cast(pa.int64()), len(texts) - 1))
-    return np.asarray(texts.indices).astype(np.int64)[codes], texts.dictionary
+    codes = column.indices.cast(pa.int32())
+    codes = np.asarray(codes.fill_null(len(texts) - 1) if codes.null_count else codes)
+    return _Coded(codes, np.asarray(texts.indices).astype(np.int64), texts.dictionary)
 
 
 def priced(engine: PriceEngine, meter: str, at: Sizes, quantities: Sizes) -> Any:

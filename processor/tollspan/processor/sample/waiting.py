@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tollspan.processor.counters import Counters
-from tollspan.processor.identity import U64, Mask, Rows, repeated
+from tollspan.processor.identity import U64, Mask, Rows, ascending, repeated
 from tollspan.processor.sample.open_traces import I32, Pool, ranges
 from tollspan.processor.sample.rounds import Pending
 from tollspan.processor.sample.spill import Spill, Spilled
@@ -277,12 +277,12 @@ def grouped(trace: U64) -> tuple[Rows, Rows, Rows, Rows | None]:
     heads = np.flatnonzero(new)
     lengths = np.diff(heads, append=len(trace))
     keys = trace[heads]
+    if len(ascending(keys)) == len(keys):
+        return heads, heads, lengths, None
     by = np.argsort(keys, kind="stable")
     in_order = keys[by]
     begins = np.ones(len(by), np.bool_)
     np.not_equal(in_order[1:], in_order[:-1], out=begins[1:])
-    if begins.all():
-        return heads, heads, lengths, None
     order = ranges(heads[by], lengths[by])
     counts = np.add.reduceat(lengths[by], np.flatnonzero(begins))
     starts = np.cumsum(counts) - counts
