@@ -427,9 +427,20 @@ def row_bytes(table: pa.Table) -> Sizes:
         if (bits := _width(array.type)) is not None:
             width += bits
             continue
-        found += np.diff(_ends(array, np.arange(len(array) + 1)))
-    found += width
-    return found
+        nested = pa.types.is_nested(array.type)
+        if nested and _empty(array):
+            width += 8
+        elif nested or pa.types.is_dictionary(array.type) or array.null_count:
+            found += np.diff(_ends(array, np.arange(len(array) + 1)))
+        else:
+            found += np.diff(layout(array)[0])
+    return found + width
+
+
+def _empty(lists: Any) -> bool:
+    """Whether no list has a value."""
+    offsets = np.asarray(lists.offsets)
+    return bool(offsets[-1] == offsets[0])
 
 
 def _width(kind: Any) -> int | None:
