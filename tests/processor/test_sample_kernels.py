@@ -17,6 +17,7 @@ from tollspan.processor.judged import Judged
 from tollspan.processor.sample import Decision, Fates, faster
 from tollspan.processor.sample.open_traces import KeyIndex, Pool
 from tollspan.processor.sample.telemetry_cost import MINUTE_NS, _coded, _grouped
+from tollspan.processor.sample.waiting import traces_of
 from tollspan.processor.summarize import Facts, _add
 
 from .otlp_factory import request, span
@@ -124,6 +125,18 @@ def test_totals_of_traces_are_those_of_numpy(data: st.DataObject) -> None:
         return [each.tolist() for each in (some, first, last, sums, failed)]
 
     assert made() == by_numpy(made)
+
+
+@relaxed
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4)), min_size=1, max_size=20), st.integers(0, 2**32))
+def test_traces_of_a_batch_are_those_of_numpy(runs: list[tuple[int, int]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    trace = np.repeat(*np.array(runs).T).astype(np.uint64) * np.uint64(2**60 - 1)
+    random, root = rng.integers(0, 2**63, len(trace)).astype(np.uint64) * np.uint64(2), rng.random(len(trace)) < 0.2
+    ours, theirs = traces_of(trace, random, root), by_numpy(lambda: traces_of(trace, random, root))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one.dtype, one.tolist()) == (other.dtype, other.tolist())
 
 
 values = st.one_of(

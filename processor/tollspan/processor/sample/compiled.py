@@ -67,6 +67,28 @@ def put(slots: Any, table: Any, known: Any, places: Any) -> Any:
 
 
 @_brief
+def runs(trace: Any, random: Any, root: Any, heads: Any, lengths: Any, highest: Any, rooted: Any) -> Any:
+    """Neighbouring rows of one trace; how many such runs there are.
+
+    Args:
+        trace, random: uint64, length n; root: bool of n.
+        heads, lengths: int64, room for n, are written: first row and length of each run.
+        highest: uint64, rooted: bool; room for n, are written: the maximum of ``random`` and whether any row is a root.
+    """
+    count = -1
+    for row in range(trace.size):
+        if row == 0 or trace[row] != trace[row - 1]:
+            count += 1
+            heads[count], lengths[count] = row, 0
+            highest[count], rooted[count] = random[row], False
+        lengths[count] += 1
+        highest[count] = max(highest[count], random[row])
+        if root[row]:
+            rooted[count] = True
+    return count + 1
+
+
+@_brief
 def totals(
     rows: Any,
     group: Any,

@@ -8,7 +8,7 @@ import numpy as np
 
 from tollspan.processor.decode import fused
 
-_USED: Final = ("find", "put", "totals", "shares")
+_USED: Final = ("find", "put", "runs", "totals", "shares")
 
 _compiled: Any = None
 
@@ -40,6 +40,10 @@ def _prepare() -> None:
     known, table, found = np.full(2, 7, np.uint64), np.full(4, -1, np.int32), ints(1)
     used = compiled.put(ints(1, kind=np.int32), table, known, ints(2, kind=np.int32))
     compiled.find(read_only(known[:1], np.uint64), table, known, found)
+    words, lengths = read(2, np.uint64), ints(2)
+    count = compiled.runs(
+        words, words, read(2, np.bool_), ints(2), lengths, ints(2, kind=np.uint64), ints(2, kind=np.bool_)
+    )
     kinds = np.int64, np.int64, np.bool_, np.int32
     facts = [read(1, kind) for kind in kinds]
     nobody = read(0, np.bool_)
@@ -50,7 +54,8 @@ def _prepare() -> None:
     starts, sizes, limits = read(1, np.uint64), read_only(np.ones(1), np.int64), ints(3)
     of_groups = ints(3, 1), ints(2, 1), group, share
     grouped = compiled.shares(starts, limits, 0, *coded, *coded, sizes, 9, 1, *of_groups)
-    if (used, found[0], roots, *sums[:, 0], grouped, share[0]) != (1, 0, 1, 1, 1, 1, 1, 9):
+    told = used, found[0], count, lengths[0], roots, *sums[:, 0], grouped, share[0]
+    if told != (1, 0, 1, 2, 1, 1, 1, 1, 1, 9):
         raise RuntimeError("the compiled kernels of sampling do not find what they are given")
     for name in _USED:
         getattr(compiled, name).disable_compile()

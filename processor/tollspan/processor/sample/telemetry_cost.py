@@ -421,7 +421,7 @@ def row_bytes(table: pa.Table) -> Sizes:
     """Size of each of n rows, not compressed, int64: bytes of texts and widths of numbers, 8 for each list or map."""
     found, width = np.zeros(table.num_rows, np.int64), 0
     for column in table.columns:
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        array = _whole(column)
         if isinstance(array, pa.ChunkedArray):  # of a table without rows
             continue
         if (bits := _width(array.type)) is not None:
@@ -435,6 +435,13 @@ def row_bytes(table: pa.Table) -> Sizes:
         else:
             found += np.diff(layout(array)[0])
     return found + width
+
+
+def _whole(column: Any) -> Any:
+    """A column in one piece; not copied where it is."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _empty(lists: Any) -> bool:
@@ -497,7 +504,7 @@ def _numbered(values: Sizes) -> tuple[Sizes, Sizes]:
 
 def _coded(column: Any) -> _Coded:
     """A column of text by numbers; null is ''."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = _whole(column)
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     # Once more, for '' may be among the texts already, and groups have to be different ones.
