@@ -14,9 +14,9 @@ from tollspan.processor import judged
 from tollspan.processor.decode import decode, fused
 from tollspan.processor.decode.anyvalue import as_text
 from tollspan.processor.judged import Judged
-from tollspan.processor.sample import Decision, Fates, faster
+from tollspan.processor.sample import NEVER, Decision, Fates, faster
 from tollspan.processor.sample.open_traces import KeyIndex, Pool
-from tollspan.processor.sample.telemetry_cost import MINUTE_NS, _coded, _grouped
+from tollspan.processor.sample.telemetry_cost import MINUTE_NS, Part, Rules, Shares, _coded, _grouped
 from tollspan.processor.sample.waiting import traces_of
 from tollspan.processor.summarize import Facts, _add
 
@@ -123,6 +123,25 @@ def test_totals_of_traces_are_those_of_numpy(data: st.DataObject) -> None:
         sums, failed = np.zeros((3, traces), np.int64), np.zeros(traces, np.uint8)
         some = _add(decision, facts, sizes, first, last, sums, failed)
         return [each.tolist() for each in (some, first, last, sums, failed)]
+
+    assert made() == by_numpy(made)
+
+
+@relaxed
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
+def test_what_is_decided_is_counted_as_by_numpy(count: int, traces: int, groups: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, trace = rng.permutation(2 * count)[:count], np.sort(rng.integers(0, traces, count))
+    group = rng.integers(0, groups, 2 * count).astype(np.int32)
+    sizes = rng.integers(0, 2**32, 2 * count).astype(np.uint32)
+    full = rng.integers(0, NEVER + 1, traces).astype(np.uint64)
+    rules = Rules(rng.integers(0, 3, traces).astype(np.int16), rng.random(traces) < 0.5, full)
+
+    def made() -> Any:
+        none = np.zeros(groups, np.int64)
+        part = Part("t", "", 1, 0, none, pa.array([""] * groups), pa.array([""] * groups), none, none)
+        Shares(part, group, sizes).decided(rows, rules, trace)
+        return {key: tally.tolist() for key, tally in part._tallies.items()}
 
     assert made() == by_numpy(made)
 

@@ -137,6 +137,26 @@ def totals(
 
 
 @_brief
+def tally(
+    rows: Any, trace: Any, group: Any, sizes: Any, code: Any, share: Any, groups: int, sums: Any, wanted: Any
+) -> None:
+    """Sums of decided spans by rule and group, see `telemetry_cost.Shares.decided`.
+
+    Args:
+        rows, trace: int64 of m: rows of the batch, and number of each one's trace.
+        group, sizes: int32 and uint32 of the batch; groups: how many there are.
+        code, share: int64 and float64 by trace: number of its rule, and how much of it was wanted.
+        sums: int64 (2, rules × groups): spans and bytes; wanted: float64 of as many: bytes.
+    """
+    for number in range(rows.size):
+        row, of = rows[number], trace[number]
+        cell = code[of] * groups + group[row]
+        sums[0, cell] += 1
+        sums[1, cell] += np.int64(sizes[row])
+        wanted[cell] += np.float64(sizes[row]) * share[of]
+
+
+@_brief
 def shares(
     starts: Any,
     limits: Any,

@@ -8,7 +8,7 @@ import numpy as np
 
 from tollspan.processor.decode import fused
 
-_USED: Final = ("find", "put", "runs", "totals", "shares")
+_USED: Final = ("find", "put", "runs", "totals", "tally", "shares")
 
 _compiled: Any = None
 
@@ -54,8 +54,10 @@ def _prepare() -> None:
     starts, sizes, limits = read(1, np.uint64), read_only(np.ones(1), np.int64), ints(3)
     of_groups = ints(3, 1), ints(2, 1), group, share
     grouped = compiled.shares(starts, limits, 0, *coded, *coded, sizes, 9, 1, *of_groups)
-    told = used, found[0], count, lengths[0], roots, *sums[:, 0], grouped, share[0]
-    if told != (1, 0, 1, 2, 1, 1, 1, 1, 1, 9):
+    wanted = ints(1, kind=np.float64)
+    compiled.tally(rows, rows, read(1, np.int32), one, rows, np.ones(1), 1, ints(2, 1), wanted)
+    told = used, found[0], count, lengths[0], roots, *sums[:, 0], grouped, share[0], wanted[0]
+    if told != (1, 0, 1, 2, 1, 1, 1, 1, 1, 9, 1):
         raise RuntimeError("the compiled kernels of sampling do not find what they are given")
     for name in _USED:
         getattr(compiled, name).disable_compile()

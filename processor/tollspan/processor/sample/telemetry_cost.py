@@ -138,21 +138,25 @@ class Part:
         if not len(trace):
             return
         groups = len(self.minutes)
-        which = of.ground.astype(np.int64) * 2 + of.steered
-        used = np.zeros(len(which), np.bool_)
-        used[trace] = True
-        numbers, code = _numbered(which)
-        # Rules of other traces than these have no entry.
-        ours = np.zeros(len(numbers), np.bool_)
-        ours[code[used]] = True
+        numbers, code = _numbered(of.ground.astype(np.int64) * 2 + of.steered)
         cell = code[trace] * groups + group
         cells = len(numbers) * groups
-        sums = np.stack([np.rint(np.bincount(cell, column, cells)) for column in counts.values()]).astype(np.int64)
-        places = list(counts)
-        for number in np.flatnonzero(ours).tolist():
+        columns = [np.rint(np.bincount(cell, column, cells)).astype(np.int64) for column in counts.values()]
+        self.put(numbers, list(counts), np.stack([np.bincount(cell, None, cells), *columns]))
+
+    def put(self, numbers: Sizes, places: list[int], sums: Sizes) -> None:
+        """Add what some spans come to.
+
+        Args:
+            numbers: of rules, twice, and one more where a budget steers it; k.
+            places: in `_COUNTS`.
+            sums: (1 + places, k × groups): spans, and what belongs at each place.
+        """
+        of_rule = sums.reshape(len(sums), len(numbers), -1)
+        for number in np.flatnonzero(of_rule[0].any(axis=1)).tolist():
             key = int(numbers[number]) >> 1, bool(numbers[number] & 1)
-            tally = self._tallies.setdefault(key, np.zeros((len(_COUNTS), groups), np.int64))
-            tally[places] += sums[:, number * groups : (number + 1) * groups]
+            tally = self._tallies.setdefault(key, np.zeros((len(_COUNTS), len(self.minutes)), np.int64))
+            tally[places] += of_rule[1:, number]
 
     def rows(self, engine: PriceEngine, retention_s: int) -> pa.Table:
         """Rows for ``telemetry``, g of them.
@@ -237,8 +241,25 @@ class Shares:
             trace: number of the trace of each row, m; None: there is one for each row.
         """
         trace = np.arange(len(rows)) if trace is None else trace
+        share = 1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS
+        if (compiled := kernels()) is not None and len(trace):
+            numbers, code = _numbered(of.ground.astype(np.int64) * 2 + of.steered)
+            cells = len(numbers) * len(self.part.minutes)
+            sums, wanted_sums = np.zeros((2, cells), np.int64), np.zeros(cells)
+            given = (
+                (rows, np.int64),
+                (trace, np.int64),
+                (self.group, np.int32),
+                (self.sizes, np.uint32),
+                (code, np.int64),
+            )
+            arrays = (read_only(each, kind) for each, kind in given)
+            compiled.tally(*arrays, share, len(self.part.minutes), sums, wanted_sums)
+            told = np.stack([sums[0], sums[0], sums[1], np.rint(wanted_sums).astype(np.int64)])
+            self.part.put(numbers, [_SPANS, _BYTES, _WANTED], told)
+            return
         sizes = self.sizes[rows]
-        wanted = sizes * (1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS)[trace]
+        wanted = sizes * share[trace]
         self.part.add(self.group[rows], of, trace, {_SPANS: None, _BYTES: sizes, _WANTED: wanted})
 
     def kept(
