@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 SPANS_PER_TRACE = 8
 ATTRIBUTES = 14
-NOW = 1_763_600_000_000_000_000
 
 
 def attributes(position: int) -> dict[str, str | int | float | bool]:
@@ -62,8 +62,8 @@ def attributes(position: int) -> dict[str, str | int | float | bool]:
     return {**tags, **own}
 
 
-def template(traces: int) -> bytes:
-    """An encoded request of ``traces`` traces with recognisable ids."""
+def template(traces: int, now: int) -> bytes:
+    """An encoded request of ``traces`` traces with recognisable ids that begin at ``now``, ns since the epoch."""
     request = ExportTraceServiceRequest()
     resource = request.resource_spans.add()
     entry = resource.resource.attributes.add(key="service.name")
@@ -78,8 +78,8 @@ def template(traces: int) -> bytes:
                 parent_span_id=b"" if position == 0 else b"S" + trace.to_bytes(6, "big") + bytes([0]),
                 name=f"operation {position}",
                 kind=Span.SPAN_KIND_SERVER if position == 0 else Span.SPAN_KIND_CLIENT,
-                start_time_unix_nano=NOW + trace * 1000 + position,
-                end_time_unix_nano=NOW + trace * 1000 + position + 1_000_000,
+                start_time_unix_nano=now + trace * 1000 + position,
+                end_time_unix_nano=now + trace * 1000 + position + 1_000_000,
             )
             for key, value in attributes(position).items():
                 target = span.attributes.add(key=key).value
@@ -96,8 +96,8 @@ def template(traces: int) -> bytes:
 
 
 def requests(count: int, spans: int = 512) -> list[bytes]:
-    """``count`` encoded requests of ``spans`` spans; every trace id in them is new."""
+    """``count`` encoded requests of ``spans`` spans of just now; every trace id in them is new."""
     traces = spans // SPANS_PER_TRACE
-    parts = template(traces).split(b"TRACE")
+    parts = template(traces, time.time_ns()).split(b"TRACE")
     # The marker in every trace id gives way to 5 fresh bytes, where a sampler looks for randomness.
     return [secrets.token_bytes(5).join(parts) for _ in range(count)]

@@ -78,10 +78,8 @@ def send(port: int, payloads: list[bytes], lanes: int = 4) -> float:
     return time.monotonic() - began
 
 
-def measure(
-    command: list[str], port: int, payloads: list[bytes], warm: list[bytes], settle: float
-) -> tuple[float, float, int]:
-    """(CPU seconds of the process for these payloads, wall seconds until acknowledged, most resident bytes)."""
+def measure(command: list[str], port: int, spans: int, warm: list[bytes], settle: float) -> tuple[float, float, int]:
+    """(CPU seconds of the process for so many spans, wall seconds until acknowledged, most resident bytes)."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, process)
@@ -89,6 +87,8 @@ def measure(
         time.sleep(5.0)  # the decoder is read from its cache, or compiled
         send(port, warm[4:])
         time.sleep(settle + 7.0)  # what was sampled is written
+        # Spans of now: what ended before the process began could have come before, and is written down as late.
+        payloads = requests(spans // 512)
         before = cpu_seconds(process.pid)
         wall = send(port, payloads)
         time.sleep(settle)
@@ -120,9 +120,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=300_000, help="spans sent before")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    payloads, warm = requests(args.spans // 512), requests(args.warm_up // 512 + 4)
-    spans = len(payloads) * 512
-    print(f"{spans:,} spans in requests of 512, {sum(map(len, payloads)) / len(payloads) / 512:.0f} bytes a span")
+    spans, warm = args.spans // 512 * 512, requests(args.warm_up // 512 + 4)
+    print(f"{spans:,} spans in requests of 512, {sum(map(len, warm)) / len(warm) / 512:.0f} bytes a span")
     folder = Path(tempfile.mkdtemp(prefix="tollspan-bench-"))
     sink_port = free_port()
     sink = subprocess.Popen([sys.executable, str(HERE / "sink.py"), str(sink_port)])
@@ -135,7 +134,7 @@ def main() -> None:
             ours = [sys.executable, "-m", "tollspan.processor.main", "serve", "--keep", "0.1", "--log-level", "warning"]
             ours += ["--store", f"clickhouse://127.0.0.1:{sink_port}/bench", "--journal", str(journal)]
             ours += ["--listen", f"127.0.0.1:{port}", "--http", "off"]
-            cpu, wall, resident = measure(ours, port, payloads, warm, settle=1.0)
+            cpu, wall, resident = measure(ours, port, spans, warm, settle=1.0)
             stats = json.loads((journal / "stats.json").read_text())
             everything = spans + len(warm) * 512
             assert stats["spans_acked"] == everything, stats
@@ -150,7 +149,7 @@ def main() -> None:
             theirs = [rotel, "start", "--otlp-grpc-endpoint", f"127.0.0.1:{port}"]
             theirs += ["--otlp-http-endpoint", f"127.0.0.1:{other}", "--exporter", "clickhouse"]
             theirs += ["--clickhouse-exporter-endpoint", f"http://127.0.0.1:{sink_port}"]
-            cpu, wall, resident = measure(theirs, port, payloads, warm, settle=3.0)
+            cpu, wall, resident = measure(theirs, port, spans, warm, settle=3.0)
             figures["rotel"].append(spans / cpu)
             tell("rotel", spans, cpu, wall, resident)
     finally:

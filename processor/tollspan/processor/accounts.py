@@ -108,6 +108,7 @@ class Accounts:
     def add_telemetry(self, rows: pa.Table) -> None:
         """Take rows for ``telemetry`` of a part of a batch whose spans are all decided."""
         self._telemetry.append(rows)
+        self._oldest = min(self._oldest, time.monotonic())
 
     def add_attempts(self, accounts: Iterable[Account]) -> None:
         """Take accounts of an earlier process, whose rows may be written or not."""
@@ -116,9 +117,14 @@ class Accounts:
             self._oldest = -np.inf
 
     @property
+    def waiting(self) -> bool:
+        """Whether anything waits to be inserted."""
+        return bool(self._waiting or self._telemetry)
+
+    @property
     def due(self) -> bool:
         """Whether some have waited long enough."""
-        return bool(self._waiting) and time.monotonic() - self._oldest >= FLUSH_S
+        return self.waiting and time.monotonic() - self._oldest >= FLUSH_S
 
     def flush(self) -> None:
         """Insert what waits. A store that refuses accounts holds nothing up: they are tried again with the next.
@@ -127,6 +133,8 @@ class Accounts:
             StoreUnavailable: the store is away and it is time to stop.
         """
         self._flush_telemetry()
+        # What is refused waits as long as the others.
+        self._oldest = time.monotonic() if self._telemetry else np.inf
         if not self._waiting:
             return
         self._oldest = time.monotonic()
@@ -148,7 +156,7 @@ class Accounts:
             del self._late[: max(0, len(self._late) - MOST_WAITING)]
             return
         self._waiting.clear()
-        self._oldest = np.inf
+        self._oldest = time.monotonic() if self._telemetry else np.inf
 
     def _flush_telemetry(self) -> None:
         if not self._telemetry:

@@ -31,6 +31,15 @@ every row, so a few megabytes on the wire could become gigabytes here."""
 LEFT_OUT: Final = "tollspan.left_out"
 """Stands instead of resource attributes that would not fit that bound, and says how many bytes they have."""
 
+_MAP: Final = pa.map_(pa.string(), pa.string())
+_OF_EVENTS: Final = {"Events.Timestamp": INSTANT, "Events.Name": pa.string(), "Events.Attributes": _MAP}
+_OF_LINKS: Final = {
+    "Links.TraceId": pa.string(),
+    "Links.SpanId": pa.string(),
+    "Links.TraceState": pa.string(),
+    "Links.Attributes": _MAP,
+}
+
 
 def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
     """Full spans.
@@ -48,7 +57,7 @@ def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
         own. An instant past 2262 is written as the epoch, the duration of a span that ends before it starts as 0.
     """
     spans = chosen.spans
-    resource, scope = spans["resource"], spans["scope"]
+    resource, scope, resources = spans["resource"], spans["scope"], chosen.resources.maps()
     start, end = np.asarray(spans["start_ns"]), np.asarray(spans["end_ns"])
     columns: dict[str, Any] = {
         "Timestamp": _instants(start),
@@ -58,8 +67,8 @@ def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
         "TraceState": spans["trace_state"],
         "SpanName": spans["name"],
         "SpanKind": _named(spans["kind"], SPAN_KINDS),
-        "ServiceName": _service_names(chosen.resources).take(resource),
-        "ResourceAttributes": _resource_maps(chosen.resources, resource),
+        "ServiceName": _service_names(resources).take(resource),
+        "ResourceAttributes": _resource_maps(resources, chosen.resources.offsets, resource),
         "ScopeName": cut(chosen.scopes["name"]).take(scope),
         "ScopeVersion": cut(chosen.scopes["version"]).take(scope),
         "SpanAttributes": chosen.attributes.maps(),
@@ -82,16 +91,15 @@ def _named(numbers: Any, names: Any) -> Any:
     return names.take(pa.array(np.where((values < 0) | (values >= len(names)), 0, values)))
 
 
-def _service_names(resources: Attributes) -> Any:
+def _service_names(resources: Any) -> Any:
     """``service.name`` of each resource as text, ``''`` where it has none."""
-    return cut(pc.fill_null(pc.map_lookup(resources.maps(), SERVICE_NAME, "last"), ""))
+    return cut(pc.fill_null(pc.map_lookup(resources, SERVICE_NAME, "last"), ""))
 
 
-def _resource_maps(resources: Attributes, resource: Any) -> Any:
-    """Resource attributes of each span, as maps."""
-    maps = resources.maps()
+def _resource_maps(maps: Any, offsets: Any, resource: Any) -> Any:
+    """Resource attributes of each span, as maps; ``offsets`` are those of ``maps``."""
     lengths = np.asarray(pc.binary_length(maps.keys)).astype(np.int64) + np.asarray(pc.binary_length(maps.items))
-    ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))[resources.offsets]
+    ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))[offsets]
     sizes = np.diff(ends)
     if len(resource) and int(sizes[np.asarray(resource)].sum()) > MOST_RESOURCE_BYTES:
         large = np.flatnonzero(sizes > MOST_RESOURCE_BYTES // len(resource))
@@ -113,6 +121,8 @@ def _messages(lists: Any, message: str) -> tuple[Any, Any, Attributes]:
 
 
 def _events(lists: Any) -> dict[str, Any]:
+    if not _any(lists):
+        return {name: _nothing(len(lists), kind) for name, kind in _OF_EVENTS.items()}
     offsets, batch, attributes = _messages(lists, "Event")
     return {
         "Events.Timestamp": _list(offsets, _instants(np.asarray(batch["time_unix_nano"]))),
@@ -122,6 +132,8 @@ def _events(lists: Any) -> dict[str, Any]:
 
 
 def _links(lists: Any) -> dict[str, Any]:
+    if not _any(lists):
+        return {name: _nothing(len(lists), kind) for name, kind in _OF_LINKS.items()}
     offsets, batch, attributes = _messages(lists, "Link")
     return {
         "Links.TraceId": _list(offsets, hexadecimal(batch["trace_id"])),
@@ -129,6 +141,17 @@ def _links(lists: Any) -> dict[str, Any]:
         "Links.TraceState": _list(offsets, text(batch["trace_state"])),
         "Links.Attributes": _list(offsets, attributes.maps()),
     }
+
+
+def _any(lists: Any) -> bool:
+    """Whether any list has something in it."""
+    offsets = np.asarray(lists.offsets)
+    return bool(offsets[-1] > offsets[0])
+
+
+def _nothing(rows: int, kind: Any) -> Any:
+    """Empty lists."""
+    return _list(pa.array(np.zeros(rows + 1, np.int32)), pa.array([], kind))
 
 
 def _list(offsets: Any, values: Any) -> Any:

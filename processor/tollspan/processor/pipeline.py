@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 import uuid
@@ -35,7 +36,7 @@ from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
 from tollspan.processor.forward.costs import COLUMNS as FORWARDED
 from tollspan.processor.forward.costs import Costs
-from tollspan.processor.identity import U64, Mask, Rows
+from tollspan.processor.identity import U64, Mask
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
 from tollspan.processor.quarantine import FOLDER as QUARANTINE
@@ -62,6 +63,7 @@ from tollspan.processor.sample.content import content_bytes
 from tollspan.processor.sample.telemetry_cost import RETENTION_S, Part, Rules, Shares, arrived, row_bytes, unclaimed
 from tollspan.processor.summarize import CONTENT, Facts, Held, Kept, kept_of, stored_bytes, summarize
 from tollspan.processor.tracestate import randomness
+from tollspan.processor.tracestate import silent as silent_states
 from tollspan.processor.unknown import Unknown
 from tollspan.processor.values import Between
 from tollspan.processor.write import Writer
@@ -80,6 +82,11 @@ LAST_FAULTS: Final = 8
 
 SAMPLING: Final = "sampling"
 """Folder of the journal for decisions that are remembered, and for bodies that find no room in memory."""
+
+ROUND_S: Final = 0.5
+ROUND_SHARE: Final = 0.1
+"""Seconds between two rounds of decisions while batches come one after the other, and which share of the wait for a
+decision that may be: what a round costs beside its spans (inserts, mostly) is shared by all that it decides."""
 
 ACCEPTED_S: Final = 600.0
 """Age from which on a row that the store has taken is not shown to it again when it refuses others."""
@@ -222,6 +229,7 @@ class Pipeline:
         self._finished: list[_Source] = []
         self.clock: Callable[[], float] = time.monotonic
         """What the sampler goes by, in seconds."""
+        self._next_round = -math.inf
         self.retention_s = RETENTION_S
         """How long kept spans are stored, and paid for; set before `run`."""
         self.sampler = TailSampler(
@@ -282,7 +290,9 @@ class Pipeline:
         )
         if batch is not None:
             self._guarded(batch)
-        self._decide()
+        if batch is None or self.clock() >= self._next_round or self.sampler.short:
+            self._decide()
+            self._next_round = self.clock() + min(ROUND_S, ROUND_SHARE * self.sampler.wait_s)
         self._let_go()
         return batch is not None
 
@@ -407,7 +417,8 @@ class Pipeline:
 
     def _let_go(self, everything: bool = False) -> None:
         """Release batches, of which nothing may be needed again: their accounts and what they taught are durable."""
-        if not (self._finished or self.accounts.due or everything):
+        # Several batches share the inserts; what is finished can wait as long as its accounts do.
+        if not (everything or self.accounts.due or (self._finished and not self.accounts.waiting)):
             return
         try:
             self.accounts.flush()
@@ -516,14 +527,16 @@ class Pipeline:
 
     def _told(self, decoded: Decoded, normalized: Normalized, who: Identities) -> _Told:
         """What samplers before us say of the spans."""
-        values, incoming = randomness(plain(decoded.spans["trace_state"]), who.trace)
-        table = normalized.table
+        states, table = plain(decoded.spans["trace_state"]), normalized.table
+        values, incoming = randomness(states, who.trace)
         slim: Mask | None = None
         # Those of a trace that came although its head rejected it stand for nobody, whole or slim.
         passed = np.asarray(pc.is_valid(plain(table["slim"]))) if "slim" in table.column_names else _NOBODY
         if passed.any():
             slim = np.asarray(pc.fill_null(plain(table["slim"]), False))
             incoming[passed] = NEVER
+        elif silent_states(states):
+            return _Told(values, None, None)
         elif not incoming.any():
             return _Told(explicit(values, who.trace), None, None)
         # A threshold above the trace's own randomness cannot be what the span was chosen by.
@@ -578,18 +591,15 @@ class Pipeline:
     def _tally(decided: Round, kept: list[Kept], sizes: list[Any]) -> None:
         """Count what became of the spans into their batches' telemetry, by the rule that decided."""
         fates = decided.fates
-
-        def rules(group: Rows) -> Rules:
-            return Rules(fates.matched[group], fates.steered[group], fates.full[group])
-
+        rules = Rules(fates.matched, fates.steered, fates.full)
         for each in decided.decisions:
             shares = each.bodies.shares
             if shares is not None:
-                shares.decided(each.rows, rules(each.group))
+                shares.decided(each.rows, rules, each.group)
         for some, stored in zip(kept, sizes, strict=True):
             shares = some.held.shares
             if shares is not None:
-                shares.kept(some.rows, rules(some.group), stored, content_bytes(some.spans), some.removed)
+                shares.kept(some.rows, rules, stored, content_bytes(some.spans), some.removed, some.group)
 
     @staticmethod
     def _bodies(kept: Kept) -> pa.Table:
@@ -655,6 +665,9 @@ class Pipeline:
 
     def _count(self, charged: Charged) -> None:
         self.counters.add("ledger.rows", charged.ledger.num_rows)
-        counts = pc.value_counts(pc.cast(plain(charged.ledger["cost_status"]), pa.string()))
-        for entry in counts.to_pylist():
-            self.counters.add(f"priced.{entry['values']}", entry["counts"])
+        status = plain(charged.ledger["cost_status"])
+        if not pa.types.is_dictionary(status.type):
+            status = status.dictionary_encode()
+        counts = pc.value_counts(status.indices).to_pylist()
+        for entry in counts:
+            self.counters.add(f"priced.{status.dictionary[entry['values']].as_py()}", entry["counts"])

@@ -22,7 +22,8 @@ from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.sample import DROPPED, FULL, REASONS, RULES, STRIPPED, Decision, Round, encode_threshold
 from tollspan.processor.sample.content import REMOVED, strip
-from tollspan.processor.sample.telemetry_cost import Shares
+from tollspan.processor.sample.faster import kernels, read_only
+from tollspan.processor.sample.telemetry_cost import RECEIVED, Shares, priced
 from tollspan.processor.tracestate import stamp_column
 
 DAY_NS: Final = 86_400 * 10**9
@@ -210,7 +211,7 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
     """
     traces, fates = decided.traces, decided.fates
     first = np.full(traces, np.iinfo(np.int64).max)
-    last, spans, bodies, received = (np.zeros(traces, np.int64) for _ in range(4))
+    last, sums = np.zeros(traces, np.int64), np.zeros((3, traces), np.int64)
     failed = np.zeros(traces, np.uint8)
     stripped = fates.content == STRIPPED
     root = np.full(traces, -1, np.int64)
@@ -218,34 +219,17 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
     known = 0
     for each in decided.decisions:
         held: Held = each.bodies
-        facts, rows, group = held.facts, each.rows, each.group
+        facts = held.facts
         assert facts is not None
         assert held.shares is not None
-        # Rows of a trace stand next to each other: there are as many to reduce as traces, not as spans.
-        cuts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
-        of = group[cuts]
-        np.minimum.at(first, of, np.minimum.reduceat(facts.start[rows], cuts))
-        np.maximum.at(last, of, np.maximum.reduceat(facts.end[rows], cuts))
-        failed[group[facts.error[rows]]] = 1
-        came = np.diff(cuts, append=len(rows))
-        sizes = held.shares.sizes[rows].astype(np.int64)
-        if each.duplicate is not None:
-            came = np.add.reduceat((~each.duplicate).astype(np.int64), cuts)
-            sizes[each.duplicate] = 0
-        np.add.at(spans, of, came)
-        np.add.at(received, of, np.add.reduceat(sizes, cuts))
-        if facts.slim is not None:
-            single = ~facts.slim[rows] if each.duplicate is None else ~facts.slim[rows] & ~each.duplicate
-            came = np.add.reduceat(single.astype(np.int64), cuts)
-        np.add.at(bodies, of, came)
         if each.stripped:
-            stripped[of] = True
-        at_root = facts.root[rows]
-        some = np.flatnonzero(at_root >= 0)
+            stripped[each.group] = True
+        some = _add(each, facts, held.shares.sizes, first, last, sums, failed)
         if len(some):
-            root[group[some]] = np.arange(known, known + len(some))
-            roots.append(facts.roots.take(pa.array(at_root[some])))
+            root[each.group[some]] = np.arange(known, known + len(some))
+            roots.append(facts.roots.take(pa.array(facts.root[each.rows[some]])))
             known += len(some)
+    spans, received, bodies = sums
     kept = (fates.reason != DROPPED) & (bodies > 0)
     now = [spans, received, np.where(kept, bodies, 0), np.zeros(traces) if stored is None else stored]
     spans, received, bodies, stored = decided.add_up(np.column_stack(now).astype(np.int64)).T
@@ -255,11 +239,10 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
     def of_root(name: str) -> Any:
         return pa.array([""] * traces, pa.string()) if shown is None else given(plain(shown[name]).take(at))
 
-    levels, level = np.unique(fates.threshold, return_inverse=True)
-    names = pa.array([encode_threshold(int(v)) for v in levels], pa.string())
+    levels = pa.array(fates.threshold).dictionary_encode()
+    names = pa.array([encode_threshold(value) for value in levels.dictionary.to_pylist()], pa.string())
     ground = pa.array(np.where(kept, fates.reason, DROPPED))
     contents = pa.array(["", CONTENT[FULL], CONTENT[STRIPPED]])
-    priced = engine.price_columns(first, {}, {"telemetry.bytes": pa.array(received)})
     return pa.table(
         {
             "trace_id": _trace_ids(decided.ids),
@@ -272,16 +255,55 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
             "error": pa.array(failed),
             "spans": pa.array(spans.astype(np.uint64)),
             "telemetry_bytes": pa.array(received.astype(np.uint64)),
-            "telemetry_cost": plain(priced["cost"]),
+            "telemetry_cost": priced(engine, RECEIVED, first, received),
             "kept": pa.array(kept.astype(np.uint8)),
             "kept_spans": pa.array(bodies.astype(np.uint64)),
             "keep_reason": pa.array(list(REASONS)).take(ground),
-            "threshold": pc.if_else(pa.array(kept), names.take(pa.array(level.reshape(-1))), ""),
+            "threshold": pc.if_else(pa.array(kept), names.take(levels.indices), ""),
             "keep_rule": pa.array(list(RULES)).take(ground),
             "content": contents.take(pa.array(np.where(kept, 1 + stripped, 0))),
             "stored_bytes": pa.array(stored.astype(np.uint64)),
         }
     )
+
+
+def _add(
+    decision: Decision, facts: Facts, sizes: Any, first: Sizes, last: Sizes, sums: Any, failed: npt.NDArray[np.uint8]
+) -> Rows:
+    """Add spans to what their traces come to.
+
+    Args:
+        decision: whose spans.
+        facts, sizes: of its batch.
+        first, last, sums, failed: by trace, see `compiled.totals`.
+
+    Returns:
+        Positions of the roots in the decision's rows, ascending.
+    """
+    rows, group, again = decision.rows, decision.group, decision.duplicate
+    if (compiled := kernels()) is not None:
+        slim = _NONE if facts.slim is None else facts.slim
+        again = _NONE if again is None else again
+        read = rows, group, facts.start, facts.end, facts.error, facts.root, slim, again, sizes
+        arrays = (read_only(each, kind) for each, kind in zip(read, _KINDS, strict=True))
+        rooted: Rows = np.empty(len(rows), np.int64)
+        found = compiled.totals(*arrays, first, last, sums, failed, rooted)
+        return rooted[:found]
+    # Rows of a trace stand next to each other: there are as many to reduce as traces, not as spans.
+    cuts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
+    of = group[cuts]
+    np.minimum.at(first, of, np.minimum.reduceat(facts.start[rows], cuts))
+    np.maximum.at(last, of, np.maximum.reduceat(facts.end[rows], cuts))
+    failed[group[facts.error[rows]]] = 1
+    single = np.ones(len(rows), np.bool_) if again is None else ~again
+    bodies = single if facts.slim is None else single & ~facts.slim[rows]
+    for total, values in zip(sums, (single, np.where(single, sizes[rows], 0), bodies), strict=True):
+        np.add.at(total, of, np.add.reduceat(values.astype(np.int64), cuts))
+    return np.flatnonzero(facts.root[rows] >= 0)
+
+
+_NONE: Final = np.zeros(0, np.bool_)
+_KINDS: Final = (np.int64, np.int64, np.int64, np.int64, np.bool_, np.int32, np.bool_, np.bool_, np.uint32)
 
 
 def _trace_ids(ids: U64) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tollspan.processor.decode.arrow_bytes import layout
 from tollspan.processor.identity import U64
 from tollspan.processor.sample.thresholds import NEVER, RANDOM_BITS, encode_threshold
 
@@ -54,6 +55,8 @@ def randomness(states: Any, trace: U64) -> tuple[U64, U64]:
     values = trace[:, 1] & _MASK
     incoming = np.zeros(len(values), np.uint64)
     states = states.combine_chunks() if isinstance(states, pa.ChunkedArray) else states
+    if silent(states):
+        return values, incoming
     marked = np.flatnonzero(np.asarray(pc.fill_null(pc.match_substring(states, "ot="), False)))
     if len(marked):
         some = states.take(pa.array(marked))
@@ -62,6 +65,12 @@ def randomness(states: Any, trace: U64) -> tuple[U64, U64]:
         at, found = _extract(some, _TH)
         incoming[marked[at]] = found
     return values, incoming
+
+
+def silent(states: Any) -> bool:
+    """Whether a string array has no byte of text."""
+    offsets, _ = layout(states)
+    return bool(offsets[-1] == offsets[0])
 
 
 def stamp(state: str, threshold: int) -> str:

@@ -25,6 +25,7 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Decoded
 from tollspan.processor.errors import StoreError
 from tollspan.processor.identity import Mask
+from tollspan.processor.judged import Judged
 from tollspan.processor.normalize import WANTED, Normalized
 from tollspan.processor.schema import SCHEMAS
 from tollspan.processor.write import Writer
@@ -104,7 +105,7 @@ class Unknown:
 
     def _look(self, decoded: Decoded, normalized: Normalized, now_ns: int) -> None:
         keys = decoded.attributes.keys
-        suspect = np.flatnonzero(_suspicious(keys))[:MOST_IN_BATCH]
+        suspect = np.flatnonzero(_SUSPICIOUS(keys))[:MOST_IN_BATCH]
         names = {int(code): keys[int(code)].as_py()[:LONGEST] for code in suspect}
         names = {code: name for code, name in names.items() if not NO_COUNTS.search(name)}
         if not names:
@@ -196,3 +197,6 @@ def _suspicious(keys: Any) -> Mask:
     looks = pc.or_(pc.match_substring_regex(keys, COUNTS), pc.match_substring_regex(keys, MODELS))
     found: Mask = np.asarray(pc.and_not(looks, pc.is_in(keys, value_set=WANTED)))
     return found
+
+
+_SUSPICIOUS: Final = Judged(_suspicious)

@@ -22,8 +22,6 @@ LONGEST_NAME: Final = 1024
 """Characters of a name that are kept."""
 
 _NO_BYTES: Final[Bytes] = np.zeros(0, np.uint8)
-_HEX: Final = np.frombuffer(bytes(range(256)).hex().encode(), dtype=np.uint16).copy()
-"""Byte → its two lowercase hex digits, as one 16-bit word in memory order."""
 
 
 def layout(array: Any) -> tuple[Offsets, Bytes]:
@@ -127,16 +125,23 @@ def hexadecimal(array: Any, *, zero_is_empty: bool = False) -> Any:
     """
     if pa.types.is_fixed_size_binary(array.type):
         matrix = fixed_bytes(array)
-        lengths = np.full(len(array), matrix.shape[1], np.int64)
-        if zero_is_empty:
-            given = matrix.any(axis=1)
-            matrix, lengths = matrix[given], np.where(given, lengths, 0)
-        data = matrix.reshape(-1)
+        ends = np.arange(0, 2 * matrix.size + 1, max(2 * matrix.shape[1], 1))
+        if zero_is_empty and not (given := _any(matrix)).all():
+            matrix = matrix[given]
+            ends = np.concatenate(([0], np.cumsum(np.where(given, 2 * matrix.shape[1], 0))))
+        data = matrix
     else:
         offsets, data = layout(array)
-        lengths, data = np.diff(offsets).astype(np.int64), data[offsets[0] : offsets[-1]]
-    ends = np.concatenate(([0], np.cumsum(2 * lengths)))
-    return from_layout(ends, _HEX[data].view(np.uint8), pa.string())
+        ends, data = 2 * (offsets.astype(np.int64) - offsets[0]), data[offsets[0] : offsets[-1]]
+    return from_layout(ends, np.frombuffer(data.tobytes().hex().encode(), np.uint8), pa.string())
+
+
+def _any(matrix: Bytes) -> Mask:
+    """Which rows have a byte that is not zero."""
+    if matrix.shape[1] == 8 and matrix.flags.c_contiguous:
+        found: Mask = matrix.view(np.uint64)[:, 0] != 0
+        return found
+    return matrix.any(axis=1)
 
 
 def row_indices(offsets: npt.NDArray[np.signedinteger[Any]], owners: Rows) -> tuple[Rows, Rows]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.processor.decode.anyvalue import STRING, by_kind, kind_as_text
+from tollspan.processor.decode.anyvalue import EMPTY, INT, by_kind, kind_as_text
 from tollspan.processor.decode.arrow_bytes import Bytes, Mask, Rows, from_layout, layout
 from tollspan.processor.decode.arrow_bytes import text as checked_text
 from tollspan.processor.decode.otlp_slim import rewritten
@@ -62,6 +62,8 @@ _USED: Final = (
     "examine_brief",
     "gather",
     "messages",
+    "texts_room",
+    "texts",
     "by_key",
     "encode",
     "content",
@@ -104,15 +106,49 @@ def prepare(then: Callable[[], object] | None = None, *, wait: bool = False) -> 
         then: called on that thread when it is done.
         wait: come back when it is done (or cannot be).
     """
-    global _thread
     with _preparing:
         if _thread is None:
-            _thread = threading.Thread(target=_prepare, args=(then,), name="tollspan-compile", daemon=True)
-            _thread.start()
-            # LLVM aborts the process that ends while it compiles.
-            atexit.register(_thread.join, COMPILE_S)
+            _start(lambda: _prepare(then))
     if wait:
+        assert _thread is not None
         _thread.join()
+
+
+def also(compile_: Callable[[], None]) -> None:
+    """Have something else compiled once the walker is, in processes that have it compiled. A failure is logged."""
+    with _preparing:
+        _others.append(compile_)
+        if _thread is not None and _others_done:
+            _start(_prepare_others)
+
+
+_others: list[Callable[[], None]] = []
+_others_done = False
+
+
+def _start(work: Callable[[], None]) -> None:
+    global _thread, _others_done
+    _others_done = False
+    _thread = threading.Thread(target=work, name="tollspan-compile", daemon=True)
+    _thread.start()
+    # LLVM aborts the process that ends while it compiles.
+    atexit.register(_thread.join, COMPILE_S)
+
+
+def _prepare_others() -> None:
+    global _others_done
+    while True:
+        with _preparing:
+            if not _others:
+                _others_done = True
+                return
+            compile_ = _others.pop(0)
+        if _walk is None:
+            continue
+        try:
+            compile_()
+        except Exception:
+            log.warning("%s: its kernels cannot be compiled here", compile_.__module__, exc_info=True)
 
 
 def leave() -> None:
@@ -144,6 +180,7 @@ def _prepare(then: Callable[[], object] | None) -> None:
             getattr(walk, name).disable_compile()  # seconds, in the middle of a batch, for arguments of another type
         _walk = walk
         log.info("the decoder is compiled")
+    _prepare_others()
     if then is not None:
         then()
 
@@ -483,6 +520,7 @@ def gathered(walk: Any, data: Bytes, starts: Any, sizes: Any) -> tuple[Any, bool
 
 
 _NO_BYTES: Final[Bytes] = np.zeros(0, np.uint8)
+_SLACK: Final[Bytes] = np.zeros(SLACK, np.uint8)
 
 
 def text(walk: Any, data: Bytes, starts: Any, sizes: Any) -> Any:
@@ -628,12 +666,22 @@ class WireAttributes(Attributes):
         return text(walk, self.data, starts, ends - starts)
 
     def texts(self) -> Any:
-        def write(kind: int, rows: Rows) -> Any:
-            if kind == STRING:
-                return self.strings(rows)
-            return kind_as_text(self.take(rows), kind, np.arange(len(rows)))
+        walk, fields = self.walk, self.fields
+        rest = np.flatnonzero((self.kinds > INT) & (self.kinds != EMPTY))
 
-        return by_kind(self.kinds, write)
+        def write(kind: int, rows: Rows) -> Any:
+            return kind_as_text(self.take(rest[rows]), kind, np.arange(len(rows)))
+
+        others = by_kind(self.kinds[rest], write)
+        ends, known = layout(others)
+        first, last = int(ends[0]), int(ends[-1])
+        ends, known = ends - np.int32(first), np.concatenate((known[first:last], _SLACK))
+        room = walk.texts_room(fields, self.kinds, self.contents, ends)
+        if not 0 <= room <= np.iinfo(np.int32).max:
+            raise ValueError("more than two gigabytes in one column")
+        offsets, out = np.empty(len(self) + 1, np.int32), np.empty(room + SLACK, np.uint8)
+        wide = walk.texts(self.data, fields, self.kinds, self.contents, ends, known, offsets, out)
+        return from_layout(offsets, out, pa.string()) if not wide else checked_text(from_layout(offsets, out))
 
 
 @dataclass(frozen=True, slots=True)

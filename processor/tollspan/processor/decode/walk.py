@@ -1146,6 +1146,97 @@ def messages(data: Any, starts: Any, sizes: Any, offsets: Any, out: Any) -> Any:
     return True
 
 
+@_jit
+def texts_room(table: Any, kinds: Any, contents: Any, ends: Any) -> Any:
+    """Bytes that `texts` writes at the most; -1 where a text ends before it begins, which none does that was walked.
+
+    Args:
+        table, kinds, contents, ends: as for `texts`.
+    """
+    total = np.int64(ends[ends.size - 1])
+    for row in range(kinds.size):
+        kind = kinds[row]
+        if kind == STRING:
+            size = np.int64(table[VALUE, row]) + np.int64(table[VALUE_SIZE, row]) - contents[row]
+            if size < 0:
+                return -1
+            total += size
+        elif kind == INT:
+            total += 20
+        elif kind == BOOL:
+            total += 5
+    return total
+
+
+@_jit
+def texts(data: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: Any, offsets: Any, out: Any) -> Any:
+    """Write values of attributes as text: strings as they are, integers and booleans as JSON has them.
+
+    Args:
+        data: uint8; eight bytes after each value must exist.
+        table, kinds, contents: int32 (4, m), uint8 and int64 of m attributes.
+        ends, others: int32 of k + 1 and uint8: the texts of the k values of other kinds that are not empty, behind each
+            other; eight bytes after them must exist.
+        offsets: int32, length m + 1, is written: where each text begins in ``out``.
+        out: uint8, of `texts_room` and eight more.
+
+    Returns:
+        0 when all bytes of strings are ASCII.
+    """
+    at = np.int64(0)
+    high = np.uint64(0)
+    other = np.int64(0)
+    offsets[0] = 0
+    for row in range(kinds.size):
+        kind = kinds[row]
+        if kind == STRING:
+            start = contents[row]
+            left = np.int64(table[VALUE, row]) + np.int64(table[VALUE_SIZE, row]) - start
+            end = at + left
+            while left > 0:
+                bits = word(data, start)
+                put(out, at, bits)
+                if left < 8:
+                    bits <<= np.uint64(64 - 8 * left)
+                high |= bits
+                start, at, left = start + 8, at + 8, left - 8
+            at = end
+        elif kind == INT:
+            value = contents[row]
+            rest = np.uint64(value)
+            if value < 0:
+                out[at] = 45
+                at += 1
+                rest = np.uint64(0) - rest
+            digits, above = 1, np.uint64(10)
+            while digits < 20 and rest >= above:
+                digits += 1
+                if digits < 20:
+                    above *= np.uint64(10)
+            for place in range(at + digits - 1, at - 1, -1):
+                tenth = rest // np.uint64(10)
+                out[place] = np.uint8(np.uint64(48) + rest - tenth * np.uint64(10))
+                rest = tenth
+            at += digits
+        elif kind == BOOL:
+            if contents[row] != 0:
+                put(out, at, np.uint64(0x65757274))  # true
+                at += 4
+            else:
+                put(out, at, np.uint64(0x65736C6166))  # false
+                at += 5
+        elif kind != EMPTY:
+            start = np.int64(ends[other])
+            end = at + np.int64(ends[other + 1]) - start
+            other += 1
+            while at < end:
+                put(out, at, word(others, start))
+                start, at = start + 8, at + 8
+            at = end
+        offsets[row + 1] = at
+    return 1 if high & np.uint64(0x8080808080808080) else 0
+
+
 @_brief
 def by_key(codes: Any, kinds: Any, place: Any, starts: Any, rows: Any) -> None:
     """Rows of attributes by key, those without a value left out.

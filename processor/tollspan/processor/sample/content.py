@@ -26,6 +26,7 @@ from tollspan.processor.decode.arrow_bytes import replace as replace_rows
 from tollspan.processor.decode.arrow_bytes import text
 from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.judged import Judged
 from tollspan.processor.sample.content_names import ATTRIBUTES, EVENTS, STRUCTURE
 
 REMOVED: Final = "removed"
@@ -120,6 +121,9 @@ def is_content_event(names: Any) -> Mask:
     return _matched(names, _pattern("events"))
 
 
+_CONTENT_KEYS: Final = Judged(is_content)
+
+
 @cache
 def _pattern(which: str) -> str:
     tables: dict[str, Iterable[str]] = {
@@ -139,7 +143,7 @@ def _matched(names: Any, pattern: str) -> Mask:
 
 def _content_rows(attributes: Attributes) -> Mask:
     """Which rows of attributes are content."""
-    return is_content(attributes.keys)[attributes.codes] if len(attributes) else np.zeros(0, np.bool_)
+    return _CONTENT_KEYS(attributes.keys)[attributes.codes] if len(attributes) else np.zeros(0, np.bool_)
 
 
 def _sizes(attributes: Attributes, chosen: Mask) -> npt.NDArray[np.int64]:

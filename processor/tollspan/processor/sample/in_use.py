@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tollspan.processor.counters import Counters
-from tollspan.processor.identity import U64, Mask
+from tollspan.processor.identity import U64, Mask, ascending
 from tollspan.processor.sample.names import DROPPED, ground
 from tollspan.processor.sample.plain import Plain
 from tollspan.processor.sample.rounds import Codes, Fates
@@ -70,9 +70,8 @@ class PoliciesInUse:
 
     def closed(self, numbers: npt.NDArray[np.int16]) -> None:
         """Traces of these policies are over."""
-        found, counts = np.unique(numbers, return_counts=True)
-        for number, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self._policies[number].open -= count
+        for number in ascending(numbers).tolist():
+            self._policies[number].open -= int(np.count_nonzero(numbers == number))
 
     def look(self, batch: Arrived) -> dict[int, Signs]:
         """What each policy sees in a batch."""
@@ -108,7 +107,7 @@ class PoliciesInUse:
         fates, certain = Fates.alike(traces, DROPPED, 0), np.zeros(traces, np.bool_)
         folded: Signs | None = None
         signs = [part.batch.signs for part in parts]
-        for number in np.unique(policies).tolist():
+        for number in ascending(policies).tolist():
             mine, each = policies == number, self._policies[number]
             due = _due(mine, parts, [seen.get(number) for seen in signs], randomness)
             verdicts = self._verdicts(each.policy, due)

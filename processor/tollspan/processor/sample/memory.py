@@ -189,12 +189,13 @@ class Memory:
     # -- on disk -------------------------------------------------------------------------------------------------------
 
     def _put(self, keys: U64, grounds: Grounds, thresholds: U64, content: npt.NDArray[np.int8]) -> None:
-        distinct, numbers = np.unique(grounds, return_inverse=True)
+        used = np.bincount(grounds) > 0
+        distinct, numbers = np.flatnonzero(used), (np.cumsum(used) - 1)[grounds]
         names = json.dumps([[REASONS[each], RULES[each]] for each in distinct.tolist()]).encode()
         arrays = [
             np.ascontiguousarray(keys, "<u8"),
             np.ascontiguousarray(thresholds, "<u8"),
-            np.ascontiguousarray(numbers.reshape(-1), "<u2"),
+            np.ascontiguousarray(numbers, "<u2"),
             np.ascontiguousarray(content, np.int8),
         ]
         body = b"".join([_BODY.pack(len(keys), len(names)), names, *(each.tobytes() for each in arrays)])

@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tollspan.processor.identity import U64, Rows
+from tollspan.processor.identity import U64, Rows, ascending
+from tollspan.processor.sample.faster import kernels, read_only
 
 TICKS: Final = 16
 """Ticks in a second: a trace is decided up to one of them later than it could be. 32 bits of them are four years."""
@@ -116,6 +117,9 @@ class KeyIndex:
         if not self._alive:
             return found
         table, key, mask = self._table, self._slots["key"], len(self._table) - 1
+        if (compiled := kernels()) is not None:
+            compiled.find(read_only(keys, np.uint64), table, key, found)
+            return found
         at = (keys & np.uint64(mask)).astype(np.int64)
         rows, step = np.arange(len(keys)), 0
         while len(rows):
@@ -137,6 +141,9 @@ class KeyIndex:
     def _put(self, slots: I32) -> None:
         table, mask = self._table, len(self._table) - 1
         place = self._slots["at"]
+        if (compiled := kernels()) is not None:
+            self._used += compiled.put(slots, table, self._slots["key"], place)
+            return
         at = (self._slots["key"][slots] & np.uint64(mask)).astype(np.int64)
         step = 0
         while len(slots):
@@ -288,7 +295,7 @@ class OpenTraces:
             slots = slots[due[slots] == number]
             # A slot that was put away and came back is in a bucket twice.
             due[slots] = NEVER_DUE
-            found.append(np.unique(slots))
+            found.append(ascending(slots))
         return _joined(found)
 
     def all(self) -> I32:

@@ -34,7 +34,7 @@ from tollspan.processor.sample.rounds import Decision, Pending, Round, follow
 from tollspan.processor.sample.spill import Spill
 from tollspan.processor.sample.thresholds import RANDOM_BITS
 from tollspan.processor.sample.types import Arrived, Policy, Signs
-from tollspan.processor.sample.waiting import NO_RUNS, Part, WaitingBatch, WaitingBatches, duplicates, grouped
+from tollspan.processor.sample.waiting import NO_RUNS, Part, WaitingBatch, WaitingBatches, duplicates, traces_of
 
 MOST_FOLDED: Final = 250_000
 """Traces whose root has not come and of which only folded steps are left; the oldest beyond are forgotten, and their
@@ -116,6 +116,11 @@ class TailSampler:
         return self.policies.look(batch)
 
     @property
+    def short(self) -> bool:
+        """Whether more waits than may."""
+        return self.waiting.nbytes > self.waiting.max_bytes or self.waiting_spans > self.max_spans
+
+    @property
     def open_traces(self) -> int:
         """Traces that wait for a decision, or go on after one."""
         return len(self.open)
@@ -134,12 +139,7 @@ class TailSampler:
             self._finished.append(pending.source)
             return
         now = self._tick_of(pending.arrived, math.ceil)
-        first, starts, counts, order = grouped(pending.trace)
-        random, root = pending.randomness, pending.root
-        if order is not None:
-            random, root = random[order], root[order]
-        random = np.maximum.reduceat(random, starts)
-        rooted = np.logical_or.reduceat(root, starts)
+        first, starts, counts, order, random, rooted = traces_of(pending.trace, pending.randomness, pending.root)
 
         open_ = self.open
         keys = trace_keys(pending.ids[first], self.memory.seed)

@@ -17,6 +17,7 @@ so a price for storage is one for these bytes. What is stored is paid for as lon
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
@@ -26,9 +27,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.pricing import PriceEngine
+from tollspan.pricing import PriceEngine, Selectors
+from tollspan.pricing.meters import METERS
 from tollspan.processor.decode import Decoded
+from tollspan.processor.decode.arrow_bytes import layout
 from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.sample.faster import kernels, read_only
 from tollspan.processor.sample.names import REASONS, RULES
 from tollspan.processor.sample.thresholds import RANDOM_BITS
 
@@ -46,8 +50,13 @@ _FAR: Final = 2 * 1440
 """Minutes between a span's start and its receipt, up to which it is counted by the minute, and by the hour."""
 _ROOM: Final = 1 << 18
 """Numbers up to which distinct ones are found in a table, without sorting."""
+_LIMITS: Final = np.array([_NEAR, _FAR, _LAST_MINUTE])
+_MOST_GROUPS: Final = 64
+"""Groups of a batch up to which a kernel finds them."""
+_KINDS: Final = (np.int32, np.int64)
 _SPAN_BYTES: Final = 100
 """About what a span has beside its attributes."""
+_MONEY: Final = pa.decimal128(38, 12)
 
 _COUNTS: Final = (
     "spans",
@@ -65,7 +74,7 @@ Sizes = npt.NDArray[np.int64]
 
 
 class Rules(NamedTuple):
-    """What decided m spans.
+    """What decided m spans or traces.
 
     Attributes (shape (m,)):
         ground: number of the rule, whether it kept the trace or not (see `names`); 0: none.
@@ -117,23 +126,37 @@ class Part:
             pa.concat_arrays([texts, pa.array([""], pa.string())]) for texts in (self.tenants, self.services)
         )
 
-    def add(self, group: npt.NDArray[np.int32], of: Rules, counts: Mapping[int, Any]) -> None:
-        """Count m spans.
+    def add(self, group: npt.NDArray[np.int32], of: Rules, trace: Rows, counts: Mapping[int, Any]) -> None:
+        """Count m spans of t traces.
 
         Args:
             group: of each, m.
-            of: what decided each, m.
+            of: what decided each trace, t.
+            trace: number of each span's trace, m.
             counts: place in `_COUNTS` → numbers of m; None: one for each span.
         """
+        if not len(trace):
+            return
         groups = len(self.minutes)
-        which = of.ground.astype(np.int64) * 2 + of.steered
-        for number in np.unique(which).tolist():
-            rows = which == number
-            key = number >> 1, bool(number & 1)
-            tally = self._tallies.setdefault(key, np.zeros((len(_COUNTS), groups), np.int64))
-            for place, column in counts.items():
-                found = np.bincount(group[rows], None if column is None else column[rows], groups)
-                tally[place] += np.rint(found).astype(np.int64)
+        numbers, code = _numbered(of.ground.astype(np.int64) * 2 + of.steered)
+        cell = code[trace] * groups + group
+        cells = len(numbers) * groups
+        columns = [np.rint(np.bincount(cell, column, cells)).astype(np.int64) for column in counts.values()]
+        self.put(numbers, list(counts), np.stack([np.bincount(cell, None, cells), *columns]))
+
+    def put(self, numbers: Sizes, places: list[int], sums: Sizes) -> None:
+        """Add what some spans come to.
+
+        Args:
+            numbers: of rules, twice, and one more where a budget steers it; k.
+            places: in `_COUNTS`.
+            sums: (1 + places, k × groups): spans, and what belongs at each place.
+        """
+        of_rule = sums.reshape(len(sums), len(numbers), -1)
+        for number in np.flatnonzero(of_rule[0].any(axis=1)).tolist():
+            key = int(numbers[number]) >> 1, bool(numbers[number] & 1)
+            tally = self._tallies.setdefault(key, np.zeros((len(_COUNTS), len(self.minutes)), np.int64))
+            tally[places] += of_rule[1:, number]
 
     def rows(self, engine: PriceEngine, retention_s: int) -> pa.Table:
         """Rows for ``telemetry``, g of them.
@@ -148,21 +171,8 @@ class Part:
         of_group, of_key = np.nonzero(all_[:, _SPANS, :].T)
         entries = all_[of_key, :, of_group]
         ends = pa.array(np.concatenate(([0], np.cumsum(np.bincount(of_group, minlength=groups)))).astype(np.int32))
-        paid = _priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
-        sums = (
-            pa.table({"group": of_group, "cost": paid})
-            .group_by("group", use_threads=False)
-            .aggregate([("cost", "sum")])
-            .sort_by("group")
-        )
-        place = np.full(groups, -1, np.int64)
-        place[np.asarray(sums["group"])] = np.arange(sums.num_rows)
-        # What nothing was stored of costs nothing, whatever the price.
-        stored = pc.if_else(
-            pa.array(place < 0),
-            pa.scalar(0).cast(paid.type),
-            sums["cost_sum"].combine_chunks().cast(paid.type).take(pa.array(place, mask=place < 0)),
-        )
+        paid = priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
+        stored = _summed_cost(paid, of_group, groups)
 
         def listed(values: Any) -> Any:
             return pa.ListArray.from_arrays(ends, values)
@@ -183,7 +193,7 @@ class Part:
                 "kept_spans": pa.array(totals[_KEPT].astype(np.uint64)),
                 "stored_bytes": pa.array(totals[_STORED].astype(np.uint64)),
                 "removed_bytes": pa.array(totals[_REMOVED].astype(np.uint64)),
-                "received_cost": _priced(engine, RECEIVED, self.minutes, self.received),
+                "received_cost": priced(engine, RECEIVED, self.minutes, self.received),
                 "stored_cost": stored,
                 "retention_s": pa.array(np.full(groups, retention_s, np.uint64)),
                 "book_version": pa.array([engine.book_version] * groups, pa.string()),
@@ -222,21 +232,48 @@ class Shares:
         """Memory."""
         return int(self.group.nbytes + self.sizes.nbytes)
 
-    def decided(self, rows: Rows, of: Rules) -> None:
-        """Some of them are decided."""
-        sizes = self.sizes[rows]
-        wanted = sizes * (1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS)
-        self.part.add(self.group[rows], of, {_SPANS: None, _BYTES: sizes, _WANTED: wanted})
+    def decided(self, rows: Rows, of: Rules, trace: Rows | None = None) -> None:
+        """Some of them are decided.
 
-    def kept(self, rows: Rows, of: Rules, stored: Sizes, content: Sizes, removed: Sizes) -> None:
+        Args:
+            rows: m of them.
+            of: what decided each of t traces.
+            trace: number of the trace of each row, m; None: there is one for each row.
+        """
+        trace = np.arange(len(rows)) if trace is None else trace
+        share = 1.0 - of.full.astype(np.float64) / 2.0**RANDOM_BITS
+        if (compiled := kernels()) is not None and len(trace):
+            numbers, code = _numbered(of.ground.astype(np.int64) * 2 + of.steered)
+            cells = len(numbers) * len(self.part.minutes)
+            sums, wanted_sums = np.zeros((2, cells), np.int64), np.zeros(cells)
+            given = (
+                (rows, np.int64),
+                (trace, np.int64),
+                (self.group, np.int32),
+                (self.sizes, np.uint32),
+                (code, np.int64),
+            )
+            arrays = (read_only(each, kind) for each, kind in given)
+            compiled.tally(*arrays, share, len(self.part.minutes), sums, wanted_sums)
+            told = np.stack([sums[0], sums[0], sums[1], np.rint(wanted_sums).astype(np.int64)])
+            self.part.put(numbers, [_SPANS, _BYTES, _WANTED], told)
+            return
+        sizes = self.sizes[rows]
+        wanted = sizes * share[trace]
+        self.part.add(self.group[rows], of, trace, {_SPANS: None, _BYTES: sizes, _WANTED: wanted})
+
+    def kept(
+        self, rows: Rows, of: Rules, stored: Sizes, content: Sizes, removed: Sizes, trace: Rows | None = None
+    ) -> None:
         """Some of those have a body in the store.
 
         Args:
-            rows, of: as in `decided`.
+            rows, of, trace: as in `decided`.
             stored, content, removed: bytes of their rows, of content in these, and of content that was taken out.
         """
+        trace = np.arange(len(rows)) if trace is None else trace
         counts = {_KEPT: None, _KEPT_BYTES: self.sizes[rows], _STORED: stored, _CONTENT: content, _REMOVED: removed}
-        self.part.add(self.group[rows], of, counts)
+        self.part.add(self.group[rows], of, trace, counts)
 
 
 def arrived(
@@ -264,29 +301,87 @@ def arrived(
     """
     sizes = span_sizes(decoded)
     whole = int(sizes.sum()) if everything is decoded else int(span_sizes(everything).sum())
-    # Rounded where they add up, so that nothing is lost between them. A batch is far below 2³¹ bytes.
-    ends = np.cumsum(sizes) * received // max(whole, 1)
-    shares = np.diff(ends, prepend=0)
-    minutes, number = _numbered(minutes_of(np.asarray(decoded.spans["start_ns"]), received_ns))
-    tenant, tenants = _coded(table["tenant"])
-    service, services = _coded(table["service"])
-    pairs, group = _numbered((number * len(tenants) + tenant) * len(services) + service)
-    of_minute, of_service = pairs // len(services), pairs % len(services)
+    tenant, service = _coded(table["tenant"]), _coded(table["service"])
+    starts = np.asarray(decoded.spans["start_ns"])
+    found = _grouped(starts, received_ns, tenant, service, sizes, received, max(whole, 1))
+    minutes, of_tenant, of_service = found.keys
     made = Part(
         token,
         part,
         attempt,
         received_ns,
-        minutes[of_minute // len(tenants)] * MINUTE_NS,
-        tenants.take(pa.array(of_minute % len(tenants))),
-        services.take(pa.array(of_service)),
-        np.bincount(group, minlength=len(pairs)),
-        np.bincount(group, shares, len(pairs)).astype(np.int64),
+        minutes * MINUTE_NS,
+        tenant.texts.take(pa.array(of_tenant)),
+        service.texts.take(pa.array(of_service)),
+        *found.sums,
     )
-    left = received - int(shares.sum())
+    left = received - int(found.sums[1].sum())
     if left:
         made.claim_nothing(left)
-    return made, Shares(made, group.astype(np.int32), shares.astype(np.uint32))
+    return made, Shares(made, found.group, found.shares)
+
+
+class _Coded(NamedTuple):
+    """A column of n texts.
+
+    Attributes:
+        codes: int32 of n. numbers: int64, for each code the number of its text. texts: different ones, '' for null.
+    """
+
+    codes: npt.NDArray[np.int32]
+    numbers: Sizes
+    texts: Any
+
+
+class _Groups(NamedTuple):
+    """Spans by minute, tenant and service.
+
+    Attributes:
+        keys: int64 (3, g), ascending: minute, number of the tenant and of the service.
+        sums: int64 (2, g): spans and bytes.
+        group: int32 of n. shares: uint32 of n, bytes.
+    """
+
+    keys: Sizes
+    sums: Sizes
+    group: npt.NDArray[np.int32]
+    shares: npt.NDArray[np.uint32]
+
+
+def _grouped(
+    starts: npt.NDArray[np.uint64],
+    received_ns: int,
+    tenant: _Coded,
+    service: _Coded,
+    sizes: Sizes,
+    received: int,
+    whole: int,
+) -> _Groups:
+    """Groups of n spans (at least one), and how many of ``received`` bytes each has; ``whole`` is what counts as all.
+
+    Rounded where they add up, so that nothing is lost between them. A batch is far below 2³¹ bytes.
+    """
+    if (compiled := kernels()) is not None:
+        keys, sums = np.zeros((3, _MOST_GROUPS), np.int64), np.zeros((2, _MOST_GROUPS), np.int64)
+        group, shares = np.empty(len(starts), np.int32), np.empty(len(starts), np.uint32)
+        columns = [read_only(each, kind) for one in (tenant, service) for each, kind in zip(one, _KINDS, strict=False)]
+        spans = read_only(starts, np.uint64), _LIMITS, received_ns // MINUTE_NS, *columns, read_only(sizes, np.int64)
+        count = compiled.shares(*spans, received, whole, keys, sums, group, shares)
+        if count >= 0:
+            order = np.lexsort(keys[::-1, :count])
+            if not (order == np.arange(count)).all():
+                place = np.empty(count, np.int32)
+                place[order] = np.arange(count, dtype=np.int32)
+                group = place[group]
+            return _Groups(keys[:, order], sums[:, order], group, shares)
+    minutes, number = _numbered(minutes_of(starts, received_ns))
+    tenants, services = len(tenant.texts), len(service.texts)
+    of_tenant, of_service = tenant.numbers[tenant.codes], service.numbers[service.codes]
+    pairs, groups = _numbered((number * tenants + of_tenant) * services + of_service)
+    parts = np.diff(np.cumsum(sizes) * received // whole, prepend=0)
+    sums = np.stack([np.bincount(groups), np.bincount(groups, parts).astype(np.int64)])
+    keys = np.stack([minutes[pairs // services // tenants], pairs // services % tenants, pairs % services])
+    return _Groups(keys, sums, groups.astype(np.int32), parts.astype(np.uint32))
 
 
 def minutes_of(started: npt.NDArray[np.uint64], received_ns: int) -> Sizes:
@@ -312,6 +407,25 @@ def unclaimed(token: str, part: str, attempt: int, received_ns: int, received: i
     return made
 
 
+def _summed_cost(costs: Any, group: Sizes, groups: int) -> Any:
+    """Sums of costs by group, decimal128(38, 12); null where all of a group's are. One without any costs nothing."""
+    place = np.full(groups, -1, np.int64)
+    if costs.null_count == len(costs):
+        place[group] = 0
+        sums = pa.nulls(1, costs.type)
+    else:
+        found = (
+            pa.table({"group": group, "cost": costs})
+            .group_by("group", use_threads=False)
+            .aggregate([("cost", "sum")])
+            .sort_by("group")
+        )
+        place[np.asarray(found["group"])] = np.arange(found.num_rows)
+        sums = found["cost_sum"].combine_chunks().cast(costs.type)
+    # What nothing was stored of costs nothing, whatever the price.
+    return pc.if_else(pa.array(place < 0), pa.scalar(0).cast(costs.type), sums.take(pa.array(place, mask=place < 0)))
+
+
 def span_sizes(decoded: Decoded) -> Sizes:
     """About how many bytes each of n spans has, int64: on the wire, or by its attributes and events."""
     places = getattr(decoded.wire, "places", None)
@@ -326,28 +440,64 @@ def span_sizes(decoded: Decoded) -> Sizes:
 
 def row_bytes(table: pa.Table) -> Sizes:
     """Size of each of n rows, not compressed, int64: bytes of texts and widths of numbers, 8 for each list or map."""
-    found = np.zeros(table.num_rows, np.int64)
+    found, width = np.zeros(table.num_rows, np.int64), 0
     for column in table.columns:
-        found += _sizes(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
-    return found
+        array = _whole(column)
+        if isinstance(array, pa.ChunkedArray):  # of a table without rows
+            continue
+        if (bits := _width(array.type)) is not None:
+            width += bits
+            continue
+        nested = pa.types.is_nested(array.type)
+        if nested and _empty(array):
+            width += 8
+        elif nested or pa.types.is_dictionary(array.type) or array.null_count:
+            found += np.diff(_ends(array, np.arange(len(array) + 1)))
+        else:
+            found += np.diff(layout(array)[0])
+    return found + width
 
 
-def _sizes(array: Any) -> Sizes:
-    kind = array.type
-    if isinstance(array, pa.ChunkedArray):  # of a table without rows
-        return np.zeros(len(array), np.int64)
-    if pa.types.is_dictionary(kind):
-        lengths = np.append(_sizes(array.dictionary), 0)
-        of_row: Sizes = lengths[np.asarray(pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1))]
-        return of_row
+def _whole(column: Any) -> Any:
+    """A column in one piece; not copied where it is."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _empty(lists: Any) -> bool:
+    """Whether no list has a value."""
+    offsets = np.asarray(lists.offsets)
+    return bool(offsets[-1] == offsets[0])
+
+
+def _width(kind: Any) -> int | None:
+    """Bytes of a value of a type that has as many for all; None for the others."""
+    if pa.types.is_dictionary(kind) or pa.types.is_nested(kind):
+        return None
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _lengths(array)
-    if pa.types.is_map(kind):
-        offsets = np.asarray(array.offsets).astype(np.int64)
-        return 8 + _summed(_sizes(array.keys) + _sizes(array.items), offsets)
-    if pa.types.is_list(kind):
-        return 8 + _summed(_sizes(array.values), np.asarray(array.offsets).astype(np.int64))
-    return np.full(len(array), max(kind.bit_width // 8, 1), np.int64)
+        return None
+    return max(kind.bit_width // 8, 1)
+
+
+def _ends(array: Any, at: Sizes) -> Sizes:
+    """Bytes of the values of an array up to some of its positions, 0 to its length."""
+    kind = array.type
+    if (width := _width(kind)) is not None:
+        return at * width
+    if pa.types.is_map(kind) or pa.types.is_list(kind):
+        # A list that is null has no values in what is made here.
+        below = np.asarray(array.offsets)[at].astype(np.int64)
+        values = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
+        return at * 8 + sum(_ends(each, below) for each in values)
+    if pa.types.is_dictionary(kind):
+        lengths = np.append(_lengths(array.dictionary), 0)
+        sizes = lengths[np.asarray(pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1))]
+    elif array.null_count:
+        sizes = _lengths(array)
+    else:
+        return layout(array)[0][at].astype(np.int64)
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[at]
 
 
 def _summed(values: Sizes, offsets: npt.NDArray[np.int64]) -> Sizes:
@@ -373,18 +523,32 @@ def _numbered(values: Sizes) -> tuple[Sizes, Sizes]:
     return np.flatnonzero(used) + least, place[values - least]
 
 
-def _coded(column: Any) -> tuple[Sizes, Any]:
-    """A column of text as numbers, and the texts by number; null is ''."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _coded(column: Any) -> _Coded:
+    """A column of text by numbers; null is ''."""
+    column = _whole(column)
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     # Once more, for '' may be among the texts already, and groups have to be different ones.
     texts = pa.concat_arrays([column.dictionary.cast(pa.string()), pa.array([""], pa.string())]).dictionary_encode()
-    codes = np.asarray(pc.fill_null(column.indices.cast(pa.int64()), len(texts) - 1))
-    return np.asarray(texts.indices).astype(np.int64)[codes], texts.dictionary
+    codes = column.indices.cast(pa.int32())
+    codes = np.asarray(codes.fill_null(len(texts) - 1) if codes.null_count else codes)
+    return _Coded(codes, np.asarray(texts.indices).astype(np.int64), texts.dictionary)
 
 
-def _priced(engine: PriceEngine, meter: str, at: Sizes, quantities: Sizes) -> Any:
-    """What n quantities of a meter cost, decimal128(38, 12); null without a price."""
+def priced(engine: PriceEngine, meter: str, at: Sizes, quantities: Sizes) -> Any:
+    """What n quantities of a meter of telemetry cost, decimal128(38, 12); null without a price."""
+    if _unpriced(engine, meter, at):
+        return pa.nulls(len(at), _MONEY)
     cost = engine.price_columns(at, {}, {meter: pa.array(quantities)})["cost"]
     return cost.combine_chunks() if isinstance(cost, pa.ChunkedArray) else cost
+
+
+def _unpriced(engine: PriceEngine, meter: str, at: Sizes) -> bool:
+    """Whether a meter has no price at any of these instants; False also where that takes a closer look."""
+    if not len(at):
+        return False
+    situation = engine.situation(METERS[meter].axis, Selectors())
+    first, last = int(at.min()), int(at.max())
+    if situation.schedules or bisect_right(situation.cuts, first) != bisect_right(situation.cuts, last):
+        return False
+    return situation.quote(meter, first).row is None

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tollspan.processor.counters import Counters
-from tollspan.processor.identity import U64, Mask, Rows, repeated
+from tollspan.processor.identity import U64, Mask, Rows, ascending, repeated
+from tollspan.processor.sample.faster import kernels, read_only
 from tollspan.processor.sample.open_traces import I32, Pool, ranges
 from tollspan.processor.sample.rounds import Pending
 from tollspan.processor.sample.spill import Spill, Spilled
@@ -277,16 +278,37 @@ def grouped(trace: U64) -> tuple[Rows, Rows, Rows, Rows | None]:
     heads = np.flatnonzero(new)
     lengths = np.diff(heads, append=len(trace))
     keys = trace[heads]
+    if len(ascending(keys)) == len(keys):
+        return heads, heads, lengths, None
     by = np.argsort(keys, kind="stable")
     in_order = keys[by]
     begins = np.ones(len(by), np.bool_)
     np.not_equal(in_order[1:], in_order[:-1], out=begins[1:])
-    if begins.all():
-        return heads, heads, lengths, None
     order = ranges(heads[by], lengths[by])
     counts = np.add.reduceat(lengths[by], np.flatnonzero(begins))
     starts = np.cumsum(counts) - counts
     return order[starts], starts, counts, order
+
+
+def traces_of(
+    trace: U64, randomness: U64, root: Mask
+) -> tuple[Rows, Rows, Rows, Rows | None, U64, npt.NDArray[np.bool_]]:
+    """Traces of a batch: as `grouped`, and for each its highest randomness and whether a row of it is a root."""
+    if (compiled := kernels()) is not None:
+        count = len(trace)
+        heads, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
+        highest, rooted = np.empty(count, np.uint64), np.empty(count, np.bool_)
+        read = (read_only(each, np.uint64) for each in (trace, randomness))
+        found = compiled.runs(*read, read_only(root, np.bool_), heads, lengths, highest, rooted)
+        heads = heads[:found].copy()
+        if len(ascending(trace[heads])) == found:
+            return heads, heads, lengths[:found].copy(), None, highest[:found].copy(), rooted[:found].copy()
+    first, starts, counts, order = grouped(trace)
+    if order is not None:
+        randomness, root = randomness[order], root[order]
+    return (
+        first, starts, counts, order, np.maximum.reduceat(randomness, starts), np.logical_or.reduceat(root, starts),
+    )  # fmt: skip
 
 
 def duplicates(parts: list[Part], several: Mask) -> list[Mask | None]:
