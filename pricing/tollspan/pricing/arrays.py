@@ -49,6 +49,24 @@ def costs(quantities: Int64s, num: Int64s, den: Int64s) -> Int64s:
     return quotient
 
 
+def validity(array: pa.Array) -> Bools:
+    """Which values of an array are not null."""
+    if not array.null_count:
+        return np.ones(len(array), dtype=bool)
+    if array.null_count == len(array):
+        return np.zeros(len(array), dtype=bool)
+    bits = np.frombuffer(array.buffers()[0], dtype=np.uint8)
+    begin = array.offset
+    return np.unpackbits(bits, count=begin + len(array), bitorder="little")[begin:].view(bool)
+
+
+def integers(array: pa.Array) -> Int64s:
+    """Values of an int64 array without a copy; anything where they are null."""
+    if not len(array):
+        return np.zeros(0, dtype=np.int64)
+    return np.frombuffer(array.buffers()[1], dtype=np.int64, count=len(array), offset=8 * array.offset)
+
+
 def decimals(low: Int64s, type_: pa.DataType, valid: Bools | None = None, high: Int64s | None = None) -> pa.Array:
     """decimal128 array from two's complement limbs.
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tollspan.pricing.arrays import Bools, Int64s, decimals, put_exact
+from tollspan.pricing.arrays import Bools, Int64s, decimals, integers, put_exact, validity
 from tollspan.pricing.cost_columns import (
     CHARGE_STATUS,
     COST,
@@ -64,14 +64,15 @@ class ColumnarEngine:
         self,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array],
+        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
         invalid: pa.Array | None,
+        of: Int64s | None = None,
     ) -> pa.Table:
         """See `PriceEngine.price_columns`."""
         at = np.ascontiguousarray(at, dtype=np.int64)
-        _check(len(at), selectors, quantities, invalid)
+        _check(len(at), selectors, quantities, invalid, of)
         with self._lock:
-            return _Batch(self._engine, self._entries, at, selectors, quantities, invalid).table()
+            return _Batch(self._engine, self._entries, at, selectors, quantities, invalid, of).table()
 
 
 class _Shape(NamedTuple):
@@ -95,19 +96,21 @@ class _Batch:
         entries: Entries,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array],
+        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
         invalid: pa.Array | None,
+        of: Int64s | None,
     ) -> None:
         self.engine = engine
         self.entries = entries
         self.at = at
         self.n = len(at)
         self.invalid = _invalid_codes(invalid, self.n)
-        given = {meter: _values(quantities[meter]) for meter in METERS if meter in quantities}
+        given = {meter: _values(quantities[meter]) for meter in quantities}
+        given = {meter: given[meter] for meter in METERS if meter in given}
         self.given: dict[str, tuple[Int64s, Bools]] = {m: column for m, column in given.items() if column[1].any()}
         """Quantities by meter, and which rows have them; where none is given, anything stands under it."""
         self._refuse_negative()
-        self.combinations, self.combination_of = _combinations(selectors, self.n)
+        self.combinations, self.combination_of = _combinations(selectors, self.n, of)
         self.implied: dict[str, Bools] = {}
         """Rows by meter that are charged one without having counted it."""
         self._situations: dict[Axis, list[Situation]] = {}
@@ -336,27 +339,34 @@ def _climbs(quote: Quote) -> bool:
 
 
 def _check(
-    n: int, selectors: Mapping[str, pa.Array], quantities: Mapping[str, pa.Array], invalid: pa.Array | None
+    n: int,
+    selectors: Mapping[str, pa.Array],
+    quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
+    invalid: pa.Array | None,
+    of: Int64s | None,
 ) -> None:
+    lengths = {len(array) for array in selectors.values()}
+    if of is not None and (len(of) != n or len(lengths) > 1 or (n and lengths and int(of.max()) >= min(lengths))):
+        raise ValueError(f"'of' is {len(of)} rows of selectors that have {sorted(lengths)}, the instants are {n}")
     for kind, known, given in (("selector", SELECTOR_NAMES, selectors), ("meter", tuple(METERS), quantities)):
         for name, array in given.items():
             if name not in known:
                 raise ValueError(f"{name!r} is not a {kind}. {nearest(name, known)}".strip())
-            if len(array) != n:
-                raise ValueError(f"{kind} {name} has {len(array)} rows, the instants are {n}")
+            rows = min(map(len, array)) if isinstance(array, tuple) else len(array)
+            if rows != n and (of is None or kind == "meter"):
+                raise ValueError(f"{kind} {name} has {rows} rows, the instants are {n}")
     if invalid is not None and len(invalid) != n:
         raise ValueError(f"'invalid' has {len(invalid)} rows, the instants are {n}")
 
 
-def _values(array: pa.Array) -> tuple[Int64s, Bools]:
+def _values(array: pa.Array | tuple[Int64s, Bools]) -> tuple[Int64s, Bools]:
     """An int64 array as values (anything under nulls) and validity."""
+    if isinstance(array, tuple):
+        return array
     array = _whole(array)
     if not pa.types.is_int64(array.type):
         array = array.cast(pa.int64())
-    if not len(array):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
-    values = np.frombuffer(array.buffers()[1], dtype=np.int64, count=len(array), offset=8 * array.offset)
-    return values, _validity(array)
+    return integers(array), validity(array)
 
 
 def _whole(array: pa.Array) -> pa.Array:
@@ -364,15 +374,6 @@ def _whole(array: pa.Array) -> pa.Array:
     if not isinstance(array, pa.ChunkedArray):
         return array
     return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
-
-
-def _validity(array: pa.Array) -> Bools:
-    """Which values are there."""
-    if not array.null_count:
-        return np.ones(len(array), dtype=bool)
-    bits = np.frombuffer(array.buffers()[0], dtype=np.uint8)
-    begin = array.offset
-    return np.unpackbits(bits, count=begin + len(array), bitorder="little")[begin:].view(bool)
 
 
 def _codes(array: pa.Array) -> tuple[list[str | None], NDArray[np.int32]]:
@@ -386,7 +387,7 @@ def _codes(array: pa.Array) -> tuple[list[str | None], NDArray[np.int32]]:
     indices = array.indices.cast(pa.int32())
     codes = np.frombuffer(indices.buffers()[1], dtype=np.int32, count=len(indices), offset=4 * indices.offset) + 1
     if indices.null_count:
-        codes *= _validity(indices)
+        codes *= validity(indices)
     return [None, *array.dictionary.to_pylist()], codes
 
 
@@ -398,9 +399,10 @@ def _invalid_codes(invalid: pa.Array | None, n: int) -> tuple[list[str], NDArray
     return [name or "" for name in names], codes
 
 
-def _combinations(selectors: Mapping[str, pa.Array], n: int) -> tuple[list[Selectors], Int64s]:
+def _combinations(selectors: Mapping[str, pa.Array], n: int, of: Int64s | None) -> tuple[list[Selectors], Int64s]:
     """Distinct normalized selectors, and each row's number among them."""
-    groups = Groups(np.zeros(n, dtype=np.int64), 1)
+    length = n if of is None else max(map(len, selectors.values()), default=1)
+    groups = Groups(np.zeros(length, dtype=np.int64), 1)
     columns: dict[str, tuple[list[str | None], NDArray[np.int32]]] = {}
     for name, array in selectors.items():
         values, codes = _codes(array)
@@ -411,9 +413,10 @@ def _combinations(selectors: Mapping[str, pa.Array], n: int) -> tuple[list[Selec
     distinct: dict[Selectors, int] = {}
     numbers = np.empty(len(one_row), dtype=np.int64)
     for position, row in enumerate(one_row.tolist()):
-        found = {name: values[codes[row]] for name, (values, codes) in columns.items()}
-        numbers[position] = distinct.setdefault(Selectors(**found).normalized(), len(distinct))
-    return list(distinct), combination_of if len(distinct) == len(one_row) else numbers.take(combination_of)
+        said = {name: values[codes[row]] for name, (values, codes) in columns.items()}
+        numbers[position] = distinct.setdefault(Selectors(**said).normalized(), len(distinct))
+    found = numbers.take(combination_of)
+    return list(distinct), found if of is None else found.take(of)
 
 
 def _row_status(shape: _Shape) -> int:

@@ -3,12 +3,15 @@
 In: the flat attributes of `Decoded`. Out: for a list of keys in order of preference, a text column, a column of
 quantities in base steps, small integers, flags or amounts of money, each of one row a span. Used by `normalize`.
 
-Work goes by key, never by span: a key's rows are found by its code, and land at their owners by index arithmetic.
+Work goes by key, never by span: a key's rows are found by its code, and land at their owners by index arithmetic. Texts
+are made by shape: spans that say the same texts, under a scope of the same name, have one shape, of which a batch has
+few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -26,7 +29,7 @@ from tollspan.processor.decode.anyvalue import (
     classify,
 )
 from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
-from tollspan.processor.decode.fused import kernels, placed
+from tollspan.processor.decode.fused import kernels, numbered_rows, placed
 from tollspan.processor.dialects import Source
 
 Codes: TypeAlias = npt.NDArray[np.uint8]
@@ -57,6 +60,66 @@ _TOTAL: Final = r'"total"\s*:\s*"?(?P<total>[0-9.eE+-]+)'
 _TOO_DEAR: Final = 1e15
 _NOTHING: Final = 1e-13
 """Amounts below this round to zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Spans by what they say: columns and arrays *by shape* have a row for each shape.
+
+    Attributes:
+        rows: the first span of each shape, int64.
+        of: the shape of each of n spans, int64; None: each has its own, and what is by shape is by span.
+    """
+
+    rows: Rows
+    of: Rows | None
+
+    def spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An array by span from one by shape."""
+        return values if self.of is None else values.take(self.of)
+
+    def column(self, column: Any, rows: Rows | None = None, *, null: str | None = None) -> Any:
+        """A dictionary column by span from one by shape.
+
+        Args:
+            column: by shape.
+            rows: of which spans, in that order; all by default.
+            null: what stands where nothing is said, in the place of null.
+        """
+        if self.of is None and rows is None and null is None:
+            return column
+        of = rows if self.of is None else self.of if rows is None else self.of.take(rows)
+        codes, said = codes_of(column)
+        words = column.dictionary
+        if null is not None and said is not None:
+            words = pa.concat_arrays([words, pa.array([null], words.type)])
+            codes, said = np.where(said, codes, np.int32(len(words) - 1)), None
+        if of is not None:
+            codes, said = codes.take(of), None if said is None else said.take(of)
+        return dictionary(codes, said, words)
+
+
+def codes_of(column: Any) -> tuple[npt.NDArray[np.int32], Mask | None]:
+    """Numbers of a dictionary column's values (anything where it is null), and where it is not; None: nowhere."""
+    indices = column.indices
+    size, begin = len(indices), indices.offset
+    if not size:
+        return np.zeros(0, np.int32), None
+    nulls, values = indices.buffers()
+    codes = np.frombuffer(values, np.int32, size, 4 * begin)
+    if not indices.null_count:
+        return codes, None
+    return codes, np.unpackbits(np.frombuffer(nulls, np.uint8), count=begin + size, bitorder="little")[begin:].view(
+        np.bool_
+    )
+
+
+def dictionary(codes: npt.NDArray[np.int32], said: Mask | None, words: Any) -> Any:
+    """A dictionary column; null where nothing is ``said``, None: nowhere."""
+    nulls = None if said is None else pa.py_buffer(np.packbits(said, bitorder="little"))
+    codes = np.ascontiguousarray(codes, np.int32)
+    indices = pa.Array.from_buffers(pa.int32(), len(codes), [nulls, pa.py_buffer(codes)])
+    return pa.DictionaryArray.from_arrays(indices, words)
 
 
 class _Rows:
@@ -111,17 +174,24 @@ class Pivot:
         self._spans = _Rows(decoded.attributes, wanted)
         self._resources = _Rows(decoded.resources, wanted)
         self._resource_of = np.asarray(decoded.spans["resource"])
+        self._scopes, self._scope_of = decoded.scopes, np.asarray(decoded.spans["scope"])
         self._resource_count = len(decoded.resources.offsets) - 1
 
-    def texts(self, sources: Mapping[str, Source]) -> dict[str, Any]:
-        """Text columns, each ``dictionary<int32, string>`` of length n without repeated values; null = not said.
+    def texts(self, sources: Mapping[str, Source], *, by_span: bool = False) -> tuple[dict[str, Any], Shapes]:
+        """Text columns, each ``dictionary<int32, string>`` without repeated values, null = not said; and their shapes.
 
         Numbers and booleans are taken as text; arrays, key-value lists, bytes and empty strings say nothing. What is
-        longer than a name can be (`arrow_bytes.LONGEST_NAME`) ends in ``…``.
+        longer than a name can be (`arrow_bytes.LONGEST_NAME`) ends in ``…``. Spans of one shape have scopes of one name
+        and version.
+
+        Args:
+            sources: of the columns.
+            by_span: give each span a shape of its own.
         """
+        each = Shapes(np.arange(self.length), None)
         said = self._spans.attributes.first_said([s.keys if s.span else () for s in sources.values()])
         if said is not None:
-            return self._texts(sources, *said)
+            return self._texts(sources, *said, each if by_span else None)
         # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
         nobody = (_NO_ROWS, _NO_ROWS)
         spans = [self._spans.candidates(s.keys) if s.span else nobody for s in sources.values()]
@@ -144,11 +214,16 @@ class Pivot:
                 _put(column_codes, owners, edit(codes[at : at + len(owners)]))
                 at += len(owners)
             out[column] = _compact(column_codes, vocabulary)
-        return out
+        return out, each
 
     def _texts(
-        self, sources: Mapping[str, Source], said: dict[int, npt.NDArray[np.int32]], values: Any
-    ) -> dict[str, Any]:
+        self,
+        sources: Mapping[str, Source],
+        places: dict[int, int],
+        said: npt.NDArray[np.int32],
+        values: Any,
+        shapes: Shapes | None,
+    ) -> tuple[dict[str, Any], Shapes]:
         """`texts`, from what `Attributes.first_said` found."""
         nobody = (_NO_ROWS, _NO_ROWS)
         resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
@@ -156,14 +231,11 @@ class Pivot:
             [(np.arange(len(values), dtype=np.int32), values), self._resources.encoded(resources)],
             [name for source in sources.values() for name in source.rename.values()],
         )
-        out = {}
         of_value, at = codes[: len(values)], len(values)
-        nothing = np.full(self.length, -1, np.int32)
+        found: dict[str, tuple[int | None, npt.NDArray[np.int32], npt.NDArray[np.int32] | None]] = {}
         for number, ((column, source), (owners, _)) in enumerate(zip(sources.items(), resources, strict=True)):
-            out[column] = pa.nulls(self.length, TEXT_TYPE)
-            if number not in said and not len(owners):
+            if number not in places and not len(owners):
                 continue
-            mine = said.get(number, nothing)
             edit = _edited(source, vocabulary)
             of_resource = None
             if len(owners):
@@ -171,13 +243,39 @@ class Pivot:
                 _put(of_resource, owners, edit(codes[at : at + len(owners)]))
                 at += len(owners)
             table = edit(of_value)
-            if source.ignore and (table[of_value >= 0] < 0).any():
+            if number in places and source.ignore and (table[of_value >= 0] < 0).any():
                 # A value that is ignored may hide one of a key that is less preferred.
-                mine, table = self._unignored(source, values, table), np.arange(len(vocabulary), dtype=np.int32)
-            indices, words = placed(kernels(), mine, table, of_resource, self._resource_of, len(vocabulary))
+                said[:, places[number]] = self._unignored(source, values, table)
+                table = np.arange(len(vocabulary), dtype=np.int32)
+            found[column] = places.get(number), table, of_resource
+        if shapes is None:
+            said[:, -1] = self._origins([of_resource for *_, of_resource in found.values() if of_resource is not None])
+            shapes = Shapes(*numbered_rows(kernels(), said))
+        out = {column: pa.nulls(len(shapes.rows), TEXT_TYPE) for column in sources}
+        nothing, of_row = np.full(len(shapes.rows), -1, np.int32), self._resource_of.take(shapes.rows)
+        for column, (place, table, of_resource) in found.items():
+            mine = nothing if place is None else said[shapes.rows, place]
+            indices, words = placed(kernels(), mine, table, of_resource, of_row, len(vocabulary))
             if len(words):
                 out[column] = pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
-        return out
+        return out, shapes
+
+    def _origins(self, of_resource: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+        """A number for each span: alike where the scopes have one name and version, and the resources say the same.
+
+        Args:
+            of_resource: what each resource says, by column.
+        """
+        resource = np.zeros(self._resource_count, np.int64)
+        if of_resource and self._resource_count:
+            _, resource = np.unique(np.stack(of_resource), axis=1, return_inverse=True)
+        name, version = (np.asarray(self._scopes[key].dictionary_encode().indices) for key in ("name", "version"))
+        scope = name.astype(np.int64) * (len(version) + 1) + version
+        _, scope = np.unique(scope, return_inverse=True)
+        pairs = resource.reshape(-1).take(self._resource_of) * (len(scope) + 1) + scope.take(self._scope_of)
+        if (self._resource_count + 1) * (len(scope) + 1) > np.iinfo(np.int32).max:
+            _, pairs = np.unique(pairs, return_inverse=True)
+        return pairs.astype(np.int32)
 
     def _unignored(self, source: Source, values: Any, table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Words of a column of which some values are ignored, those that `table` has none for."""

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from tollspan.pricing.conventions import disjoint_columns
 from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask
-from tollspan.processor.pivot import GOOD, NOT_A_NUMBER, Codes, Pivot, Steps, from_texts
+from tollspan.processor.pivot import GOOD, NOT_A_NUMBER, Codes, Pivot, Shapes, Steps, from_texts
 from tollspan.processor.usage_dialects import COUNTING, TOTALS, USAGE, Counting, Member, Place, Usage, key_of
 
 Found: TypeAlias = tuple[Steps, Mask, Codes]
@@ -66,14 +66,15 @@ class Counts:
     short: Mask
 
 
-def counts_of(pivot: Pivot, decoded: Decoded, provider: Any, *models: Any) -> Counts:
+def counts_of(pivot: Pivot, decoded: Decoded, shapes: Shapes, provider: Any, *models: Any) -> Counts:
     """Token counts of a batch.
 
     Args:
         pivot: its attributes, `KEYS` among the wanted ones.
         decoded: n spans.
-        provider: dictionary column of n canonical names, null = not known.
-        models: dictionary columns of n names of models.
+        shapes: of the spans.
+        provider: dictionary column of canonical names by shape, null = not known.
+        models: dictionary columns of names of models by shape.
     """
     length = pivot.length
     out = Counts(
@@ -111,7 +112,7 @@ def counts_of(pivot: Pivot, decoded: Decoded, provider: Any, *models: Any) -> Co
         out.counted[mine] = True
         for _, given, codes in counts.values():
             np.copyto(out.wrong, np.where(given, codes, GOOD), where=out.wrong == GOOD)
-        for convention, rows in _conventions(pivot, usage, mine, decoded, provider, models):
+        for convention, rows in _conventions(pivot, usage, mine, decoded, shapes, provider, models):
             out.convention[rows] = CONVENTION_NAMES.index(convention)
             columns = {
                 name: (values, given & (codes == GOOD) & rows) for name, (values, given, codes) in counts.items()
@@ -225,7 +226,7 @@ def _pattern(member: Member) -> str:
 
 
 def _conventions(
-    pivot: Pivot, usage: Usage, mine: Mask, decoded: Decoded, provider: Any, models: tuple[Any, ...]
+    pivot: Pivot, usage: Usage, mine: Mask, decoded: Decoded, shapes: Shapes, provider: Any, models: tuple[Any, ...]
 ) -> list[tuple[str, Mask]]:
     """How the spans of a dialect count, as conventions and the spans that count by each."""
     rest = mine
@@ -241,7 +242,7 @@ def _conventions(
             named = _any(provider, rule.providers.__contains__)
             for column in models:
                 named |= _any(column, rule.sells)
-            rows &= named
+            rows &= shapes.spread(named)
         for key in rule.unless:
             if rows.any() and (other := pivot.quantity((key,), 1)) is not None:
                 rows &= ~other[1]

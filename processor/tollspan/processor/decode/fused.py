@@ -65,6 +65,7 @@ _USED: Final = (
     "encode",
     "content",
     "first_said",
+    "shapes",
     "put_codes",
     "renumber",
     "add_ranges",
@@ -166,9 +167,12 @@ def _try(walk: ModuleType) -> None:
         codes, values = found.attributes.encode(rows)
         found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
         said = found.attributes.first_said([["k"], ["x"]])
-        if said is None or said[0] != {0: np.zeros(1, np.int32)} or said[1] != values:
+        if said is None or said[0] != {0: 0} or said[1][:, 0] != np.zeros(1, np.int32) or said[2] != values:
             raise RuntimeError("the compiled decoder does not find what it is given")
-        placed(walk, said[0][0], np.zeros(1, np.int32), None, None, 1)
+        said[1][:, 1] = 0
+        if [each.tolist() for each in numbered_rows(walk, said[1])] != [[0], [0]]:
+            raise RuntimeError("the compiled decoder does not number what it is given")
+        placed(walk, said[1][:, 0].copy(), np.zeros(1, np.int32), None, None, 1)
         if found.attributes.maps().to_pylist() != [[("k", "v")]] or values.take(codes) != found.attributes.raw:
             raise RuntimeError("the compiled decoder does not read what it is given")
 
@@ -562,7 +566,7 @@ class WireAttributes(Attributes):
         rows = np.ascontiguousarray(rows)
         return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, rows, codes, *keys))
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, npt.NDArray[np.int32]], Any] | None:
+    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, int], npt.NDArray[np.int32], Any] | None:
         wanted: dict[str, list[tuple[int, int]]] = {}
         for number, keys in enumerate(columns):
             for rank, key in enumerate(keys[:_MOST_PREFERENCES]):
@@ -580,7 +584,7 @@ class WireAttributes(Attributes):
             np.array([place[number] for number, _ in found], np.int32),
             np.array([preference for _, preference in found], np.uint8),
         )
-        best, said = np.empty(len(place), np.uint8), _empty(len(place), len(self.offsets) - 1)
+        best, said = np.empty(len(place), np.uint8), _empty(len(self.offsets) - 1, len(place) + 1)
 
         def number_them(*keys: Any) -> Any:
             last = np.full(len(self.keys), -1, np.int32)
@@ -589,7 +593,7 @@ class WireAttributes(Attributes):
             )
 
         values = self.numbered(number_them)
-        return dict(zip(place, said, strict=True)), values
+        return place, said, values
 
     def numbered(self, number: Callable[..., int]) -> Any:
         """Distinct values that a kernel numbers, with as much room as it needs."""
@@ -700,6 +704,26 @@ def _read_spans(walk: Any, data: Bytes, offsets: Rows, resource: Any, scope: Any
         # At most one for every two bytes.
         room = [spans, *(4 * count for count in room[1:])]
         keys *= 4
+
+
+def numbered_rows(walk: Any, codes: npt.NDArray[np.int32]) -> tuple[Rows, Rows]:
+    """Rows numbered by the codes that stand in them, in the order in which they first occur.
+
+    Args:
+        walk: `kernels`.
+        codes: int32 (n, columns), contiguous.
+
+    Returns:
+        The first row of each number, and each row's number.
+    """
+    numbers, room = np.empty(len(codes), np.int64), _KEYS
+    while True:
+        heads, follow = np.empty(room, np.int64), np.full(room + 1, -1, np.int32)
+        slots = np.zeros(1 << (4 * room - 1).bit_length(), np.int32)
+        count = walk.shapes(codes, slots, heads, follow, walk.MULTIPLIERS, numbers)
+        if count >= 0:
+            return heads[:count], numbers
+        room *= 16
 
 
 def placed(

@@ -113,7 +113,7 @@ class Attributes:
         encoded = self.take(rows).dictionary_encode()
         return np.asarray(encoded.indices), encoded.dictionary
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, npt.NDArray[np.int32]], Any] | None:
+    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, int], npt.NDArray[np.int32], Any] | None:
         """For each owner and column the first of the column's keys that says something.
 
         Texts that are not empty, numbers and booleans say something.
@@ -122,8 +122,9 @@ class Attributes:
             columns: keys of each column, the preferred one first.
 
         Returns:
-            By column numbers of values, int32 of length n, -1 = nothing; columns of which no key occurs are absent. And
-            the distinct values, as in ``raw``, by number. None where the reading is no faster at it than `by_key` is.
+            The columns of which some key occurs, with their places in what comes next: numbers of values, int32, a row
+            for each owner with one place more, which is for the caller to write; -1 = nothing. And the distinct values,
+            as in ``raw``, by number. None where the reading is no faster at it than `by_key` is.
         """
         return None
 

@@ -1208,7 +1208,7 @@ def first_said(
         column, rank: int32 and uint8: a column that is read from the key, and how much others are preferred to it.
         best: uint8, a byte for each column, for the walker's own use.
         last: int32, one for each key, -1.
-        said: int32 (columns, n), is written; -1 = nothing.
+        said: int32 (n, columns or more), is written as far as there are columns; -1 = nothing.
         slots, known, follow, multipliers: as in `encode`.
 
     Returns:
@@ -1218,7 +1218,7 @@ def first_said(
     for owner in range(offsets.size - 1):
         for number in range(best.size):
             best[number] = 255
-            said[number, owner] = -1
+            said[owner, number] = -1
         for row in range(offsets[owner], offsets[owner + 1]):
             key = table[CODE, row]
             entry, end = first[key], first[key + 1]
@@ -1242,8 +1242,66 @@ def first_said(
                 number = column[entry]
                 if rank[entry] <= best[number]:
                     best[number] = rank[entry]
-                    said[number, owner] = code
+                    said[owner, number] = code
                 entry += 1
+    return count
+
+
+@_jit
+def shapes(codes: Any, slots: Any, heads: Any, follow: Any, multipliers: Any, shape: Any) -> Any:
+    """Number rows by the codes that stand in them, in the order in which they first occur.
+
+    Args:
+        codes: int32 (n, columns).
+        slots: int32, a power of two of them, 0 = free, else a number + 1; more than there are ``heads``.
+        heads: int64, is written: the first row of each number.
+        follow: int32, one more than there are ``heads``, -1: which number came after which the last time.
+        multipliers: random keys, as in `walk`.
+        shape: int64, n, is written.
+
+    Returns:
+        How many are distinct; -1 when ``heads`` has no room for them.
+    """
+    count = before = np.int64(0)  # the number before, + 1
+    mask = np.int64(slots.size - 1)
+    columns = codes.shape[1]
+    for row in range(shape.size):
+        number = np.int64(follow[before])
+        if number >= 0:
+            head = heads[number]
+            for column in range(columns):
+                if codes[row, column] != codes[head, column]:
+                    number = np.int64(-1)
+                    break
+        if number < 0:
+            total = multipliers[0]
+            for column in range(columns):
+                place = 1 + (column & 31)
+                total += multipliers[place] * np.uint64(np.uint32(codes[row, column]))
+                if place == 32:
+                    total = multipliers[33] + multipliers[34] * (total >> np.uint64(32))
+            slot = np.int64(total >> np.uint64(32)) & mask
+            while slots[slot] != 0:
+                known = np.int64(slots[slot]) - 1
+                head = heads[known]
+                number = known
+                for column in range(columns):
+                    if codes[row, column] != codes[head, column]:
+                        number = np.int64(-1)
+                        break
+                if number >= 0:
+                    break
+                slot = (slot + 1) & mask
+            if number < 0:
+                if count >= heads.size:
+                    return -1
+                number = count
+                slots[slot] = count + 1
+                heads[count] = row
+                count += 1
+            follow[before] = number
+        shape[row] = number
+        before = number + 1
     return count
 
 
