@@ -21,6 +21,7 @@ from tollspan.processor import revisions
 from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_model
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.normalize import Normalized
+from tollspan.processor.pivot import says
 
 PROVIDER_ASSUMED: Final = "provider_assumed"
 """Reason of a row whose provider nothing but the name of its model told, see `tollspan.processor.providers`."""
@@ -136,18 +137,16 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine, batch: in
     status, reasons = settled(
         costs,
         np.asarray(table["incomplete"]) & ~rolled & ~empty & valid,
-        _true(table["estimated"]) & ~rolled & ~empty & valid,
+        true(table["estimated"]) & ~rolled & ~empty & valid,
         rolled,
         np.asarray(table["provider_assumed"]) & ~rolled & ~empty & valid,
     )
     if empty.any():
         refused = (
-            empty
-            & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400)
-            & np.asarray(pc.equal(table["span_status"], "error"))
+            empty & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400) & says(table["span_status"], "error")
         )
-        unsent = empty & ~_true(table["sent"], null=True)
-        deferred = empty & _true(table["deferred"])
+        unsent = empty & ~true(table["sent"], null=True)
+        deferred = empty & true(table["deferred"])
         for mask, state, reason in (
             (empty & valid, "unpriced", "usage_missing"),
             (refused & valid, "not_billed", "refused_by_provider"),
@@ -230,7 +229,7 @@ _WIDE: Final[dict[Any, Any]] = {
 """Types of columns whose values are taken as words: Arrow's own ``take`` needs several times as long."""
 
 
-def _true(column: Any, *, null: bool = False) -> Mask:
+def true(column: Any, *, null: bool = False) -> Mask:
     """Where a boolean column is true, or null and ``null``."""
     if column.null_count == len(column):
         return np.full(len(column), null, np.bool_)
@@ -247,7 +246,7 @@ def _beside_usage(quantities: dict[str, tuple[Rows, Mask]], kind: Any) -> dict[s
     network = {meter for meter in quantities if METERS[meter].component == "network"}
     if not network:
         return quantities
-    bare = np.asarray(pc.equal(pc.cast(plain(kind), pa.string()), "inference"))
+    bare = says(plain(kind), "inference")
     for meter in quantities.keys() - network:
         bare = bare & ~quantities[meter][1]
     return {

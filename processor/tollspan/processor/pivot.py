@@ -114,6 +114,18 @@ def codes_of(column: Any) -> tuple[npt.NDArray[np.int32], Mask | None]:
     )
 
 
+def says(column: Any, word: str) -> Mask:
+    """Where a dictionary column of texts is the given one."""
+    table = np.array([each == word for each in column.dictionary.to_pylist()], np.bool_)
+    codes, said = codes_of(column)
+    if not len(table):
+        return np.zeros(len(codes), np.bool_)
+    if said is None:
+        return table.take(codes)
+    found: Mask = table.take(np.where(said, codes, 0)) & said
+    return found
+
+
 def dictionary(codes: npt.NDArray[np.int32], said: Mask | None, words: Any) -> Any:
     """A dictionary column; null where nothing is ``said``, None: nowhere."""
     nulls = None if said is None else pa.py_buffer(np.packbits(said, bitorder="little"))
