@@ -74,6 +74,9 @@ _USED: Final = (
     "index_add",
     "index_drop",
     "index_move",
+    "parent_rows",
+    "rows_of",
+    "climb",
 )
 """What is called from outside of `walk`."""
 
@@ -196,6 +199,11 @@ def _try_index(walk: ModuleType) -> None:
     walk.index_move(old, known, beside, slots, known.copy(), beside.copy(), state)
     if walk.index_find(one, slots, known, place) != 1 or beside[place[0], 0] != 5:
         raise RuntimeError("the compiled index does not find what it is given")
+    two, flags, up = np.arange(2, dtype=np.uint64), np.zeros(2, np.bool_), np.empty(2, np.int64)
+    walk.parent_rows(two, two[::-1].copy(), ~flags, table := np.zeros(4, np.int32), up)
+    walk.rows_of(two, two, table, rows := np.empty(2, np.int64))
+    if walk.climb(rows, up, two, flags, marked := flags.copy(), two.copy()) or not marked.all():
+        raise RuntimeError("the compiled search for parents does not find what it is given")
 
 
 def _empty(*shape: int, kind: Any = np.int32) -> npt.NDArray[Any]:

@@ -1558,3 +1558,76 @@ def index_move(
             while slots[slot] != 0:
                 slot = (slot + 1) & (slots.size - 1)
             slots[slot] = entry
+
+
+@_jit
+def parent_rows(keys: Any, parents: Any, above: Any, slots: Any, up: Any) -> None:
+    """Where the parents of a batch's spans stand in it.
+
+    Args:
+        keys, parents: uint64, n: keys that are mixed with a seed, no two of ``keys`` equal.
+        above: bool, n: which spans have a parent.
+        slots: int32, zeros, a power of two of them, at most half of them taken; is written: row + 1 by key.
+        up: int64, n, is written: row of each span's parent, -1 where it is not in the batch, -2 where there is none.
+    """
+    mask = np.int64(slots.size - 1)
+    for row in range(keys.size):
+        slot = np.int64(keys[row] >> np.uint64(32)) & mask
+        while slots[slot] != 0:
+            slot = (slot + 1) & mask
+        slots[slot] = row + 1
+    for row in range(keys.size):
+        if not above[row]:
+            up[row] = -2
+        elif row > 0 and above[row - 1] and parents[row - 1] == parents[row]:
+            up[row] = up[row - 1]
+        else:
+            up[row] = _row_of(parents[row], keys, slots)
+
+
+@_inlined
+def _row_of(key: Any, keys: Any, slots: Any) -> Any:
+    mask = np.int64(slots.size - 1)
+    slot = np.int64(key >> np.uint64(32)) & mask
+    while slots[slot] != 0:
+        row = np.int64(slots[slot]) - 1
+        if keys[row] == key:
+            return row
+        slot = (slot + 1) & mask
+    return np.int64(-1)
+
+
+@_jit
+def rows_of(asked: Any, keys: Any, slots: Any, rows: Any) -> None:
+    """Rows (int64, is written) of the ``asked`` keys in a batch, -1 where they are not there; see `parent_rows`."""
+    for number in range(asked.size):
+        rows[number] = _row_of(asked[number], keys, slots)
+
+
+@_jit
+def climb(begin: Any, up: Any, parents: Any, known: Any, marked: Any, outside: Any) -> Any:
+    """Mark all that stands above some rows of a batch, up to what is marked or known already.
+
+    Args:
+        begin: int64, rows.
+        up, parents: see `parent_rows`.
+        known: bool, n: rows that are not marked, and above which nothing is.
+        marked: bool, n; is written.
+        outside: uint64, as long as ``begin``, is written: keys of parents that are not in the batch.
+
+    Returns:
+        How many of those there are; they may repeat.
+    """
+    count = np.int64(0)
+    for number in range(begin.size):
+        row = begin[number]
+        while up[row] >= 0:
+            above = up[row]
+            if marked[above] or known[above]:
+                break
+            marked[above] = True
+            row = above
+        if up[row] == -1:
+            outside[count] = parents[row]
+            count += 1
+    return count
