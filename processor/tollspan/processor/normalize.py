@@ -232,7 +232,14 @@ def _invalid(codes: npt.NDArray[np.uint8]) -> Any:
 
 def _mark(invalid: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> None:
     """Give the rows that have no reason yet the given one."""
-    np.copyto(invalid, codes, where=invalid == 0)
+    if codes.any():
+        np.copyto(invalid, codes, where=invalid == 0)
+
+
+def _nullable(values: npt.NDArray[np.int64], valid: Mask) -> Any:
+    """An int64 array of some values."""
+    nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(pa.int64(), len(values), [nulls, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _quantities(
@@ -241,9 +248,9 @@ def _quantities(
     """Quantities by meter; which spans gave token counts; and which gave any usage, right or wrong."""
     length = pivot.length
     columns, counted = dict(counts.meters), counts.counted
-    _mark(invalid, _OF_PIVOT[counts.wrong].astype(np.uint8))
-    _mark(invalid, _OF_CONVENTIONS[counts.inconsistent])
-    if counted.any():
+    _mark(invalid, _OF_PIVOT.take(counts.wrong))
+    _mark(invalid, _OF_CONVENTIONS.take(counts.inconsistent))
+    if invalid.any():
         # A count that could not be read leaves the others without their whole: such a span has no token quantities.
         right = invalid == 0
         columns = {meter: (values, valid & right) for meter, (values, valid) in columns.items()}
@@ -255,8 +262,10 @@ def _quantities(
             continue
         values, given, wrong = found
         any_usage |= given
-        _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
-        valid = given & (wrong == GOOD)
+        valid = given
+        if wrong.any():
+            _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
+            valid = given & (wrong == GOOD)
         if meter.startswith("tokens."):
             tokens |= given
             converted_values, converted_valid = columns.get(meter, (values, np.zeros(length, np.bool_)))
@@ -271,11 +280,7 @@ def _quantities(
         spans = pivot.having(unknown)
         any_usage |= spans
         _mark(invalid, np.where(spans, _UNKNOWN_METER, 0).astype(np.uint8))
-    quantities = {
-        meter: pa.array(columns[meter][0], mask=~columns[meter][1])
-        for meter in METERS
-        if meter in columns and columns[meter][1].any()
-    }
+    quantities = {meter: _nullable(*columns[meter]) for meter in METERS if meter in columns and columns[meter][1].any()}
     return quantities, tokens, any_usage
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from tollspan.processor.decode import Attributes, Decoded
 from tollspan.processor.decode.anyvalue import (
     BOOL,
     DOUBLE,
+    EMPTY,
     INT,
     STRING,
     as_text,
@@ -30,7 +32,7 @@ from tollspan.processor.decode.anyvalue import (
 )
 from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
 from tollspan.processor.decode.fused import kernels, numbered_rows, placed
-from tollspan.processor.dialects import Source
+from tollspan.processor.dialects import TEXT, Source
 
 Codes: TypeAlias = npt.NDArray[np.uint8]
 Steps: TypeAlias = npt.NDArray[np.int64]
@@ -49,6 +51,9 @@ GOOD, NOT_A_NUMBER, FRACTIONAL, NEGATIVE, TOO_LARGE = range(5)
 _NAMES: Final = np.zeros(256, np.bool_)
 _NAMES[[STRING, BOOL, INT, DOUBLE]] = True
 """Kinds of values that can name something."""
+
+TEXT_KEYS: Final = frozenset(key for source in TEXT.values() for key in source.keys)
+"""Keys that are read as texts alone."""
 
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 _DECIMAL: Final = r"^-?[0-9]+(\.[0-9]+)?$"
@@ -139,19 +144,51 @@ class _Rows:
 
     def __init__(self, attributes: Attributes, wanted: Any) -> None:
         self.attributes = attributes
-        codes = np.flatnonzero(np.asarray(pc.is_valid(pc.index_in(attributes.keys, value_set=wanted))))
-        self._found: dict[str, list[Rows]] = {}
-        for key, rows in zip(attributes.keys.take(pa.array(codes)).to_pylist(), attributes.by_key(codes), strict=True):
-            self._found.setdefault(key, []).append(rows)
-
-    @property
-    def present(self) -> Set[str]:
+        self._codes = np.flatnonzero(np.asarray(pc.is_valid(pc.index_in(attributes.keys, value_set=wanted))))
+        self._keys: list[str] = attributes.keys.take(pa.array(self._codes)).to_pylist()
+        self.present: Set[str] = frozenset(self._keys)
         """The wanted keys that occur."""
-        return self._found.keys()
+
+    @cached_property
+    def _found(self) -> dict[str, list[Rows]]:
+        found: dict[str, list[Rows]] = {}
+        for key, rows in zip(self._keys, self.attributes.by_key(self._codes), strict=True):
+            found.setdefault(key, []).append(rows)
+        return found
+
+    @cached_property
+    def _numbers(self) -> dict[str, tuple[Codes, Steps, int]]:
+        """Kinds and contents by owner of the keys whose values are all integers, all doubles or all booleans, and which
+        of these; empty where they are not at hand."""
+        numbers = [place for place, key in enumerate(self._keys) if key not in TEXT_KEYS]
+        keys = [self._keys[place] for place in numbers]
+        if len(set(keys)) < len(keys) or not keys:
+            return {}
+        made = self.attributes.numbers(self._codes[numbers])
+        if made is None:
+            return {}
+        kinds = {1 << kind: kind for kind in (INT, DOUBLE, BOOL)}
+        return {
+            key: (given, values, kinds[seen])
+            for key, given, values, seen in zip(keys, *made[:2], made[2].tolist(), strict=True)
+            if seen in kinds
+        }
+
+    def only(self, keys: Iterable[str], *kinds: int) -> tuple[Mask, Steps, int] | None:
+        """The one of the keys that occurs, if its values are all of one of the given kinds: which owners have it, its
+        contents (0 elsewhere), and its kind. None where it has to be looked for by rows."""
+        here = [key for key in keys if key in self.present]
+        found = self._numbers.get(here[0]) if len(here) == 1 else None
+        if found is None or found[2] not in kinds:
+            return None
+        return found[0] != EMPTY, found[1], found[2]
 
     def candidates(self, keys: Iterable[str]) -> tuple[Rows, Rows]:
         """Owners and rows of all given keys, the preferred key last, so that writing in this order lets it win."""
-        rows = [found for key in reversed(tuple(keys)) for found in self._found.get(key, ())]
+        keys = tuple(keys)
+        if self.present.isdisjoint(keys):
+            return _NO_ROWS, _NO_ROWS
+        rows = [found for key in reversed(keys) for found in self._found.get(key, ())]
         if not rows:
             return _NO_ROWS, _NO_ROWS
         joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -310,12 +347,30 @@ class Pivot:
             Steps (int64), whether the span gave the quantity at all, and what is wrong with what it gave (`GOOD` ...;
             steps are 0 unless good), each of length n. None when no span has any of the keys.
         """
+        keys = tuple(keys)
+        if self._spans.present.isdisjoint(keys):
+            return None
+        only = self._spans.only(keys, INT, DOUBLE)
+        if only is not None:
+            return self._only_quantity(*only, scale)
         owners, rows = self._spans.chosen(keys)
         if not len(rows):
             return None
         steps, codes = _steps(self._spans.attributes, rows, scale)
         values, given, wrong = self._empty(np.int64), self._empty(np.bool_), self._empty(np.uint8)
         values[owners], given[owners], wrong[owners] = steps, True, codes
+        return values, given, wrong
+
+    def _only_quantity(self, given: Mask, contents: Steps, kind: int, scale: int) -> tuple[Steps, Mask, Codes]:
+        """`quantity` of values of one kind, 0 where there is none."""
+        if kind == INT:
+            least, most = contents.min(), contents.max()
+            if least >= 0 and most <= (LARGEST_COUNT if scale == 1 else np.iinfo(np.int64).max // scale):
+                return contents if scale == 1 else contents * scale, given, self._empty(np.uint8)
+            steps, codes = _from_integers(contents, scale)
+            return steps, given, codes
+        values, wrong, owners = self._empty(np.int64), self._empty(np.uint8), np.flatnonzero(given)
+        values[owners], wrong[owners] = _from_doubles(contents.take(owners).view(np.float64), scale)
         return values, given, wrong
 
     @property
@@ -325,6 +380,8 @@ class Pivot:
 
     def written(self, key: str) -> tuple[Rows, Any]:
         """Spans (ascending) that have ``key`` as a text, and those texts (string array)."""
+        if key not in self._spans.present or self._spans.only((key,), INT, DOUBLE, BOOL) is not None:
+            return _NO_ROWS, pa.array([], pa.string())
         owners, rows = self._spans.chosen((key,))
         if not len(rows):
             return owners, pa.array([], pa.string())
@@ -342,6 +399,12 @@ class Pivot:
 
     def flag(self, keys: Iterable[str]) -> Any:
         """A boolean column; null where the span does not say, or says it in another type."""
+        keys = tuple(keys)
+        if self._spans.present.isdisjoint(keys):
+            return pa.nulls(self.length, pa.bool_())
+        only = self._spans.only(keys, BOOL)
+        if only is not None:
+            return pa.array(only[1] != 0, mask=~only[0])
         owners, rows = self._spans.chosen(keys)
         ours = self._spans.attributes.kinds[rows] == BOOL
         if not ours.any():
@@ -357,6 +420,9 @@ class Pivot:
         A number is taken by its shortest decimal form, a text as it stands or as JSON with a ``total``. What is
         negative, not a number or 10**15 and more is no amount.
         """
+        keys = tuple(keys)
+        if self._spans.present.isdisjoint(keys):
+            return pa.nulls(self.length, MONEY_TYPE)
         owners, rows = self._spans.chosen(keys)
         kinds = self._spans.attributes.kinds[rows]
         speaks = (kinds == DOUBLE) | (kinds == STRING) | (kinds == INT)

@@ -111,14 +111,16 @@ def counts_of(pivot: Pivot, decoded: Decoded, shapes: Shapes, provider: Any, *mo
             mine = np.logical_or.reduce([given for _, given, _ in counts.values()])
         out.counted[mine] = True
         for _, given, codes in counts.values():
-            np.copyto(out.wrong, np.where(given, codes, GOOD), where=out.wrong == GOOD)
+            if codes.any():
+                np.copyto(out.wrong, np.where(given, codes, GOOD), where=out.wrong == GOOD)
         for convention, rows in _conventions(pivot, usage, mine, decoded, shapes, provider, models):
             out.convention[rows] = CONVENTION_NAMES.index(convention)
             columns = {
                 name: (values, given & (codes == GOOD) & rows) for name, (values, given, codes) in counts.items()
             }
             converted, reasons = disjoint_columns(convention, columns)
-            np.copyto(out.inconsistent, reasons, where=rows)
+            if reasons.any():
+                np.copyto(out.inconsistent, reasons, where=rows)
             for meter, (values, valid) in converted.items():
                 before = out.meters.get(meter)
                 out.meters[meter] = (

@@ -62,6 +62,7 @@ _USED: Final = (
     "examine_brief",
     "gather",
     "by_key",
+    "numbers",
     "encode",
     "content",
     "first_said",
@@ -167,6 +168,8 @@ def _try(walk: ModuleType) -> None:
     assert decoded.wire is not None
     for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
         (rows,) = found.attributes.by_key(np.zeros(1, np.int64))
+        if [each.tolist() for each in found.attributes.numbers(np.zeros(1, np.int64))[::2]] != [[[STRING]], [2]]:
+            raise RuntimeError("the compiled decoder does not tell what it is given")
         codes, values = found.attributes.encode(rows)
         found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
         said = found.attributes.first_said([["k"], ["x"]])
@@ -568,6 +571,14 @@ class WireAttributes(Attributes):
         self.walk.by_key(self.codes, self.kinds, place, starts, rows)
         ends = starts.tolist()
         return [rows[start:end] for start, end in itertools.pairwise(ends)]
+
+    def numbers(self, codes: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        place = np.full(len(self.keys), -1, np.int32)
+        place[codes] = np.arange(len(codes), dtype=np.int32)
+        shape, seen = (len(codes), len(self.offsets) - 1), np.zeros(len(codes), np.int64)
+        given, values = np.zeros(shape, np.uint8), np.zeros(shape, np.int64)
+        self.walk.numbers(self.fields, self.kinds, self.contents, place, given, values, seen)
+        return given, values, seen
 
     def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
         codes = np.empty(len(rows), np.int32)

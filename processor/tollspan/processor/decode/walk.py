@@ -1105,6 +1105,26 @@ def by_key(codes: Any, kinds: Any, place: Any, starts: Any, rows: Any) -> None:
 
 
 @_jit
+def numbers(table: Any, kinds: Any, contents: Any, place: Any, given: Any, values: Any, seen: Any) -> None:
+    """Values of attributes by key and owner; of two values of one key the later counts.
+
+    Args:
+        table, kinds, contents: int32 (4, m or more), uint8 m and int64 m.
+        place: int32, for each key its place among the wanted ones, -1 = not wanted.
+        given: uint8 (places, n), zeros; is written: the kind of each value.
+        values: int64 (places, n), zeros; is written: their contents, see `_value`.
+        seen: int64, zeros; is written: the kinds that occur at each place, as bits.
+    """
+    for row in range(kinds.size):
+        at = place[table[CODE, row]]
+        if at >= 0 and kinds[row] != EMPTY:
+            owner = table[OWNER, row]
+            given[at, owner] = kinds[row]
+            values[at, owner] = contents[row]
+            seen[at] |= 1 << kinds[row]
+
+
+@_jit
 def encode(data: Any, table: Any, rows: Any, codes: Any, slots: Any, known: Any, follow: Any, multipliers: Any) -> Any:
     """Number the values at some rows of an attribute table, equal ones alike, in the order in which they first occur.
 
