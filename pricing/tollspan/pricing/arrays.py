@@ -88,6 +88,21 @@ def decimals_of(limbs: Int64s, type_: pa.DataType, valid: Bools | None = None) -
     return pa.Array.from_buffers(type_, len(limbs), [nulls, pa.py_buffer(limbs)])
 
 
+_nothing: Int64s = np.zeros((0, 2), dtype=np.int64)
+
+
+def zeros(count: int) -> Int64s:
+    """Limbs of as many zeros, shape (n, 2), not to be written to. They are kept: memory that the kernel has to clear
+    first costs more than everything else about them."""
+    global _nothing
+    nothing = _nothing
+    if len(nothing) < count:
+        nothing = np.zeros((2 * count, 2), dtype=np.int64)
+        nothing.flags.writeable = False
+        _nothing = nothing
+    return nothing[:count]
+
+
 def limbs_of(value: int) -> tuple[int, int]:
     """Lower and upper limb of a Python integer, each as an int64."""
     low = value & (2**64 - 1)

@@ -140,9 +140,11 @@ class _Batch:
         np.cumsum(lists.cost, out=sums[1:])  # where it wraps round, differences are right all the same
         starts = sums.take(offsets)
         cost = starts[1:] - starts[:-1]
-        high = cost >> 63
-        unsafe_rows = {int(row_of[k]) for k in lists.exact}
-        put_exact(cost, high, {row: lists.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows})
+        high = None
+        if lists.exact:
+            high = cost >> 63
+            unsafe_rows = {int(row_of[k]) for k in lists.exact}
+            put_exact(cost, high, {row: lists.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows})
         status = np.array([_row_status(shape) for shape in shapes], dtype=np.int32)
         costed = status < _UNPRICED
         columns = [

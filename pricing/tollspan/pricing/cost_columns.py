@@ -28,6 +28,7 @@ from tollspan.pricing.arrays import (
     put_exact,
     safe_quantity,
     scaled,
+    zeros,
 )
 from tollspan.pricing.meters import METERS, NANO
 from tollspan.pricing.resolve import IMPLIED_MARK, REASONS, Quote
@@ -267,10 +268,9 @@ class ChargeLists:
         )
         priced = np.array([amount is not None for amount in amounts], dtype=bool)
         charged = None if self._charged.all() else self._charged.take(template)
-        high = self.cost >> 63
-        cost = self.cost
+        cost, high = self.cost, None
         if self.exact:
-            cost = cost.copy()
+            cost, high = cost.copy(), cost >> 63
             put_exact(cost, high, self.exact)
         quantity_low, quantity_high = self._quantities()
         negotiated, committed = self._differences()
@@ -353,7 +353,7 @@ class Differences:
             charged: by charge; None: all are.
         """
         if self.low is None:  # zeros that nobody has to write
-            return decimals_of(np.zeros((self.size, 2), dtype=np.int64), COST, charged)
+            return decimals_of(zeros(self.size), COST, charged)
         high = self.low >> 63
         put_exact(self.low, high, self.exact)
         if self.unknown is not None:

@@ -168,7 +168,8 @@ def _try(walk: ModuleType) -> None:
     assert decoded.wire is not None
     for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
         (rows,) = found.attributes.by_key(np.zeros(1, np.int64))
-        if [each.tolist() for each in found.attributes.numbers(np.zeros(1, np.int64))[::2]] != [[[STRING]], [2]]:
+        numbers = found.attributes.numbers(np.zeros(1, np.int64))
+        if numbers is None or (numbers[0].tolist(), numbers[2].tolist()) != ([[STRING]], [1 << STRING]):
             raise RuntimeError("the compiled decoder does not tell what it is given")
         codes, values = found.attributes.encode(rows)
         found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
