@@ -41,7 +41,17 @@ from tollspan.processor.dialects import (
     TOLD_INVALID,
     TWO_SIDED,
 )
-from tollspan.processor.pivot import FRACTIONAL, GOOD, NEGATIVE, NOT_A_NUMBER, TEXT_TYPE, TOO_LARGE, Pivot, Shapes
+from tollspan.processor.pivot import (
+    FRACTIONAL,
+    GOOD,
+    NEGATIVE,
+    NOT_A_NUMBER,
+    TEXT_TYPE,
+    TOO_LARGE,
+    Pivot,
+    Shapes,
+    dictionary,
+)
 from tollspan.processor.providers import provided
 from tollspan.processor.usage_counts import CONVENTION_NAMES, Counts, counts_of
 from tollspan.processor.usage_counts import KEYS as COUNT_KEYS
@@ -422,4 +432,5 @@ def _whole(quantities: dict[str, Any], length: int) -> Mask:
 
 def _dictionary(codes: npt.NDArray[np.int32], values: tuple[str, ...]) -> Any:
     """Dictionary column from codes; a negative code is null."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(values, pa.string()))
+    said = codes >= 0
+    return dictionary(codes, None if said.all() else said, pa.array(values, pa.string()))
