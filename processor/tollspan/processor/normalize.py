@@ -183,10 +183,9 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     text["operation"] = _folded(text["operation"], OPERATION_NAMES, others=False)
     text["request_model"] = _inside(pivot, text["request_model"], text["model"])
     own = _folded(text.pop("own_provider"), OWN_PROVIDER.rename)
-    scope = np.asarray(decoded.spans["scope"]).take(shapes.rows)
-    models = text["model"], text["request_model"]
-    text["provider"], assumed = provided(text["provider"], own, *models, decoded.scopes, scope)
-    counts = counts_of(pivot, decoded, shapes, text["provider"], *models)
+    scopes, models = pivot.scopes, (text["model"], text["request_model"])
+    text["provider"], assumed = provided(text["provider"], own, *models, scopes.names, scopes.of.take(shapes.rows))
+    counts = counts_of(pivot, shapes, text["provider"], *models)
     quantities, tokens, given = _quantities(pivot, decoded, counts, invalid)
     times = _times(decoded, received_ns, invalid)
     told = _told_invalid(text.pop("told_invalid"))
@@ -217,7 +216,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "cold_start": pivot.flag(FLAGS["cold_start"]),
             "sent": pivot.flag(FLAGS["sent"]),
             "deferred": _deferred(pivot, decoded, two_sided & ~tokens & (status != _STATUSES.index("error"))),
-            "estimated": _estimated(pivot, decoded, shapes, text["provider"]),
+            "estimated": _estimated(pivot, shapes, text["provider"]),
             "elsewhere": pivot.flag(FLAGS["elsewhere"]),
             "slim": pivot.flag(FLAGS["slim"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
@@ -301,10 +300,10 @@ def _deferred(pivot: Pivot, decoded: Decoded, silent: Mask) -> Any:
         owners, values = pivot.written(later.key)
         if not len(owners):
             continue
-        scopes = np.array([name.startswith(later.scope) for name in decoded.scopes["name"].to_pylist()], np.bool_)
+        scopes = np.array([name.startswith(later.scope) for name in pivot.scopes.names], np.bool_)
         elsewhere = np.zeros(len(decoded), np.bool_)
         elsewhere[owners] = np.asarray(pc.equal(values, later.value))
-        elsewhere &= silent & scopes[np.asarray(decoded.spans["scope"])]
+        elsewhere &= silent & scopes[pivot.scopes.of]
         if elsewhere.any():
             keys = pc.is_in(decoded.attributes.keys, value_set=pa.array(later.unless))
             elsewhere &= ~pivot.having(np.asarray(keys))
@@ -312,13 +311,13 @@ def _deferred(pivot: Pivot, decoded: Decoded, silent: Mask) -> Any:
     return said
 
 
-def _estimated(pivot: Pivot, decoded: Decoded, shapes: Shapes, provider: Any) -> Any:
+def _estimated(pivot: Pivot, shapes: Shapes, provider: Any) -> Any:
     """Which spans say that their usage is an estimate, or come from a library that estimates without saying so."""
     said = pivot.flag(FLAGS["estimated"])
-    scopes = decoded.scopes["name"].to_pylist()
+    scopes = pivot.scopes
     for scope, flag, providers in ESTIMATES:
-        if scope in scopes:
-            mine = pa.array([name == scope for name in scopes]).take(decoded.spans["scope"])
+        if scope in scopes.names:
+            mine = pa.array(np.array([name == scope for name in scopes.names], np.bool_)[scopes.of])
             theirs = pc.is_in(pc.cast(shapes.column(provider), pa.string()), pa.array(sorted(providers)))
             made_up = pc.and_(pc.and_(mine, theirs), pc.fill_null(pivot.flag((flag,)), False))
             said = pc.if_else(made_up, True, said)

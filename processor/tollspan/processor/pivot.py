@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,19 @@ def dictionary(codes: npt.NDArray[np.int32], said: Mask | None, words: Any) -> A
     codes = np.ascontiguousarray(codes, np.int32)
     indices = pa.Array.from_buffers(pa.int32(), len(codes), [nulls, pa.py_buffer(codes)])
     return pa.DictionaryArray.from_arrays(indices, words)
+
+
+class Scopes(NamedTuple):
+    """Instrumentation scopes of n spans, each name and version once.
+
+    Attributes:
+        names, versions: of each.
+        of: number of each span's scope, int64.
+    """
+
+    names: list[str]
+    versions: list[str]
+    of: Rows
 
 
 class _Rows:
@@ -318,13 +331,25 @@ class Pivot:
         resource = np.zeros(self._resource_count, np.int64)
         if of_resource and self._resource_count:
             _, resource = np.unique(np.stack(of_resource), axis=1, return_inverse=True)
-        name, version = (np.asarray(self._scopes[key].dictionary_encode().indices) for key in ("name", "version"))
-        scope = name.astype(np.int64) * (len(version) + 1) + version
-        _, scope = np.unique(scope, return_inverse=True)
-        pairs = resource.reshape(-1).take(self._resource_of) * (len(scope) + 1) + scope.take(self._scope_of)
-        if (self._resource_count + 1) * (len(scope) + 1) > np.iinfo(np.int32).max:
+        scopes = self.scopes
+        pairs = resource.reshape(-1).take(self._resource_of) * len(scopes.names) + scopes.of
+        if self._resource_count * len(scopes.names) > np.iinfo(np.int32).max:
             _, pairs = np.unique(pairs, return_inverse=True)
         return pairs.astype(np.int32)
+
+    @cached_property
+    def scopes(self) -> Scopes:
+        """The scopes of the spans, those of one name and version as one."""
+        name, version = (self._scopes[key].dictionary_encode() for key in ("name", "version"))
+        names, versions = np.asarray(name.indices), np.asarray(version.indices)
+        pairs = names.astype(np.int64) * max(1, len(version.dictionary)) + versions
+        _, first, number = np.unique(pairs, return_index=True, return_inverse=True)
+        at = pa.array(first)
+        return Scopes(
+            self._scopes["name"].take(at).to_pylist(),
+            self._scopes["version"].take(at).to_pylist(),
+            number.reshape(-1).take(self._scope_of),
+        )
 
     def _unignored(self, source: Source, values: Any, table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Words of a column of which some values are ignored, those that `table` has none for."""

@@ -77,14 +77,14 @@ _MODELS: Final = tuple((re.compile(pattern), provider) for pattern, provider in 
 
 
 def provided(
-    provider: Any, own: Any, model: Any, request_model: Any, scopes: Any, scope: npt.NDArray[np.int32]
+    provider: Any, own: Any, model: Any, request_model: Any, scopes: list[str], scope: Rows
 ) -> tuple[Any, Mask]:
     """The providers of n spans, or of n shapes of spans.
 
     Args:
         provider, own, model, request_model: dictionary columns; providers in lower case and their current spelling.
             ``own`` is what our own spans tell, which is taken as it is.
-        scopes: of `Decoded`.
+        scopes: names of their scopes.
         scope: place of each one's scope there.
 
     Returns:
@@ -99,18 +99,17 @@ def provided(
         )
 
     told = _at(codes(map(canonical, provider.dictionary.to_pylist())), provider)
-    names = scopes["name"].to_pylist()
-    ours: Mask = np.array([name.startswith(OWN_SCOPES) for name in names], np.bool_)[scope]
+    ours: Mask = np.array([name.startswith(OWN_SCOPES) for name in scopes], np.bool_)[scope]
     if ours.any():
         told = np.where(ours, _at(codes(own.dictionary.to_pylist()), own), told)
-    clouds = codes(_by_scope(CLOUDS, names))
+    clouds = codes(_by_scope(CLOUDS, scopes))
     if (clouds >= 0).any():
         cloud = clouds[scope]
         told = np.where(cloud >= 0, cloud, told)
     silent = np.flatnonzero(told < 0)
     assumed = np.zeros(len(told), np.bool_)
     if len(silent):
-        told[silent] = codes(_by_scope(SERVERS, names))[scope[silent]]
+        told[silent] = codes(_by_scope(SERVERS, scopes))[scope[silent]]
         for column in (model, request_model):
             sellers = codes(map(seller, column.dictionary.to_pylist()))
             silent = silent[told[silent] < 0]

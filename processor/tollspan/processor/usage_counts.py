@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing.conventions import disjoint_columns
-from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask
-from tollspan.processor.pivot import GOOD, NOT_A_NUMBER, Codes, Pivot, Shapes, Steps, from_texts
+from tollspan.processor.pivot import GOOD, NOT_A_NUMBER, Codes, Pivot, Scopes, Shapes, Steps, from_texts
 from tollspan.processor.usage_dialects import COUNTING, TOTALS, USAGE, Counting, Member, Place, Usage, key_of
 
 Found: TypeAlias = tuple[Steps, Mask, Codes]
@@ -66,12 +65,11 @@ class Counts:
     short: Mask
 
 
-def counts_of(pivot: Pivot, decoded: Decoded, shapes: Shapes, provider: Any, *models: Any) -> Counts:
+def counts_of(pivot: Pivot, shapes: Shapes, provider: Any, *models: Any) -> Counts:
     """Token counts of a batch.
 
     Args:
         pivot: its attributes, `KEYS` among the wanted ones.
-        decoded: n spans.
         shapes: of the spans.
         provider: dictionary column of canonical names by shape, null = not known.
         models: dictionary columns of names of models by shape.
@@ -93,10 +91,10 @@ def counts_of(pivot: Pivot, decoded: Decoded, shapes: Shapes, provider: Any, *mo
             continue
         free = ~taken
         if usage.scope:
-            speak = np.array([_begins(name, usage.scope) for name in decoded.scopes["name"].to_pylist()], np.bool_)
+            speak = np.array([_begins(name, usage.scope) for name in pivot.scopes.names], np.bool_)
             if not speak.any():
                 continue
-            free &= speak[np.asarray(decoded.spans["scope"])]
+            free &= speak[pivot.scopes.of]
         found = _found(pivot, objects, usage, free)
         if found is None:
             continue
@@ -113,7 +111,7 @@ def counts_of(pivot: Pivot, decoded: Decoded, shapes: Shapes, provider: Any, *mo
         for _, given, codes in counts.values():
             if codes.any():
                 np.copyto(out.wrong, np.where(given, codes, GOOD), where=out.wrong == GOOD)
-        for convention, rows in _conventions(pivot, usage, mine, decoded, shapes, provider, models):
+        for convention, rows in _conventions(pivot, usage, mine, shapes, provider, models):
             out.convention[rows] = CONVENTION_NAMES.index(convention)
             columns = {
                 name: (values, given & (codes == GOOD) & rows) for name, (values, given, codes) in counts.items()
@@ -228,7 +226,7 @@ def _pattern(member: Member) -> str:
 
 
 def _conventions(
-    pivot: Pivot, usage: Usage, mine: Mask, decoded: Decoded, shapes: Shapes, provider: Any, models: tuple[Any, ...]
+    pivot: Pivot, usage: Usage, mine: Mask, shapes: Shapes, provider: Any, models: tuple[Any, ...]
 ) -> list[tuple[str, Mask]]:
     """How the spans of a dialect count, as conventions and the spans that count by each."""
     rest = mine
@@ -236,10 +234,10 @@ def _conventions(
     for rule in COUNTING:
         if usage.name not in rule.usage:
             continue
-        scopes = _scopes(rule, decoded)
+        scopes = _scopes(rule, pivot.scopes)
         if not scopes.any():
             continue
-        rows = rest & scopes[np.asarray(decoded.spans["scope"])]
+        rows = rest & scopes[pivot.scopes.of]
         if (rule.providers or rule.models) and rows.any():
             named = _any(provider, rule.providers.__contains__)
             for column in models:
@@ -263,11 +261,13 @@ def _any(column: Any, fits: Callable[[str], bool]) -> Mask:
     return chosen
 
 
-def _scopes(rule: Counting, decoded: Decoded) -> Mask:
-    """Which of a batch's scopes a rule is about."""
-    names, versions = (decoded.scopes[column].to_pylist() for column in ("name", "version"))
+def _scopes(rule: Counting, scopes: Scopes) -> Mask:
+    """Which scopes a rule is about."""
     return np.array(
-        [_begins(name, rule.scope) and _within(version, rule) for name, version in zip(names, versions, strict=True)],
+        [
+            _begins(name, rule.scope) and _within(version, rule)
+            for name, version in zip(scopes.names, scopes.versions, strict=True)
+        ],
         np.bool_,
     )
 
