@@ -221,6 +221,24 @@ def test_many_combinations_of_selectors_need_no_table_of_all_of_them() -> None:
     assert set(out["cost_reasons"].to_pylist()) == {"unknown_model"}
 
 
+def test_calls_can_share_selectors_and_tell_quantities_as_numpy_arrays() -> None:
+    of = np.array([1, 0, 1, 1], np.int64)
+    models = pa.array(["agreed", None, "steps"]).dictionary_encode()
+    values, given_ = np.array([5, -1, 0, 2000], np.int64), np.array([True, False, True, True])
+    shared = ENGINE.price_columns(
+        np.full(4, AT), {"provider": pa.array(["p"] * 3), "model": models}, {OUTPUT: (values, given_)}, of=2 * of
+    )
+    apart = ENGINE.price_columns(
+        np.full(4, AT),
+        {"provider": pa.array(["p"] * 4), "model": models.take(pa.array(2 * of))},
+        {OUTPUT: pa.array(values, mask=~given_)},
+    )
+    assert shared.to_pylist() == apart.to_pylist()
+    assert "priced" in shared["cost_status"].to_pylist()
+    with pytest.raises(ValueError, match="rows of selectors"):
+        ENGINE.price_columns(np.full(4, AT), {"model": models}, {}, of=of + 2)
+
+
 def test_no_rows_give_no_rows() -> None:
     out = ENGINE.price_columns(np.zeros(0, dtype=np.int64), {"model": pa.array([], pa.string())}, {})
     assert (out.num_rows, out.schema) == (0, SCHEMA)

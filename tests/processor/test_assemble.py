@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from decimal import Decimal
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollspan.processor import revisions
+from tollspan.processor import assemble, revisions
 from tollspan.processor.assemble import NO_PARENT, Assembler, correct
+from tollspan.processor.decode import fused
 from tollspan.processor.identity import ascending, distinct, repeated
 from tollspan.processor.journal import Range
 from tollspan.processor.recent_log import Record
@@ -190,3 +192,34 @@ def test_keys_are_grouped_as_numpy_groups_them(keys: np.ndarray) -> None:
         assert found.tolist() == expected.tolist()
     assert ascending(keys).tolist() == sorted(set(keys.tolist()))
     assert repeated(keys).tolist() == [key in keys[:row].tolist() for row, key in enumerate(keys.tolist())]
+
+
+@st.composite
+def batches_of_any_spans(draw: st.DrawFn) -> list[list[tuple[int, int, bool, bool, bool]]]:
+    """Batches of (span, parent, bears tokens, tells usage, embeds): parents that never come, cycles, any order."""
+    count = draw(st.integers(1, 16))
+    flags = st.tuples(st.integers(0, count + 3), st.booleans(), st.booleans(), st.booleans())
+    spans = [(number, *draw(flags)) for number in draw(st.permutations(range(1, count + 1)))]
+    edges = [0, *sorted(draw(st.lists(st.integers(0, count), max_size=4))), count]
+    return [spans[a:b] for a, b in itertools.pairwise(edges) if b > a]
+
+
+@given(batches_of_any_spans())
+@settings(max_examples=300, deadline=None)
+def test_law_rollups_do_not_depend_on_who_finds_them(batches: list[list[tuple[int, int, bool, bool, bool]]]) -> None:
+    fused.prepare(wait=True)
+    by_kernels, by_search = Assembler(), Assembler()
+    for number, batch in enumerate(batches):
+        keys, parents = (np.array([span[place] << 32 for span in batch], np.uint64) for place in (0, 1))
+        tokens, usage, embeddings = (np.array([span[place] for span in batch], bool) for place in (2, 3, 4))
+        given_ = (keys, parents, parents == 0, tokens)
+        masks = {"used": tokens & usage, "embeddings": embeddings}
+        with patch.object(assemble, "kernels", lambda: None):
+            rollups, announced = by_search.mark(*given_, **masks)
+        found, told = by_kernels.mark(*given_, **masks)
+        assert (found.tolist(), told.tolist()) == (rollups.tolist(), announced.tolist())
+        order = np.argsort(keys)
+        spans = np.column_stack([np.where(parents == keys, NO_PARENT, parents), keys])[order]
+        nobody = np.zeros(0, np.uint64)
+        for assembler in (by_kernels, by_search):
+            assembler.learn(keys[order], spans, announced, nobody, np.zeros((0, 4), np.uint64), number + 1.0)

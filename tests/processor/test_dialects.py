@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from tollspan.processor.decode import decode
-from tollspan.processor.dialects import NO_MODEL_CALLS, NO_PROVIDERS, OPERATION_KINDS, OPERATION_NAMES
+from tollspan.processor.decode import decode, fused
+from tollspan.processor.dialects import MODEL_OBJECTS, NO_MODEL_CALLS, NO_PROVIDERS, OPERATION_KINDS, OPERATION_NAMES
 from tollspan.processor.normalize import normalize
 from tollspan.processor.providers import MODELS, canonical, seller
 from tollspan.processor.store import open_store
@@ -342,3 +343,23 @@ def test_fixtures_are_complete() -> None:
         assert all(parent is None or 0 <= parent < len(parents) for parent in parents)
     names = [case["case"] for case in CASES.values()]
     assert all(a != b for a, b in itertools.pairwise(sorted(names)))
+
+
+@pytest.mark.parametrize("by_shape", [True, False])
+def test_columns_do_not_depend_on_who_decodes(by_shape: bool) -> None:
+    """Spans of all libraries in one batch, twice, by the kernels and without; texts by shape where they can be."""
+    spans = [case["spans"] for case in CASES.values()]
+    if by_shape:
+        spans = [some for some in spans if not any(each["attributes"].keys() & {*MODEL_OBJECTS} for each in some)]
+    payloads = [request(number, some) for number, some in enumerate(spans + spans)]
+    fused.prepare(wait=True)
+    found = normalize(decode(payloads), received_ns=START)
+    with patch.object(fused, "_walk", None):
+        other = normalize(decode(payloads), received_ns=START)
+    assert found.shapes is not None
+    assert (found.shapes.of is not None) == by_shape
+    assert len(found) > (len(found.shapes.rows) if by_shape else 0)
+    assert found.table.to_pylist() == other.table.select(found.table.column_names).to_pylist()
+    assert {meter: values.to_pylist() for meter, values in found.quantities.items()} == {
+        meter: values.to_pylist() for meter, values in other.quantities.items()
+    }

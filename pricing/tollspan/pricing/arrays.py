@@ -49,6 +49,24 @@ def costs(quantities: Int64s, num: Int64s, den: Int64s) -> Int64s:
     return quotient
 
 
+def validity(array: pa.Array) -> Bools:
+    """Which values of an array are not null."""
+    if not array.null_count:
+        return np.ones(len(array), dtype=bool)
+    if array.null_count == len(array):
+        return np.zeros(len(array), dtype=bool)
+    bits = np.frombuffer(array.buffers()[0], dtype=np.uint8)
+    begin = array.offset
+    return np.unpackbits(bits, count=begin + len(array), bitorder="little")[begin:].view(bool)
+
+
+def integers(array: pa.Array) -> Int64s:
+    """Values of an int64 array without a copy; anything where they are null."""
+    if not len(array):
+        return np.zeros(0, dtype=np.int64)
+    return np.frombuffer(array.buffers()[1], dtype=np.int64, count=len(array), offset=8 * array.offset)
+
+
 def decimals(low: Int64s, type_: pa.DataType, valid: Bools | None = None, high: Int64s | None = None) -> pa.Array:
     """decimal128 array from two's complement limbs.
 
@@ -68,6 +86,21 @@ def decimals_of(limbs: Int64s, type_: pa.DataType, valid: Bools | None = None) -
     """`decimals` of limbs that already stand side by side, shape (n, 2), lower one first."""
     nulls = None if valid is None or valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.Array.from_buffers(type_, len(limbs), [nulls, pa.py_buffer(limbs)])
+
+
+_nothing: Int64s = np.zeros((0, 2), dtype=np.int64)
+
+
+def zeros(count: int) -> Int64s:
+    """Limbs of as many zeros, shape (n, 2), not to be written to. They are kept: memory that the kernel has to clear
+    first costs more than everything else about them."""
+    global _nothing
+    nothing = _nothing
+    if len(nothing) < count:
+        nothing = np.zeros((2 * count, 2), dtype=np.int64)
+        nothing.flags.writeable = False
+        _nothing = nothing
+    return nothing[:count]
 
 
 def limbs_of(value: int) -> tuple[int, int]:

@@ -2,44 +2,43 @@
 
 In: instants, selectors and quantities as arrays of length n. Out: the ledger's cost columns. Rows that name the same
 selectors are one combination; the instants of a batch are cut wherever a price of its combinations begins or ends; a
-combination between two cuts, while the same schedules hold, is a cell, in which every price is constant. For each cell
-that occurs, `resolve` is asked once for each meter, with one row's instant: the same code, so the same answer, as for a
-single call. The rest is gathering by cell number.
+combination between two cuts, while the same schedules hold, is a cell, in which every price is constant. Rows of a cell
+that give the same meters, and are at the same steps of their prices, have one shape: their charges differ in nothing
+but quantity and cost. For each shape that occurs, `resolve` is asked once for each meter, with one row's instant: the
+same code, so the same answer, as for a single call. The rest is gathering by the numbers of shapes and of their
+charges.
 
-Loops here run over selectors, combinations, cells and meters. Rows are touched one by one only where a cost does not
-fit in 64 bits or its price is graduated.
+Loops here run over selectors, combinations, cells, shapes and meters. Rows are touched one by one only where a cost
+does not fit in 64 bits or its price is graduated.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tollspan.pricing.arrays import SAFE_COST, Bools, Int64s, costs, decimals, put_exact
+from tollspan.pricing.arrays import Bools, Int64s, decimals, integers, put_exact, validity
 from tollspan.pricing.cost_columns import (
     CHARGE_STATUS,
-    CHARGE_STATUSES,
-    CHARGED,
     COST,
-    METER_ORDER,
     REASON_BIT,
     SCHEMA,
     ChargeLists,
-    Differences,
     Entries,
+    Groups,
+    Template,
+    Templates,
     coded,
-    dense,
-    most_flags,
     named,
 )
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.names import nearest
-from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Card, has_fee
+from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Card, Quote, Situation, has_fee
 from tollspan.pricing.selectors import SELECTOR_NAMES, Selectors
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 
 _ROW_STATUSES: Final = ("priced", "free", "included", "partial", "unpriced", "invalid")
 _PRICED, _FREE, _INCLUDED, _PARTIAL, _UNPRICED, _INVALID = range(6)
-
-_Level: TypeAlias = Literal["contracted", "listed"]
 
 
 class ColumnarEngine:
@@ -67,39 +64,27 @@ class ColumnarEngine:
         self,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array],
+        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
         invalid: pa.Array | None,
+        of: Int64s | None = None,
     ) -> pa.Table:
         """See `PriceEngine.price_columns`."""
         at = np.ascontiguousarray(at, dtype=np.int64)
-        _check(len(at), selectors, quantities, invalid)
+        _check(len(at), selectors, quantities, invalid, of)
         with self._lock:
-            return _Batch(self._engine, self._entries, at, selectors, quantities, invalid).table()
+            return _Batch(self._engine, self._entries, at, selectors, quantities, invalid, of).table()
 
 
-class _Costs(NamedTuple):
-    """Costs of m charges at one level of their prices.
+class _Shape(NamedTuple):
+    """What rows have in common.
 
     Attributes:
-        cost: pico-dollars, int64; 0 where there is none and where it is in ``exact``.
-        charged: whether there is one.
-        status, reasons: of the entries.
-        exact: costs that 64 bits do not hold, by position.
+        charges: of each of them, in the order of `METERS`.
+        invalid: code of the reason for which they are invalid; 0 = they are not.
     """
 
-    cost: Int64s
-    charged: Bools
-    status: Int64s
-    reasons: Int64s
-    exact: dict[int, int]
-
-
-def _put_difference(into: Differences, where: NDArray[np.integer[Any]], more: _Costs, less: _Costs) -> None:
-    """``more - less`` of the same charges."""
-    into.put(where, more.cost - less.cost, more.charged & less.charged)
-    for k in more.exact.keys() | less.exact.keys():
-        difference = more.exact.get(k, int(more.cost[k])) - less.exact.get(k, int(less.cost[k]))
-        into.exact[int(where[k])] = difference
+    charges: list[Template]
+    invalid: int
 
 
 class _Batch:
@@ -111,79 +96,62 @@ class _Batch:
         entries: Entries,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array],
+        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
         invalid: pa.Array | None,
+        of: Int64s | None,
     ) -> None:
         self.engine = engine
         self.entries = entries
         self.at = at
         self.n = len(at)
         self.invalid = _invalid_codes(invalid, self.n)
-        given = {meter: _values(quantities[meter]) for meter in METERS if meter in quantities}
+        given = {meter: _values(quantities[meter]) for meter in quantities}
+        given = {meter: given[meter] for meter in METERS if meter in given}
         self.given: dict[str, tuple[Int64s, Bools]] = {m: column for m, column in given.items() if column[1].any()}
+        """Quantities by meter, and which rows have them; where none is given, anything stands under it."""
         self._refuse_negative()
-        self.combinations, self.combination_of = _combinations(selectors, self.n)
+        self.combinations, self.combination_of = _combinations(selectors, self.n, of)
         self.implied: dict[str, Bools] = {}
         """Rows by meter that are charged one without having counted it."""
-        self._cells: dict[Axis, tuple[list[Card], Int64s]] = {}
+        self._situations: dict[Axis, list[Situation]] = {}
 
     def table(self) -> pa.Table:
-        reasons_of_invalid, invalid_code = self.invalid
-        self._add_implied()
-        input_tokens, input_given = self._input_tokens()
+        n, (names, _) = self.n, self.invalid
+        one_row, cell_of = self._cells()
+        self._add_implied(one_row, cell_of)
+        input_tokens = self._input_tokens()
         self._drop_zeros()
 
-        n = self.n
-        refused = invalid_code > 0
-        counts = np.zeros(n, dtype=np.int32)
-        for _, valid in self.given.values():
-            counts += valid
+        shapes, shape_of = self._shapes(Groups(cell_of, len(one_row)), input_tokens)
+        templates = Templates(self.entries, [charge for shape in shapes for charge in shape.charges])
+        sizes = np.array([len(shape.charges) for shape in shapes], dtype=np.int64)
+        counts = sizes.take(shape_of)
         offsets = np.zeros(n + 1, dtype=np.int32)
         np.cumsum(counts, out=offsets[1:])
-        flat = ChargeLists(int(offsets[-1]))
-        position = offsets[:-1].copy()
+        total = int(offsets[-1])
+        # The charges of all rows one after another: the row of each, and its template.
+        row_of = np.repeat(np.arange(n), counts)
+        first = np.cumsum(sizes) - sizes
+        template = np.repeat(first.take(shape_of) - offsets[:-1], counts)
+        template += np.arange(total)
+        lists = ChargeLists(templates, template, self._quantities(templates, template, row_of))
 
-        total = np.zeros(n, dtype=np.int64)
-        seen = np.zeros(n, dtype=np.int64)  # bit by charge status
-        reasons = np.zeros(n, dtype=np.int64)
-        unsafe_rows: set[int] = set()
-        for meter, (values, valid) in self.given.items():
-            rows = np.flatnonzero(valid)
-            quantity = values[rows]
-            where = position[rows]
-            position[rows] += 1
-            entry, assumed = self._entry(meter, rows, input_tokens, input_given)
-            off = refused[rows]
-            effective = self._costs(entry, quantity, off)
-            status = np.where(off, CHARGE_STATUS["invalid"], effective.status)
-            why = effective.reasons
-            if assumed is not None:
-                why = why | np.where(assumed, REASON_BIT[TIER_ASSUMED], 0)
-            total[rows] += effective.cost
-            seen[rows] |= 1 << status
-            reasons[rows] |= np.where(off, 0, why)
-            flat.put(where, METER_ORDER[meter], quantity, entry, effective.cost, status)
-            for k, cost in effective.exact.items():
-                flat.exact[int(where[k])] = cost
-                unsafe_rows.add(int(rows[k]))
-            if meter in self.implied:
-                flat.mark_implied(where[self.implied[meter][rows]])
-            levels = self._levels(meter, rows, input_tokens, input_given)
-            if levels is not None:
-                contracted, listed = (self._costs(level, quantity, off) for level in levels)
-                _put_difference(flat.negotiated, where, listed, contracted)
-                _put_difference(flat.committed, where, contracted, effective)
-
-        exact_totals = {row: flat.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows}
-        row_status = _row_status(seen, refused)
-        reasons[counts == 0] = REASON_BIT[USAGE_MISSING]
-        high = total >> 63
-        put_exact(total, high, exact_totals)
+        sums = np.zeros(total + 1, dtype=np.int64)
+        np.cumsum(lists.cost, out=sums[1:])  # where it wraps round, differences are right all the same
+        starts = sums.take(offsets)
+        cost = starts[1:] - starts[:-1]
+        high = None
+        if lists.exact:
+            high = cost >> 63
+            unsafe_rows = {int(row_of[k]) for k in lists.exact}
+            put_exact(cost, high, {row: lists.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows})
+        status = np.array([_row_status(shape) for shape in shapes], dtype=np.int32)
+        costed = status < _UNPRICED
         columns = [
-            decimals(total, COST, row_status < _UNPRICED, high),
-            named(row_status, _ROW_STATUSES),
-            _reasons(reasons, invalid_code, reasons_of_invalid),
-            *flat.columns(offsets, self.entries.items),
+            decimals(cost, COST, None if costed.all() else costed.take(shape_of), high),
+            named(status.take(shape_of), _ROW_STATUSES),
+            coded(shape_of, [_reasons(shape, names) for shape in shapes]),
+            *lists.columns(offsets),
             named(np.zeros(n, dtype=np.int32), (self.engine.book_version,)),
         ]
         return pa.Table.from_arrays(columns, schema=SCHEMA)
@@ -194,6 +162,8 @@ class _Batch:
 
         names, codes = self.invalid
         for values, valid in self.given.values():
+            if values.min() >= 0:
+                continue
             negative = valid & (values < 0) & (codes == 0)
             if negative.any():
                 if USAGE_NEGATIVE not in names:
@@ -201,104 +171,38 @@ class _Batch:
                 codes[negative] = names.index(USAGE_NEGATIVE)
         self.invalid = names, codes
 
-    def _cell_of(self, axis: Axis) -> tuple[list[Card], Int64s]:
-        """Cells of an axis that occur, as their cards, and each row's cell number."""
-        if axis not in self._cells:
-            situations = [self.engine.situation(axis, selectors) for selectors in self.combinations]
-            key = self.combination_of
-            size = len(situations)
-            first, last = (int(self.at.min()), int(self.at.max())) if self.n else (0, 0)
-            cuts = sorted({cut for situation in situations for cut in situation.cuts if first < cut <= last})
-            if cuts:
-                key = key * (len(cuts) + 1) + np.searchsorted(np.array(cuts, dtype=np.int64), self.at, side="right")
-                size *= len(cuts) + 1
-            for schedule in {s: None for situation in situations for s in situation.schedules}:
-                keeps = np.array([schedule in situation.schedules for situation in situations])[self.combination_of]
-                holds = np.zeros(self.n, dtype=bool)
-                holds[keeps] = schedule.holds_many(self.at[keeps])
-                if size > most_flags(self.n):  # keep the numbers small by numbering what occurs
-                    one_row, key = dense(key, size)
-                    size = len(one_row)
-                key = key * 2 + holds
-                size *= 2
-            one_row, cell = dense(key, size)
-            cells = [situations[self.combination_of[row]].card(int(self.at[row])) for row in one_row.tolist()]
-            self._cells[axis] = cells, cell
-        return self._cells[axis]
+    def _situation(self, axis: Axis) -> list[Situation]:
+        """Situations of an axis by combination."""
+        found = self._situations.get(axis)
+        if found is None:
+            found = [self.engine.situation(axis, selectors) for selectors in self.combinations]
+            self._situations[axis] = found
+        return found
 
-    def _entry(
-        self,
-        meter: str,
-        rows: Int64s,
-        input_tokens: Int64s | None,
-        input_given: Bools | None,
-        level: _Level | None = None,
-    ) -> tuple[Int64s, Bools | None]:
-        """Entry number of a meter's charge in each of the rows, and where the step was only assumed. Of the effective
-        price, or of another level."""
-        cells, cell_of = self._cell_of(METERS[meter].axis)
-        cell = cell_of[rows]
-        used = np.zeros(len(cells), dtype=bool)
-        used[cell] = True
-        first = np.zeros(len(cells), dtype=np.int64)
-        ladder = np.zeros(len(cells), dtype=np.int64)  # which set of cliffs a cell has, 0 = none
-        ladders: dict[tuple[int, ...], int] = {}
-        for number in np.flatnonzero(used).tolist():
-            quote = cells[number][meter]
-            if level is not None:
-                quote = getattr(quote, level) or quote
-            first[number] = self.entries.number(quote)
-            if quote.bounds and not quote.graduated:
-                ladder[number] = ladders.setdefault(quote.bounds, len(ladders) + 1)
-        entry = first[cell]
-        if not ladders:
-            return entry, None
-        which = ladder[cell]
-        known = input_given[rows] if input_given is not None else np.zeros(len(rows), dtype=bool)
-        if input_tokens is not None:
-            tokens = input_tokens[rows]
-            for bounds, number in ladders.items():
-                on = (which == number) & known
-                entry[on] += np.searchsorted(np.array(bounds, dtype=np.int64), tokens[on], side="left")
-        return entry, (which > 0) & ~known
+    def _card(self, axis: Axis, row: int) -> Card:
+        """Prices of an axis for a row, and for all rows of its cell."""
+        situation = self._situation(axis)[int(self.combination_of[row])]
+        return situation.card(int(self.at[row]))
 
-    def _levels(
-        self, meter: str, rows: Int64s, input_tokens: Int64s | None, input_given: Bools | None
-    ) -> tuple[Int64s, Int64s] | None:
-        """Entry numbers of the contracted and the list price in each of the rows; None where all are the effective."""
-        cells, cell_of = self._cell_of(METERS[meter].axis)
-        used = np.zeros(len(cells), dtype=bool)
-        used[cell_of[rows]] = True
-        quotes = (cells[number][meter] for number in np.flatnonzero(used).tolist())
-        if all(quote.contracted is None and quote.listed is None for quote in quotes):
-            return None
-        contracted, _ = self._entry(meter, rows, input_tokens, input_given, "contracted")
-        listed, _ = self._entry(meter, rows, input_tokens, input_given, "listed")
-        return contracted, listed
+    def _cells(self) -> tuple[Int64s, Int64s]:
+        """One row of each cell that occurs, and each row's cell number."""
+        axes = dict.fromkeys(METERS[meter].axis for meter in self.given)
+        situations = [self._situation(axis) for axis in axes]
+        first, last = (int(self.at.min()), int(self.at.max())) if self.n else (0, 0)
+        cuts = sorted({cut for some in situations for each in some for cut in each.cuts if first < cut <= last})
+        cells = Groups(self.combination_of, len(self.combinations))
+        if cuts:
+            after = np.searchsorted(np.array(cuts, dtype=np.int64), self.at, side="right")
+            cells.split(after, len(cuts) + 1)
+        for schedule in {s: None for some in situations for each in some for s in each.schedules}:
+            keeps = np.logical_or.reduce([[schedule in each.schedules for each in some] for some in situations])
+            rows = np.flatnonzero(keeps.take(self.combination_of))
+            holds = np.zeros(self.n, dtype=bool)
+            holds[rows] = schedule.holds_many(self.at[rows])
+            cells.split(holds, 2)
+        return cells.numbered()
 
-    def _costs(self, entry: Int64s, quantity: Int64s, off: Bools) -> _Costs:
-        """What quantities cost at entries; nothing where ``off``."""
-        num, den, safe, minimum, status, reasons = (column[entry] for column in self.entries.arrays())
-        billed = quantity
-        if minimum.any():
-            billed = np.where(quantity > 0, np.maximum(quantity, minimum), quantity)
-        charged = (status < CHARGED) & ~off
-        unsafe = charged & (billed > safe)
-        cost = costs(np.where(charged & ~unsafe, billed, 0), num, den)
-        exact: dict[int, int] = {}
-        known: dict[tuple[int, int], int] = {}
-        for k in np.flatnonzero(unsafe).tolist():
-            key = int(entry[k]), int(quantity[k])
-            if key not in known:
-                quote, step = self.entries.step(key[0])
-                known[key] = quote.cost(key[1], step) or 0
-            exact[k] = known[key]
-        small = [k for k, value in exact.items() if value <= SAFE_COST]
-        for k in small:  # a graduated price
-            cost[k] = exact.pop(k)
-        return _Costs(cost, charged, status, reasons, exact)
-
-    def _add_implied(self) -> None:
+    def _add_implied(self, one_row: Int64s, cell_of: Int64s) -> None:
         """One request, and one share of overhead, where a model with a fee for it was called and none was counted."""
         from tollspan.pricing.charges import CALL_METERS
         from tollspan.pricing.engine import IMPLIED
@@ -308,15 +212,18 @@ class _Batch:
             if meter in CALL_METERS:
                 called |= valid
         called &= self.invalid[1] == 0
+        if not called.any():
+            return
+        cards = [self._card("model", row) for row in one_row.tolist()]
         for meter in IMPLIED:
-            uncounted = called & ~self.given[meter][1] if meter in self.given else called
-            if not uncounted.any():
-                continue
-            cells, cell_of = self._cell_of("model")
-            fee = np.array([has_fee(card[meter]) for card in cells], dtype=bool)
+            fee = np.array([has_fee(card[meter]) for card in cards], dtype=bool)
             if not fee.any():
                 continue
-            implied = uncounted & fee[cell_of]
+            implied = called & fee.take(cell_of)
+            if meter in self.given:
+                implied &= ~self.given[meter][1]
+            if not implied.any():
+                continue
             zeros = np.zeros(self.n, dtype=np.int64), np.zeros(self.n, dtype=bool)
             values, valid = self.given.get(meter, zeros)
             self.given[meter] = np.where(implied, 1, values), valid | implied
@@ -325,122 +232,215 @@ class _Batch:
 
     def _drop_zeros(self) -> None:
         """A quantity of 0 is charged only in rows that give nothing else."""
-        something = self.invalid[1] > 0  # of an invalid row everything is shown
-        zeros = False
-        for values, valid in self.given.values():
-            nonzero = valid & (values != 0)
-            zeros |= bool((valid & ~nonzero).any())
-            something = something | nonzero
-        if zeros:
-            keep_all = ~something | (self.invalid[1] > 0)
-            self.given = {m: (values, valid & ((values != 0) | keep_all)) for m, (values, valid) in self.given.items()}
+        zero = {meter: valid & (values == 0) for meter, (values, valid) in self.given.items()}
+        if not any(some.any() for some in zero.values()):
+            return
+        keep_all = self.invalid[1] > 0  # of an invalid row everything is shown
+        something = keep_all.copy()
+        for meter, (_, valid) in self.given.items():
+            something |= valid & ~zero[meter]
+        keep_all |= ~something
+        self.given = {m: (values, valid & (~zero[m] | keep_all)) for m, (values, valid) in self.given.items()}
 
-    def _input_tokens(self) -> tuple[Int64s | None, Bools | None]:
+    def _input_tokens(self) -> tuple[Int64s, Bools] | None:
         """Input tokens of each row, and whether it gives any; a sum past int64 is held at its end."""
-        total: Int64s | None = None
-        given: Bools | None = None
+        total: tuple[Int64s, Bools] | None = None
         for meter in INPUT_TOKENS:
             if meter not in self.given:
                 continue
             values, valid = self.given[meter]
-            counted = np.where(valid, values, 0)
-            if total is None or given is None:
-                total, given = counted, valid
-                continue
-            total = total + counted
-            total[total < 0] = 2**63 - 1  # wrapped round: beyond any cliff either way
-            given = given | valid
-        return total, given
+            counted = values * valid
+            if total is not None:
+                counted += total[0]
+                counted[counted < 0] = 2**63 - 1  # wrapped round: beyond any cliff either way
+                valid = total[1] | valid
+            total = counted, valid
+        return total
+
+    def _shapes(self, groups: Groups, input_tokens: tuple[Int64s, Bools] | None) -> tuple[list[_Shape], Int64s]:
+        """The shapes that occur, and each row's number among them."""
+        names, invalid_code = self.invalid
+        if len(names) > 1:
+            groups.split(invalid_code, len(names))
+        columns = [valid for _, valid in self.given.values()] + list(self.implied.values())
+        for begin in range(0, len(columns), 8):
+            byte = np.zeros(self.n, dtype=np.uint8)
+            some = columns[begin : begin + 8]
+            for bit, column in enumerate(some):
+                byte |= column.view(np.uint8) << np.uint8(bit)
+            groups.split(byte, 1 << len(some))
+        one_row, number_of = groups.numbered()
+        found = [self._quotes(row) for row in one_row.tolist()]
+
+        ladders = {
+            each.bounds for quotes in found for _, quote, _ in quotes for each in _levels(quote) if _climbs(each)
+        }
+        places: dict[tuple[int, ...], Int64s] = {}
+        if ladders:
+            for bounds in sorted(ladders):
+                place = np.zeros(self.n, dtype=np.int64)
+                if input_tokens is not None:
+                    tokens, known = input_tokens
+                    place = np.searchsorted(np.array(bounds, dtype=np.int64), tokens, side="left") + 1
+                    place[~known] = 0
+                groups.split(place, len(bounds) + 2)
+                places[bounds] = place
+            base, (one_row, number_of) = number_of, groups.numbered()
+            found = [found[base[row]] for row in one_row.tolist()]
+
+        shapes = []
+        for row, quotes in zip(one_row.tolist(), found, strict=True):
+            invalid = int(invalid_code[row])
+            charges = []
+            for meter, quote, implied in quotes:
+                levels = [self._entry(each, places, row) for each in _levels(quote)]
+                entry = self.entries.items[levels[0]]
+                status, reasons = entry.status, entry.reasons
+                if _climbs(quote) and not places[quote.bounds][row]:
+                    reasons |= REASON_BIT[TIER_ASSUMED]
+                if invalid:
+                    status, reasons = CHARGE_STATUS["invalid"], 0
+                charges.append(Template(meter, levels[0], levels[1], levels[2], status, reasons, implied))
+            shapes.append(_Shape(charges, invalid))
+        return shapes, number_of
+
+    def _quotes(self, row: int) -> list[tuple[str, Quote, bool]]:
+        """Meters that a row is charged, with their prices, and whether it did not count them."""
+        return [
+            (
+                meter,
+                self._card(METERS[meter].axis, row)[meter],
+                meter in self.implied and bool(self.implied[meter][row]),
+            )
+            for meter, (_, valid) in self.given.items()
+            if valid[row]
+        ]
+
+    def _entry(self, quote: Quote, places: Mapping[tuple[int, ...], Int64s], row: int) -> int:
+        """Number of the step that a row is at; the first where it does not tell."""
+        first = self.entries.number(quote)
+        return first + max(0, int(places[quote.bounds][row]) - 1) if _climbs(quote) else first
+
+    def _quantities(self, templates: Templates, template: Int64s, row_of: Int64s) -> Int64s:
+        """Quantity of each charge."""
+        if not len(template):
+            return np.zeros(0, dtype=np.int64)
+        place = {meter: number * self.n for number, meter in enumerate(self.given)}
+        begins = np.array([place[meter] for meter in templates.meters], dtype=np.int64)
+        return np.concatenate([values for values, _ in self.given.values()]).take(begins.take(template) + row_of)
+
+
+def _levels(quote: Quote) -> tuple[Quote, Quote, Quote]:
+    """The effective, the contracted and the list price."""
+    return quote, quote.contracted or quote, quote.listed or quote
+
+
+def _climbs(quote: Quote) -> bool:
+    """Whether its step depends on the input tokens of the request."""
+    return bool(quote.bounds) and not quote.graduated
 
 
 def _check(
-    n: int, selectors: Mapping[str, pa.Array], quantities: Mapping[str, pa.Array], invalid: pa.Array | None
+    n: int,
+    selectors: Mapping[str, pa.Array],
+    quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
+    invalid: pa.Array | None,
+    of: Int64s | None,
 ) -> None:
+    lengths = {len(array) for array in selectors.values()}
+    if of is not None and (len(of) != n or len(lengths) > 1 or (n and lengths and int(of.max()) >= min(lengths))):
+        raise ValueError(f"'of' is {len(of)} rows of selectors that have {sorted(lengths)}, the instants are {n}")
     for kind, known, given in (("selector", SELECTOR_NAMES, selectors), ("meter", tuple(METERS), quantities)):
         for name, array in given.items():
             if name not in known:
                 raise ValueError(f"{name!r} is not a {kind}. {nearest(name, known)}".strip())
-            if len(array) != n:
-                raise ValueError(f"{kind} {name} has {len(array)} rows, the instants are {n}")
+            rows = min(map(len, array)) if isinstance(array, tuple) else len(array)
+            if rows != n and (of is None or kind == "meter"):
+                raise ValueError(f"{kind} {name} has {rows} rows, the instants are {n}")
     if invalid is not None and len(invalid) != n:
         raise ValueError(f"'invalid' has {len(invalid)} rows, the instants are {n}")
 
 
-def _values(array: pa.Array) -> tuple[Int64s, Bools]:
-    """An int64 array as values (0 under nulls) and validity."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if not array.null_count:
-        return array.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), np.ones(len(array), dtype=bool)
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
-    return array.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64, copy=False), valid
+def _values(array: pa.Array | tuple[Int64s, Bools]) -> tuple[Int64s, Bools]:
+    """An int64 array as values (anything under nulls) and validity."""
+    if isinstance(array, tuple):
+        return array
+    array = _whole(array)
+    if not pa.types.is_int64(array.type):
+        array = array.cast(pa.int64())
+    return integers(array), validity(array)
 
 
-def _codes(array: pa.Array) -> tuple[list[str | None], Int64s]:
+def _whole(array: pa.Array) -> pa.Array:
+    """One Array of a column."""
+    if not isinstance(array, pa.ChunkedArray):
+        return array
+    return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
+
+
+def _codes(array: pa.Array) -> tuple[list[str | None], NDArray[np.int32]]:
     """A string or dictionary array as distinct values, the first of them None, and each row's number."""
     if isinstance(array, pa.ChunkedArray):
-        array = array.unify_dictionaries().combine_chunks()
-    if pa.types.is_null(array.type):
-        return [None], np.zeros(len(array), dtype=np.int64)
+        array = _whole(array.unify_dictionaries())
+    if array.null_count == len(array):
+        return [None], np.zeros(len(array), dtype=np.int32)
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
-    codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+    indices = array.indices.cast(pa.int32())
+    codes = np.frombuffer(indices.buffers()[1], dtype=np.int32, count=len(indices), offset=4 * indices.offset) + 1
+    if indices.null_count:
+        codes *= validity(indices)
     return [None, *array.dictionary.to_pylist()], codes
 
 
-def _invalid_codes(invalid: pa.Array | None, n: int) -> tuple[list[str], Int64s]:
+def _invalid_codes(invalid: pa.Array | None, n: int) -> tuple[list[str], NDArray[np.int32]]:
     """Reasons by code, the first of them empty, and each row's code; 0 = not invalid."""
     if invalid is None:
-        return [""], np.zeros(n, dtype=np.int64)
+        return [""], np.zeros(n, dtype=np.int32)
     names, codes = _codes(invalid)
     return [name or "" for name in names], codes
 
 
-def _combinations(selectors: Mapping[str, pa.Array], n: int) -> tuple[list[Selectors], Int64s]:
+def _combinations(selectors: Mapping[str, pa.Array], n: int, of: Int64s | None) -> tuple[list[Selectors], Int64s]:
     """Distinct normalized selectors, and each row's number among them."""
-    key = np.zeros(n, dtype=np.int64)
-    size = 1
-    columns: dict[str, tuple[list[str | None], Int64s]] = {}
+    length = n if of is None else max(map(len, selectors.values()), default=1)
+    groups = Groups(np.zeros(length, dtype=np.int64), 1)
+    columns: dict[str, tuple[list[str | None], NDArray[np.int32]]] = {}
     for name, array in selectors.items():
         values, codes = _codes(array)
-        if len(values) == 1:
-            continue
-        columns[name] = values, codes
-        if size * len(values) > most_flags(n):  # keep the numbers small by numbering what occurs
-            one_row, key = dense(key, size)
-            size = len(one_row)
-        key = key * len(values) + codes
-        size *= len(values)
-    one_row, combination_of = dense(key, size)
+        if len(values) > 1:
+            columns[name] = values, codes
+            groups.split(codes, len(values))
+    one_row, combination_of = groups.numbered()
     distinct: dict[Selectors, int] = {}
     numbers = np.empty(len(one_row), dtype=np.int64)
     for position, row in enumerate(one_row.tolist()):
-        found = {name: values[codes[row]] for name, (values, codes) in columns.items()}
-        numbers[position] = distinct.setdefault(Selectors(**found).normalized(), len(distinct))
-    return list(distinct), numbers[combination_of]
+        said = {name: values[codes[row]] for name, (values, codes) in columns.items()}
+        numbers[position] = distinct.setdefault(Selectors(**said).normalized(), len(distinct))
+    found = numbers.take(combination_of)
+    return list(distinct), found if of is None else found.take(of)
 
 
-def _row_status(seen: Int64s, refused: Bools) -> NDArray[np.int32]:
-    """Status of a row from the statuses of its charges (bits)."""
-    table = np.full(1 << len(CHARGE_STATUSES), _PARTIAL, dtype=np.int32)
-    priced, free, included = (1 << CHARGE_STATUS[name] for name in ("priced", "free", "included"))
-    missing = (1 << CHARGE_STATUS["unpriced"]) | (1 << CHARGE_STATUS["ambiguous"])
-    for bits in range(len(table)):
-        if not bits & (priced | free | included):
-            table[bits] = _UNPRICED
-        elif not bits & missing:
-            table[bits] = _PRICED if bits & priced else _INCLUDED if bits & included else _FREE
-    return np.where(refused, np.int32(_INVALID), table[seen])
+def _row_status(shape: _Shape) -> int:
+    """Status of rows from the statuses of their charges."""
+    if shape.invalid:
+        return _INVALID
+    seen = {charge.status for charge in shape.charges}
+    charged = seen & {CHARGE_STATUS[name] for name in ("priced", "free", "included")}
+    if not charged:
+        return _UNPRICED
+    if len(charged) < len(seen):
+        return _PARTIAL
+    return _PRICED if CHARGE_STATUS["priced"] in seen else _INCLUDED if CHARGE_STATUS["included"] in seen else _FREE
 
 
-def _reasons(bits: Int64s, invalid_code: Int64s, names: Sequence[str]) -> pa.Array:
-    """Reasons of each row, joined by commas; of an invalid row why it is."""
-    size = 1 << len(REASONS)
-    one_row, code = dense(np.where(invalid_code > 0, size + invalid_code, bits), size + len(names))
-    texts = [
-        names[invalid_code[row]]
-        if invalid_code[row]
-        else ",".join(reason for reason in REASONS if int(bits[row]) & REASON_BIT[reason])
-        for row in one_row.tolist()
-    ]
-    return coded(code, texts)
+def _reasons(shape: _Shape, names: Sequence[str]) -> str:
+    """Reasons of rows, joined by commas; of invalid ones why they are."""
+    if shape.invalid:
+        return names[shape.invalid]
+    if not shape.charges:
+        return USAGE_MISSING
+    bits = 0
+    for charge in shape.charges:
+        bits |= charge.reasons
+    return ",".join(reason for reason in REASONS if bits & REASON_BIT[reason])

@@ -203,9 +203,11 @@ def disjoint_columns(convention: str, counts: Mapping[str, Column]) -> tuple[dic
 
     filled = {name: np.where(valid, values, 0) for name, (values, valid) in known.items()}
     for values in filled.values():
-        mark(values < 0, _NEGATIVE)
+        if length and values.min() < 0:
+            mark(values < 0, _NEGATIVE)
     for values in filled.values():
-        mark(values > LARGEST_COUNT, _TOO_LARGE)
+        if length and values.max() > LARGEST_COUNT:
+            mark(values > LARGEST_COUNT, _TOO_LARGE)
 
     # Rows marked above may wrap around from here on; they keep their earlier code and are masked below.
     told = {name: valid for name, (_, valid) in known.items()}
@@ -220,11 +222,14 @@ def disjoint_columns(convention: str, counts: Mapping[str, Column]) -> tuple[dic
     for meter, terms in CONVENTIONS[convention].items():
         if (first := terms[0][1]) not in told:
             continue
-        total = np.zeros(length, dtype=np.int64)
-        for sign, name in terms:
+        total = filled[first] if terms[0][0] > 0 else -filled[first]
+        for sign, name in terms[1:]:
             if name in filled:
-                total += sign * filled[name]
-        mark(told[first] & (total < 0), _INCONSISTENT)
+                total = total + filled[name] if sign > 0 else total - filled[name]
+        if length and total.min() < 0:
+            mark(told[first] & (total < 0), _INCONSISTENT)
         sums[meter] = (total, told[first])
-    fine = codes == 0
-    return {meter: (values, valid & fine) for meter, (values, valid) in sums.items()}, codes
+    if codes.any():
+        fine = codes == 0
+        sums = {meter: (values, valid & fine) for meter, (values, valid) in sums.items()}
+    return sums, codes

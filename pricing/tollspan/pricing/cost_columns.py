@@ -1,7 +1,7 @@
 """The ledger's cost columns: their schema, and how charges become list columns.
 
-In: for each charge the number of its quote's step (`Entries`), its quantity, cost and status as arrays, put down meter
-by meter. Out: the ``charges.*`` columns, dictionary strings and decimals, built without an object for each charge.
+In: what charges are made of besides their quantities (`Template`), and for each charge its template and its quantity.
+Out: its cost, and the ``charges.*`` columns, dictionary strings and decimals, built without an object for each charge.
 `columnar` decides what the charges are.
 """
 
@@ -10,14 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tollspan.pricing import money
-from tollspan.pricing.arrays import Bools, Int64s, decimals, decimals_of, limbs_of, put_exact, safe_quantity, scaled
+from tollspan.pricing.arrays import (
+    SAFE_COST,
+    Bools,
+    Int64s,
+    costs,
+    decimals,
+    decimals_of,
+    limbs_of,
+    put_exact,
+    safe_quantity,
+    scaled,
+    zeros,
+)
 from tollspan.pricing.meters import METERS, NANO
 from tollspan.pricing.resolve import IMPLIED_MARK, REASONS, Quote
 
@@ -58,6 +70,7 @@ CHARGED: Final = CHARGE_STATUS["unpriced"]
 REASON_BIT: Final = {reason: 1 << position for position, reason in enumerate(REASONS)}
 METER_ORDER: Final = {name: position for position, name in enumerate(METERS)}
 _FEW_FLAGS: Final = 1 << 12
+_LARGEST_SCALED: Final = (2**63 - 1) // NANO
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,56 +129,136 @@ class Entries:
         return self._arrays
 
 
+class Template(NamedTuple):
+    """A charge without its quantity.
+
+    Attributes:
+        meter: name from `METERS`.
+        effective, contracted, listed: numbers of the prices' steps, see `Entries`.
+        status: code, see `CHARGE_STATUSES`.
+        reasons: bits, see `REASON_BIT`.
+        implied: the row did not count it.
+    """
+
+    meter: str
+    effective: int
+    contracted: int
+    listed: int
+    status: int
+    reasons: int
+    implied: bool
+
+
+class Templates:
+    """Templates of charges by number, as columns.
+
+    Args:
+        entries: what their steps are numbers of.
+        templates: as many as are needed.
+    """
+
+    def __init__(self, entries: Entries, templates: Sequence[Template]) -> None:
+        self.entries, self.rows = entries, templates
+        self.status = np.array([each.status for each in templates], dtype=np.int64)
+        self.effective, self.contracted, self.listed = (
+            np.array([each[level] for each in templates], dtype=np.int64) for level in (1, 2, 3)
+        )
+
+    @property
+    def meters(self) -> list[str]:
+        """Name of each one's meter."""
+        return [each.meter for each in self.rows]
+
+    @property
+    def off(self) -> Bools:
+        """Which cost nothing because their rows are invalid."""
+        found: Bools = self.status == CHARGE_STATUS["invalid"]
+        return found
+
+
+class _Costs(NamedTuple):
+    """Costs of m charges at one level of their prices.
+
+    Attributes:
+        cost: pico-dollars, int64; 0 where there is none and where it is in ``exact``.
+        charged: whether there is one, by template.
+        exact: costs that 64 bits do not hold, by position.
+    """
+
+    cost: Int64s
+    charged: Bools
+    exact: dict[int, int]
+
+
 class ChargeLists:
-    """Charges of all rows, one after another: what the list columns hold."""
+    """Charges of all rows, one after another: what the list columns hold.
 
-    def __init__(self, size: int) -> None:
-        self.meter = np.zeros(size, dtype=np.int32)
-        self.quantity = np.zeros(size, dtype=np.int64)
-        self.entry = np.zeros(size, dtype=np.int32)
-        self.cost = np.zeros(size, dtype=np.int64)
-        self.status = np.zeros(size, dtype=np.int32)
-        self.exact: dict[int, int] = {}
-        """Costs that 64 bits do not hold, by position."""
-        self.negotiated = Differences(size)
-        self.committed = Differences(size)
-        self.implied_at: list[NDArray[np.integer[Any]]] = []
+    Args:
+        templates: of the charges.
+        template: number of each charge's template.
+        quantity: of each charge, base steps.
 
-    def put(
-        self,
-        where: NDArray[np.integer[Any]],
-        meter: int,
-        quantity: Int64s,
-        entry: Int64s,
-        cost: Int64s,
-        status: Int64s,
-    ) -> None:
-        """Charges of one meter, at their positions."""
-        self.meter[where] = meter
-        self.quantity[where] = quantity
-        self.entry[where] = entry
-        self.cost[where] = cost
-        self.status[where] = status
+    Attributes:
+        cost: pico-dollars, 0 where there is none.
+        exact: costs that 64 bits do not hold, by position.
+    """
 
-    def mark_implied(self, where: NDArray[np.integer[Any]]) -> None:
-        """These charges are for what the rows did not count."""
-        self.implied_at.append(where)
+    def __init__(self, templates: Templates, template: Int64s, quantity: Int64s) -> None:
+        self.templates, self.template, self.quantity = templates, template, quantity
+        self.cost, self._charged, self.exact = self._costs(templates.effective, template, quantity)
+
+    def _costs(self, entry: Int64s, template: Int64s, quantity: Int64s) -> _Costs:
+        """What quantities cost, by number of the price's step of each template."""
+        templates = self.templates
+        num, den, safe, minimum, status, _ = (column[entry] for column in templates.entries.arrays())
+        charged = (status < CHARGED) & ~templates.off
+        num, den = np.where(charged, num, 0), np.where(charged, den, 1)
+        safe = np.where(charged, safe, np.iinfo(np.int64).max)
+        if not len(template):
+            return _Costs(np.zeros(0, dtype=np.int64), charged, {})
+        billed = quantity
+        if minimum.any():
+            billed = np.where(quantity > 0, np.maximum(quantity, minimum.take(template)), quantity)
+        unsafe: Int64s = np.zeros(0, dtype=np.int64)
+        if billed.max() > safe.min():
+            unsafe = np.flatnonzero(billed > safe.take(template))
+            if len(unsafe):
+                billed = billed.copy()
+                billed[unsafe] = 0
+        cost = billed * num.take(template)
+        if (den != 1).any():
+            some = np.flatnonzero((den != 1).take(template))
+            of_some = template[some]
+            cost[some] = costs(billed[some], num.take(of_some), den.take(of_some))
+        exact: dict[int, int] = {}
+        known: dict[tuple[int, int], int] = {}
+        for k in unsafe.tolist():
+            key = int(entry[template[k]]), int(quantity[k])
+            if key not in known:
+                quote, step = templates.entries.step(key[0])
+                known[key] = quote.cost(key[1], step) or 0
+            if known[key] <= SAFE_COST:  # a graduated price
+                cost[k] = known[key]
+            else:
+                exact[k] = known[key]
+        return _Costs(cost, charged, exact)
 
     def sum(self, start: int, end: int) -> int:
         """Cost of the charges from one position to another, in Python integers."""
         return sum(self.exact.get(k, int(self.cost[k])) for k in range(start, end))
 
-    def columns(self, offsets: NDArray[np.int32], entries: Sequence[Entry]) -> list[pa.Array]:
+    def columns(self, offsets: NDArray[np.int32]) -> list[pa.Array]:
         """The ``charges.*`` columns in the order of `SCHEMA`."""
-        charged = self.status < CHARGED
-        meters = [METERS[name] for name in METERS]
-        one_each, code = dense(self.entry, len(entries))
-        quotes = [entries[number] for number in self.entry[one_each].tolist()]
-        refused = self.status == CHARGE_STATUS["invalid"]
-        if refused.any():  # an invalid charge has no price: one more entry without any
-            code = np.where(refused, len(quotes), code)
-        rows = [item.quote.row for item in quotes]
-        amounts = [item.amount for item in quotes]
+        templates, template = self.templates, self.template
+        meters = [METERS[name] for name in templates.meters]
+        items = [templates.entries.items[number] for number in templates.effective.tolist()]
+        refused = templates.off.tolist()  # an invalid charge has no price
+        rows = [None if off else item.quote.row for item, off in zip(items, refused, strict=True)]
+        amounts = [None if off else item.amount for item, off in zip(items, refused, strict=True)]
+        matched_by = [
+            "" if off else f"{item.quote.matched_by}{IMPLIED_MARK if each.implied else ''}"
+            for each, item, off in zip(templates.rows, items, refused, strict=True)
+        ]
         limbs = np.array(
             [
                 limbs_of(money.digits_of(amount, money.UNIT_PRICE_DECIMALS)) if amount else (0, 0)
@@ -173,50 +266,59 @@ class ChargeLists:
             ],
             dtype=np.int64,
         )
-        priced = np.array([*(amount is not None for amount in amounts), False], dtype=bool)
-        high = self.cost >> 63
-        put_exact(self.cost, high, self.exact)
+        priced = np.array([amount is not None for amount in amounts], dtype=bool)
+        charged = None if self._charged.all() else self._charged.take(template)
+        cost, high = self.cost, None
+        if self.exact:
+            cost, high = cost.copy(), cost >> 63
+            put_exact(cost, high, self.exact)
         quantity_low, quantity_high = self._quantities()
-        matched_by = coded(code, [*(item.quote.matched_by for item in quotes), ""])
-        if self.implied_at:
-            matched_by = self._implied(matched_by)
+        negotiated, committed = self._differences()
         lists = [
-            coded(self.meter, [meter.name for meter in meters]),
-            coded(self.meter, [meter.component for meter in meters]),
+            coded(template, [meter.name for meter in meters]),
+            coded(template, [meter.component for meter in meters]),
             decimals(quantity_low, QUANTITY, None, quantity_high),
-            coded(self.meter, [meter.unit for meter in meters]),
-            decimals_of(
-                limbs.take(code, axis=0), UNIT_PRICE, None if priced[:-1].all() and not refused.any() else priced[code]
-            ),
-            coded(code, [*(row.per_unit if row is not None else "" for row in rows), ""]),
-            decimals(self.cost, COST, charged, high),
-            self.negotiated.column(charged),
-            self.committed.column(charged),
-            coded(code, [*(row.id if row is not None else "" for row in rows), ""]),
-            matched_by,
-            named(self.status, CHARGE_STATUSES),
+            coded(template, [meter.unit for meter in meters]),
+            decimals_of(limbs.take(template, axis=0), UNIT_PRICE, None if priced.all() else priced.take(template)),
+            coded(template, [row.per_unit if row is not None else "" for row in rows]),
+            decimals(cost, COST, charged, high),
+            negotiated.column(charged),
+            committed.column(charged),
+            coded(template, [row.id if row is not None else "" for row in rows]),
+            coded(template, matched_by),
+            named(templates.status.astype(np.int32).take(template), CHARGE_STATUSES),
         ]
         starts = pa.array(offsets, type=pa.int32())
         return [pa.ListArray.from_arrays(starts, values) for values in lists]
 
-    def _implied(self, matched_by: pa.Array) -> pa.Array:
-        """``matched_by`` with the mark of implied charges."""
-        names = matched_by.dictionary.to_pylist()
-        codes = matched_by.indices.to_numpy().copy()
-        where = np.concatenate(self.implied_at)
-        codes[where] += len(names)
-        return coded(codes, [*names, *(f"{name}{IMPLIED_MARK}" for name in names)])
-
     def _quantities(self) -> tuple[Int64s, Int64s | None]:
         """Quantities in the meters' units with nine decimals, as limbs."""
-        factors = np.array([NANO // meter.scale for meter in METERS.values()], dtype=np.int64)
-        if (factors[self.meter] == NANO).all():
+        factors = np.array([NANO // METERS[name].scale for name in self.templates.meters], dtype=np.int64)
+        if (factors == NANO).all():
             return scaled(self.quantity, NANO)
+        if not len(self.quantity) or (self.quantity.max() <= _LARGEST_SCALED and self.quantity.min() >= 0):
+            return self.quantity * factors.take(self.template), None
         low, high = scaled(self.quantity, NANO)
-        fine = factors[self.meter] == 1
+        fine = (factors == 1).take(self.template)
         if high is None:
             high = low >> 63
         return np.where(fine, self.quantity, low), np.where(fine, self.quantity >> 63, high)
+
+    def _differences(self) -> tuple[Differences, Differences]:
+        """List prices less contracted ones, and contracted ones less effective ones."""
+        templates, size = self.templates, len(self.template)
+        negotiated, committed = Differences(size), Differences(size)
+        differ = (templates.contracted != templates.effective) | (templates.listed != templates.effective)
+        if differ.any():
+            where = np.flatnonzero(differ.take(self.template))
+            template, quantity = self.template[where], self.quantity[where]
+            listed, contracted, effective = (
+                self._costs(entry, template, quantity)
+                for entry in (templates.listed, templates.contracted, templates.effective)
+            )
+            negotiated.put(where, template, listed, contracted)
+            committed.put(where, template, contracted, effective)
+        return negotiated, committed
 
 
 class Differences:
@@ -232,23 +334,57 @@ class Differences:
         self.unknown: Bools | None = None
         self.exact: dict[int, int] = {}
 
-    def put(self, where: NDArray[np.integer[Any]], amounts: Int64s, known: Bools) -> None:
-        """Differences at positions; unknown where one of the two prices is."""
-        if self.low is None:
-            self.low = np.zeros(self.size, dtype=np.int64)
-        self.low[where] = np.where(known, amounts, 0)
+    def put(self, where: NDArray[np.integer[Any]], template: Int64s, more: _Costs, less: _Costs) -> None:
+        """Differences of some charges with their templates; unknown where one of the two prices is."""
+        self.low = np.zeros(self.size, dtype=np.int64)
+        known = (more.charged & less.charged).take(template)
+        self.low[where] = np.where(known, more.cost - less.cost, 0)
         if not known.all():
-            if self.unknown is None:
-                self.unknown = np.zeros(self.size, dtype=bool)
+            self.unknown = np.zeros(self.size, dtype=bool)
             self.unknown[where] = ~known
+        for k in more.exact.keys() | less.exact.keys():
+            difference = more.exact.get(k, int(more.cost[k])) - less.exact.get(k, int(less.cost[k]))
+            self.exact[int(where[k])] = difference
 
-    def column(self, charged: Bools) -> pa.Array:
-        """The differences as decimals, null where nothing is charged or they are unknown."""
+    def column(self, charged: Bools | None) -> pa.Array:
+        """The differences as decimals, null where nothing is charged or they are unknown.
+
+        Args:
+            charged: by charge; None: all are.
+        """
         if self.low is None:  # zeros that nobody has to write
-            return decimals_of(np.zeros((self.size, 2), dtype=np.int64), COST, charged)
+            return decimals_of(zeros(self.size), COST, charged)
         high = self.low >> 63
         put_exact(self.low, high, self.exact)
-        return decimals(self.low, COST, charged if self.unknown is None else charged & ~self.unknown, high)
+        if self.unknown is not None:
+            charged = ~self.unknown if charged is None else charged & ~self.unknown
+        return decimals(self.low, COST, charged, high)
+
+
+class Groups:
+    """Rows by what they have in common, numbered.
+
+    Args:
+        key: number of each row so far.
+        size: numbers are below it.
+    """
+
+    def __init__(self, key: Int64s, size: int) -> None:
+        self._key, self._size = key, size
+
+    def split(self, codes: NDArray[Any], size: int) -> None:
+        """Tell rows apart by one more column of numbers, which are below ``size``."""
+        if self._size * size > most_flags(len(codes)):  # keep the numbers small by numbering what occurs
+            one_row, self._key = dense(self._key, self._size)
+            self._size = len(one_row)
+        self._key = self._key * size + codes
+        self._size *= size
+
+    def numbered(self) -> tuple[Int64s, Int64s]:
+        """One row of each group, and each row's group, numbered without gaps."""
+        one_row, self._key = dense(self._key, self._size)
+        self._size = len(one_row)
+        return one_row, self._key
 
 
 def most_flags(rows: int) -> int:
@@ -270,7 +406,7 @@ def dense(key: NDArray[np.signedinteger[Any]], size: int) -> tuple[Int64s, Int64
     occurring = np.flatnonzero(row_of >= 0)
     number_of = np.empty(size, dtype=np.int64)
     number_of[occurring] = np.arange(len(occurring), dtype=np.int64)
-    return row_of[occurring], number_of[key]
+    return row_of[occurring], number_of.take(key)
 
 
 def named(codes: NDArray[Any], names: Sequence[str]) -> pa.Array:
@@ -284,4 +420,4 @@ def coded(codes: NDArray[Any], texts: Sequence[str]) -> pa.Array:
         return named(codes, texts)
     distinct: dict[str, int] = {}
     to = np.array([distinct.setdefault(text, len(distinct)) for text in texts], dtype=np.int32)
-    return named(to[codes] if len(texts) else codes, list(distinct))
+    return named(to.take(codes) if len(texts) else codes, list(distinct))

@@ -186,8 +186,9 @@ class PriceEngine:
         self,
         at: NDArray[np.int64],
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array],
+        quantities: Mapping[str, pa.Array | tuple[NDArray[np.int64], NDArray[np.bool_]]],
         invalid: pa.Array | None = None,
+        of: NDArray[np.int64] | None = None,
     ) -> pa.Table:
         """Price n calls at once; row by row equal to `price`. Needs NumPy and pyarrow.
 
@@ -195,8 +196,11 @@ class PriceEngine:
             at: int64 ns since the epoch, length n.
             selectors: by name of a field of `Selectors`: string or dictionary arrays of length n, nulls allowed; a name
                 that is absent is null for every row.
-            quantities: int64 array of base steps by meter, length n; null = not given.
+            quantities: int64 array of base steps by meter, length n; null = not given. Or such values (anything where
+                none is given) and which rows have them, as NumPy arrays.
             invalid: string array of length n or None; a row with a value is ``invalid`` for that reason.
+            of: for each call the row of the selectors that is its own, where calls share them and the selectors have
+                another length; None: its own number.
 
         Returns:
             n rows with the ledger's cost columns: see `cost_columns.SCHEMA`.
@@ -210,7 +214,7 @@ class PriceEngine:
                     from tollspan.pricing.columnar import ColumnarEngine
 
                     self._columnar = ColumnarEngine(self)
-        return self._columnar.price_columns(at, selectors, quantities, invalid)
+        return self._columnar.price_columns(at, selectors, quantities, invalid, of)
 
     def situation(self, axis: Axis, selectors: Selectors) -> Situation:
         """Prices on an axis for selectors, found once."""

@@ -23,9 +23,11 @@ from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tollspan.pricing.meters import METERS
 from tollspan.processor import revisions
+from tollspan.processor.decode.fused import kernels
 from tollspan.processor.identity import U64, Layers, Mask, Rows, ascending, find, member
 from tollspan.processor.recent import Generations, Known, faster
 from tollspan.processor.recent_log import Record
@@ -44,6 +46,37 @@ NO_PARENT: Final = np.uint64(0)
 
 _EMBEDDING: Final = np.uint64(0x5851F42D4C957F2D)
 """Sets the keys of embeddings apart, see `billing_keys`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Spans of a batch and where their parents stand in it, for the kernels."""
+
+    walk: Any
+    keys: U64
+    parents: U64
+    slots: npt.NDArray[np.int32]
+    up: Rows
+
+    @classmethod
+    def of(cls, walk: Any, keys: U64, parents: U64, above: Mask) -> _Batch:
+        keys, parents = np.ascontiguousarray(keys), np.ascontiguousarray(parents)
+        slots = np.zeros(1 << (2 * len(keys)).bit_length(), np.int32)
+        up = np.empty(len(keys), np.int64)
+        walk.parent_rows(keys, parents, above, slots, up)
+        return cls(walk, keys, parents, slots, up)
+
+    def climb(self, begin: Rows, known: Mask, marked: Mask) -> U64:
+        """Keys of parents outside of the batch, ascending; see the kernel."""
+        outside = np.empty(len(begin), np.uint64)
+        count = self.walk.climb(begin, self.up, self.parents, known, marked, outside)
+        return ascending(outside[:count])
+
+    def rows(self, asked: U64) -> Rows:
+        """Rows of some keys, -1 where they are not in the batch."""
+        found = np.empty(len(asked), np.int64)
+        self.walk.rows_of(asked, self.keys, self.slots, found)
+        return found
 
 
 @dataclass(slots=True)
@@ -109,6 +142,14 @@ class Assembler:
         own = keys if embeddings is None else billing_keys(keys, embeddings)
 
         carriers = used if embeddings is None else used & ~embeddings
+        walk = kernels()
+        if walk is not None:
+            batch = _Batch.of(walk, keys, parents, above)
+            marked, announced = self._climb(batch, carriers, np.uint64(0))
+            if embeddings is not None and self._embeds:
+                small, more = self._climb(batch, used & embeddings, _EMBEDDING)
+                marked, announced = np.where(embeddings, small, marked), ascending(np.concatenate([announced, more]))
+            return tokens & marked, announced
         frontier = parents[(carriers | self._ancestors.member(keys)) & above]
         if self._embeds:
             small = self._ancestors.member(keys ^ _EMBEDDING)
@@ -128,6 +169,36 @@ class Assembler:
                 up = np.concatenate([up, also ^ _EMBEDDING])
             frontier = ascending(up)
         return tokens & (self._ancestors.member(own) | member(own, announced)), announced
+
+    def _climb(self, batch: _Batch, carriers: Mask, apart: np.uint64) -> tuple[Mask, U64]:
+        """What `mark` does for one sort of calls, by kernels: from row to row where the parent is in the batch, and by
+        what is remembered where it is not. Only the second has a bound on its levels.
+
+        Args:
+            carriers: spans of that sort that tell usage.
+            apart: what sets its keys apart.
+
+        Returns:
+            (spans with a carrier below them, keys newly known to have one; ascending).
+        """
+        known = self._ancestors.member(batch.keys ^ apart)
+        marked = np.zeros(len(known), np.bool_)
+        frontier = batch.climb(np.flatnonzero(carriers | known), known, marked)
+        seen = np.zeros(0, np.uint64)
+        for _ in range(MAX_DEPTH):
+            frontier = frontier[~(member(frontier, seen) | self._ancestors.member(frontier ^ apart))]
+            if not len(frontier):
+                break
+            seen = np.union1d(seen, frontier)
+            _, values = self.spans.find(frontier)
+            above = ascending(values[:, PARENT])
+            above = above[above != NO_PARENT]
+            rows = batch.rows(above)
+            inside = rows[rows >= 0]
+            inside = inside[~(marked[inside] | known[inside])]
+            marked[inside] = True
+            frontier = ascending(np.concatenate([above[rows < 0], batch.climb(inside, known, marked)]))
+        return marked | known, ascending(np.concatenate([batch.keys[marked], seen]) ^ apart)
 
     def late(self, announced: U64) -> U64:
         """Where rows stand that were written as billed and are now known to be roll-ups, shape (m, 4); see `billed`."""

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.pricing.arrays import integers, validity
 from tollspan.pricing.meters import METERS
 from tollspan.processor import revisions
 from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_model
 from tollspan.processor.identity import Mask, Rows
 from tollspan.processor.normalize import Normalized
+from tollspan.processor.pivot import says
 
 PROVIDER_ASSUMED: Final = "provider_assumed"
 """Reason of a row whose provider nothing but the name of its model told, see `tollspan.processor.providers`."""
@@ -105,70 +107,73 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine, batch: in
 
     The rows' revision says that they arrived now: the first price of a span is the one that stays.
     """
-    rows = np.flatnonzero(np.asarray(normalized.table["billable"]))
-    index = pa.array(rows)
-    table = {name: _taken(plain(normalized.table[name]), index) for name in _USED}
+    billable = np.asarray(normalized.columns["billable"])
+    rows = np.flatnonzero(billable)
+    pick = _Picked(normalized, rows)
+    table = {name: pick(name) for name in _USED if name not in normalized.said}
     rolled = rollups[rows]
-
-    taken = {meter: _taken(plain(values), index) for meter, values in normalized.quantities.items()}
-    quantities = {}
-    for meter, mine in _beside_usage(taken, table["kind"]).items():
-        if is_model(meter) and rolled.any():
-            mine = pc.if_else(pa.array(rolled), pa.scalar(None, mine.type), mine)
-        quantities[meter] = mine
+    quantities = {
+        meter: (integers(values).take(rows), validity(values).take(rows))
+        for meter, values in normalized.quantities.items()
+    }
+    quantities = _beside_usage(quantities, table["kind"])
+    if rolled.any():
+        for meter, (values, valid) in quantities.items():
+            if is_model(meter):
+                quantities[meter] = values, valid & ~rolled
+    shapes = normalized.shapes
     costs = engine.price_columns(
         np.asarray(table["start_ns"]),
-        {name: plain(table[name]) for name in SELECTORS},
+        {name: normalized.said[name] if name in normalized.said else table[name] for name in SELECTORS},
         quantities,
-        invalid=plain(table["invalid"]),
+        invalid=table["invalid"],
+        of=None if shapes is None else rows if shapes.of is None else shapes.of.take(rows),
     )
 
     empty = np.ones(len(rows), np.bool_)
-    for values in quantities.values():
-        empty &= ~np.asarray(pc.is_valid(values))
-    refused = (
-        empty
-        & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400)
-        & np.asarray(pc.equal(table["span_status"], "error"))
-    )
-    valid = np.asarray(pc.is_null(table["invalid"]))
-    unsent = empty & ~np.asarray(pc.fill_null(plain(table["sent"]), True))
-    deferred = empty & np.asarray(pc.fill_null(plain(table["deferred"]), False))
-    counted_here = ~rolled & ~empty & valid
+    for _, given_here in quantities.values():
+        empty &= ~given_here
+    valid = ~validity(table["invalid"])
     status, reasons = settled(
         costs,
-        np.asarray(table["incomplete"]) & counted_here,
-        np.asarray(pc.fill_null(plain(table["estimated"]), False)) & counted_here,
+        np.asarray(table["incomplete"]) & ~rolled & ~empty & valid,
+        true(table["estimated"]) & ~rolled & ~empty & valid,
         rolled,
-        np.asarray(table["provider_assumed"]) & counted_here,
+        np.asarray(table["provider_assumed"]) & ~rolled & ~empty & valid,
     )
-    for mask, state, reason in (
-        (empty & valid, "unpriced", "usage_missing"),
-        (refused & valid, "not_billed", "refused_by_provider"),
-        (unsent & valid, "not_billed", "not_sent"),
-        (deferred & valid, "not_billed", "usage_deferred"),
-        (rolled & empty, "rollup", "rollup"),
-    ):
-        if mask.any():
-            chosen = pa.array(mask)
-            status = pc.if_else(chosen, state, _text(status))
-            reasons = pc.if_else(chosen, reason, _text(reasons))
+    if empty.any():
+        refused = (
+            empty & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400) & says(table["span_status"], "error")
+        )
+        unsent = empty & ~true(table["sent"], null=True)
+        deferred = empty & true(table["deferred"])
+        for mask, state, reason in (
+            (empty & valid, "unpriced", "usage_missing"),
+            (refused & valid, "not_billed", "refused_by_provider"),
+            (unsent & valid, "not_billed", "not_sent"),
+            (deferred & valid, "not_billed", "usage_deferred"),
+            (rolled & empty, "rollup", "rollup"),
+        ):
+            if mask.any():
+                chosen = pa.array(mask)
+                status = pc.if_else(chosen, state, _text(status))
+                reasons = pc.if_else(chosen, reason, _text(reasons))
 
     columns: dict[str, Any] = {
-        "start_time": pc.cast(plain(table["start_ns"]), pa.timestamp("ns", "UTC")),
-        "trace_id": plain(table["trace_id"]),
-        "span_id": plain(table["span_id"]),
-        "parent_span_id": plain(table["parent_span_id"]),
-        "duration_ns": plain(table["duration_ns"]),
+        "start_time": pc.cast(table["start_ns"], pa.timestamp("ns", "UTC")),
+        "trace_id": table["trace_id"],
+        "span_id": table["span_id"],
+        "parent_span_id": table["parent_span_id"],
+        "duration_ns": table["duration_ns"],
     }
-    columns.update({name: given(plain(table[name])) for name in _TEXT})
-    columns["retries"] = counted(plain(table["retries"]))
-    columns["cold_start"] = plain(table["cold_start"])
-    columns["batch_size"] = counted(plain(table["batch_size"]))
+    columns.update({name: pick.text(name) if name in normalized.said else given(table[name]) for name in _TEXT})
+    columns["retries"] = counted(table["retries"])
+    columns["cold_start"] = table["cold_start"]
+    columns["batch_size"] = counted(table["batch_size"])
     columns["cost_status"] = status
     columns["cost_reasons"] = reasons
     columns.update({name: costs[name] for name in costs.column_names if name not in ("cost_status", "cost_reasons")})
-    columns["reported_cost"] = plain(table["reported_cost"])
+    columns["reported_cost"] = table["reported_cost"]
     revision = revisions.arrived()
     columns["revision"] = pa.array(np.where(rolled, revisions.rolled_up(revision), revision).astype(np.uint64))
     columns["revised"] = pa.array(np.zeros(len(rows), np.bool_))
@@ -177,7 +182,62 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine, batch: in
     return Charged(pa.table(columns), rows)
 
 
-def _beside_usage(quantities: dict[str, Any], kind: Any) -> dict[str, Any]:
+class _Picked:
+    """Columns of some spans of a batch.
+
+    Args:
+        normalized: of all of them.
+        rows: which, ascending.
+    """
+
+    def __init__(self, normalized: Normalized, rows: Rows) -> None:
+        self._normalized, self._rows = normalized, rows
+        self._all = len(rows) == len(normalized)
+        self._index = pa.array(rows)
+        self._nowhere: Any = None
+
+    def __call__(self, name: str) -> Any:
+        """A column; most columns of most batches say nothing, and those are made and not taken."""
+        column = plain(self._normalized.columns[name])
+        if self._all:
+            return column
+        if column.null_count == len(column):
+            return pa.nulls(len(self._rows), column.type)
+        width = _WIDE.get(column.type)
+        if width is None or column.null_count:
+            return column.take(self._index)
+        values = np.frombuffer(column.buffers()[1], width, len(column), column.offset * width().itemsize)
+        return pa.Array.from_buffers(column.type, len(self._rows), [None, pa.py_buffer(values.take(self._rows))])
+
+    def text(self, name: str) -> Any:
+        """A text column known by shape, with '' for null."""
+        shapes, column = self._normalized.shapes, self._normalized.said[name]
+        assert shapes is not None
+        if column.null_count == len(column):
+            if self._nowhere is None:
+                self._nowhere = given(pa.nulls(len(self._rows), column.type))
+            return self._nowhere
+        return shapes.column(column, self._rows, null="")
+
+
+_WIDE: Final[dict[Any, Any]] = {
+    pa.binary(16): np.complex128,  # sixteen bytes that are only moved
+    pa.binary(8): np.uint64,
+    pa.int64(): np.uint64,
+    pa.uint64(): np.uint64,
+}
+"""Types of columns whose values are taken as words: Arrow's own ``take`` needs several times as long."""
+
+
+def true(column: Any, *, null: bool = False) -> Mask:
+    """Where a boolean column is true, or null and ``null``."""
+    if column.null_count == len(column):
+        return np.full(len(column), null, np.bool_)
+    found: Mask = np.asarray(pc.fill_null(column, null))
+    return found
+
+
+def _beside_usage(quantities: dict[str, tuple[Rows, Mask]], kind: Any) -> dict[str, tuple[Rows, Mask]]:
     """Quantities without the network bytes of calls of models that tell nothing else.
 
     Such a call was refused, asked for work that is billed elsewhere, or lost its usage: priced by its bytes alone it
@@ -186,13 +246,12 @@ def _beside_usage(quantities: dict[str, Any], kind: Any) -> dict[str, Any]:
     network = {meter for meter in quantities if METERS[meter].component == "network"}
     if not network:
         return quantities
-    bare = np.asarray(pc.equal(pc.cast(plain(kind), pa.string()), "inference"))
+    bare = says(plain(kind), "inference")
     for meter in quantities.keys() - network:
-        bare = bare & ~np.asarray(pc.is_valid(quantities[meter]))
-    alone = pa.array(bare)
+        bare = bare & ~quantities[meter][1]
     return {
-        meter: pc.if_else(alone, pa.scalar(None, values.type), values) if meter in network else values
-        for meter, values in quantities.items()
+        meter: (values, valid & ~bare) if meter in network else (values, valid)
+        for meter, (values, valid) in quantities.items()
     }
 
 
@@ -228,13 +287,10 @@ def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask, as
 
 def counted(column: Any) -> Any:
     """A count as uint32, null where it cannot be one: an odd number on one span must not stop its whole batch."""
+    if column.null_count == len(column):
+        return pa.nulls(len(column), pa.uint32())
     right = pc.and_(pc.greater_equal(column, 0), pc.less_equal(pc.cast(column, pa.int64()), 2**32 - 1))
     return pc.cast(pc.if_else(right, pc.cast(column, pa.int64()), None), pa.uint32())
-
-
-def _taken(column: Any, index: Any) -> Any:
-    """``column.take(index)``; most columns of most batches say nothing, and those are made and not taken."""
-    return pa.nulls(len(index), column.type) if column.null_count == len(column) else column.take(index)
 
 
 def given(column: Any) -> Any:

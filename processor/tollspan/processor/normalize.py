@@ -10,7 +10,8 @@ reason; nothing is clamped, guessed or dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -40,7 +41,17 @@ from tollspan.processor.dialects import (
     TOLD_INVALID,
     TWO_SIDED,
 )
-from tollspan.processor.pivot import FRACTIONAL, GOOD, NEGATIVE, NOT_A_NUMBER, TEXT_TYPE, TOO_LARGE, Pivot
+from tollspan.processor.pivot import (
+    FRACTIONAL,
+    GOOD,
+    NEGATIVE,
+    NOT_A_NUMBER,
+    TEXT_TYPE,
+    TOO_LARGE,
+    Pivot,
+    Shapes,
+    dictionary,
+)
 from tollspan.processor.providers import provided
 from tollspan.processor.usage_counts import CONVENTION_NAMES, Counts, counts_of
 from tollspan.processor.usage_counts import KEYS as COUNT_KEYS
@@ -93,21 +104,55 @@ _BILLED_ANYWAY: Final = (_KINDS.index("inference"), _KINDS.index("capacity"))
 _STATUSES: Final = ("unset", "ok", "error")
 
 
-@dataclass(frozen=True, slots=True)
+class Columns:
+    """Canonical columns by name, those of texts made from what is said by shape when somebody asks for them.
+
+    Args:
+        shapes: of the spans.
+        said: text columns by shape.
+        made: the other columns.
+    """
+
+    def __init__(self, shapes: Shapes, said: dict[str, Any], made: dict[str, Any]) -> None:
+        self._shapes, self._said, self._made = shapes, said, made
+        self.column_names = [*made, *said]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._shapes.column(self._said[name])
+        return self._made[name]
+
+
+@dataclass(frozen=True)
 class Normalized:
     """Canonical columns of a batch.
 
     Attributes:
+        columns: as ``table``, made one by one when they are asked for.
         table: one row a span, in the order of ``Decoded.spans``; the columns are those of ARCHITECTURE.md, and
             ``incomplete`` (bool): usage of which a part is certainly missing. A call that takes tokens in and gives
             tokens out (`dialects.TWO_SIDED`) tells some tokens but not both its input and its output, so that what the
             quantities cost is a lower bound. Never set where no tokens were told, or what was told is ``invalid``.
             ``reported_cost`` (decimal128(38, 12), USD): what the span itself says that the call cost.
         quantities: meter → int64 array of n base steps, null = not given; only meters that some span gave.
+        shapes: of the spans, and
+        said: its text columns by shape; None and empty where columns are not known by shape.
     """
 
-    table: pa.Table
+    columns: Columns | pa.Table
     quantities: dict[str, Any]
+    shapes: Shapes | None = None
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["start_ns"])
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """See above."""
+        if isinstance(self.columns, pa.Table):
+            return self.columns
+        return pa.table({name: self.columns[name] for name in self.columns.column_names})
 
 
 def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
@@ -123,8 +168,10 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     """
     pivot = Pivot(decoded, WANTED)
     invalid = np.zeros(len(decoded), np.uint8)
-    text = pivot.texts(
-        {**TEXT, "own_provider": OWN_PROVIDER, "told_invalid": TOLD_INVALID, "sender_tenant": SENDER_TENANT}
+    text, shapes = pivot.texts(
+        {**TEXT, "own_provider": OWN_PROVIDER, "told_invalid": TOLD_INVALID, "sender_tenant": SENDER_TENANT},
+        # What a model's name is looked for in is no text that a shape has.
+        by_span=not pivot.present.isdisjoint(MODEL_OBJECTS),
     )
     text["tenant"] = _above(text.pop("sender_tenant"), text["tenant"])
     text["service_tier"], text["processing"] = _processing(text["service_tier"], text["processing"])
@@ -136,27 +183,32 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     text["operation"] = _folded(text["operation"], OPERATION_NAMES, others=False)
     text["request_model"] = _inside(pivot, text["request_model"], text["model"])
     own = _folded(text.pop("own_provider"), OWN_PROVIDER.rename)
-    text["provider"], assumed = provided(text["provider"], own, text["model"], text["request_model"], decoded)
-    counts = counts_of(pivot, decoded, text["provider"], text["model"], text["request_model"])
+    scopes, models = pivot.scopes, (text["model"], text["request_model"])
+    text["provider"], assumed = provided(text["provider"], own, *models, scopes.names, scopes.of.take(shapes.rows))
+    counts = counts_of(pivot, shapes, text["provider"], *models)
     quantities, tokens, given = _quantities(pivot, decoded, counts, invalid)
     times = _times(decoded, received_ns, invalid)
     told = _told_invalid(text.pop("told_invalid"))
     if told is not None:
+        told = shapes.spread(told)
         _mark(invalid, told)
         given |= told > 0
-    kind, two_sided = _kinds(text["operation"], tokens)
+    with_tokens, without, sided = _kinds(text["operation"])
+    kind = np.where(tokens, shapes.spread(with_tokens), shapes.spread(without))
+    two_sided = shapes.spread(sided)
     halved = two_sided & ~_whole(quantities, len(decoded))
     incomplete = tokens & (invalid == 0) & (halved | counts.short)
     status = np.asarray(decoded.spans["status_code"])
     status = np.where((status < 0) | (status >= len(_STATUSES)), 0, status)
-    table = pa.table(
+    columns = Columns(
+        shapes,
+        text,
         {
             "trace_id": decoded.spans["trace_id"],
             "span_id": decoded.spans["span_id"],
             "parent_span_id": decoded.spans["parent_span_id"],
             **times,
             "name": decoded.spans["name"],
-            **text,
             "kind": _dictionary(kind, _KINDS),
             "span_status": _dictionary(status.astype(np.int32), _STATUSES),
             "http_status": pivot.integer(INTEGERS["http_status"], pa.int32()),
@@ -164,25 +216,39 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "cold_start": pivot.flag(FLAGS["cold_start"]),
             "sent": pivot.flag(FLAGS["sent"]),
             "deferred": _deferred(pivot, decoded, two_sided & ~tokens & (status != _STATUSES.index("error"))),
-            "estimated": _estimated(pivot, decoded, text["provider"]),
+            "estimated": _estimated(pivot, shapes, text["provider"]),
             "elsewhere": pivot.flag(FLAGS["elsewhere"]),
             "slim": pivot.flag(FLAGS["slim"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
-            "invalid": pa.array(REASONS, pa.string()).take(pa.array(invalid)),
+            "invalid": _invalid(invalid),
             "convention": _dictionary(counts.convention, CONVENTION_NAMES),
             "billable": pa.array(given | np.isin(kind, _BILLED_ANYWAY)),
             "token_bearing": pa.array(tokens),
             "incomplete": pa.array(incomplete),
-            "provider_assumed": pa.array(assumed),
+            "provider_assumed": pa.array(shapes.spread(assumed)),
             "reported_cost": pivot.money(COSTS),
-        }
+        },
     )
-    return Normalized(table, quantities)
+    return Normalized(columns, quantities, shapes, text)
+
+
+def _invalid(codes: npt.NDArray[np.uint8]) -> Any:
+    """Reasons by their codes."""
+    if not codes.any():
+        return pa.nulls(len(codes), pa.string())
+    return pa.array(REASONS, pa.string()).take(pa.array(codes))
 
 
 def _mark(invalid: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> None:
     """Give the rows that have no reason yet the given one."""
-    np.copyto(invalid, codes, where=invalid == 0)
+    if codes.any():
+        np.copyto(invalid, codes, where=invalid == 0)
+
+
+def _nullable(values: npt.NDArray[np.int64], valid: Mask) -> Any:
+    """An int64 array of some values."""
+    nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(pa.int64(), len(values), [nulls, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _quantities(
@@ -191,9 +257,9 @@ def _quantities(
     """Quantities by meter; which spans gave token counts; and which gave any usage, right or wrong."""
     length = pivot.length
     columns, counted = dict(counts.meters), counts.counted
-    _mark(invalid, _OF_PIVOT[counts.wrong].astype(np.uint8))
-    _mark(invalid, _OF_CONVENTIONS[counts.inconsistent])
-    if counted.any():
+    _mark(invalid, _OF_PIVOT.take(counts.wrong))
+    _mark(invalid, _OF_CONVENTIONS.take(counts.inconsistent))
+    if invalid.any():
         # A count that could not be read leaves the others without their whole: such a span has no token quantities.
         right = invalid == 0
         columns = {meter: (values, valid & right) for meter, (values, valid) in columns.items()}
@@ -205,8 +271,10 @@ def _quantities(
             continue
         values, given, wrong = found
         any_usage |= given
-        _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
-        valid = given & (wrong == GOOD)
+        valid = given
+        if wrong.any():
+            _mark(invalid, np.where(given, _OF_PIVOT[wrong], 0).astype(np.uint8))
+            valid = given & (wrong == GOOD)
         if meter.startswith("tokens."):
             tokens |= given
             converted_values, converted_valid = columns.get(meter, (values, np.zeros(length, np.bool_)))
@@ -221,11 +289,7 @@ def _quantities(
         spans = pivot.having(unknown)
         any_usage |= spans
         _mark(invalid, np.where(spans, _UNKNOWN_METER, 0).astype(np.uint8))
-    quantities = {
-        meter: pa.array(columns[meter][0], mask=~columns[meter][1])
-        for meter in METERS
-        if meter in columns and columns[meter][1].any()
-    }
+    quantities = {meter: _nullable(*columns[meter]) for meter in METERS if meter in columns and columns[meter][1].any()}
     return quantities, tokens, any_usage
 
 
@@ -236,10 +300,10 @@ def _deferred(pivot: Pivot, decoded: Decoded, silent: Mask) -> Any:
         owners, values = pivot.written(later.key)
         if not len(owners):
             continue
-        scopes = np.array([name.startswith(later.scope) for name in decoded.scopes["name"].to_pylist()], np.bool_)
+        scopes = np.array([name.startswith(later.scope) for name in pivot.scopes.names], np.bool_)
         elsewhere = np.zeros(len(decoded), np.bool_)
         elsewhere[owners] = np.asarray(pc.equal(values, later.value))
-        elsewhere &= silent & scopes[np.asarray(decoded.spans["scope"])]
+        elsewhere &= silent & scopes[pivot.scopes.of]
         if elsewhere.any():
             keys = pc.is_in(decoded.attributes.keys, value_set=pa.array(later.unless))
             elsewhere &= ~pivot.having(np.asarray(keys))
@@ -247,14 +311,14 @@ def _deferred(pivot: Pivot, decoded: Decoded, silent: Mask) -> Any:
     return said
 
 
-def _estimated(pivot: Pivot, decoded: Decoded, provider: Any) -> Any:
+def _estimated(pivot: Pivot, shapes: Shapes, provider: Any) -> Any:
     """Which spans say that their usage is an estimate, or come from a library that estimates without saying so."""
     said = pivot.flag(FLAGS["estimated"])
-    scopes = decoded.scopes["name"].to_pylist()
+    scopes = pivot.scopes
     for scope, flag, providers in ESTIMATES:
-        if scope in scopes:
-            mine = pa.array([name == scope for name in scopes]).take(decoded.spans["scope"])
-            theirs = pc.is_in(pc.cast(provider, pa.string()), pa.array(sorted(providers)))
+        if scope in scopes.names:
+            mine = pa.array(np.array([name == scope for name in scopes.names], np.bool_)[scopes.of])
+            theirs = pc.is_in(pc.cast(shapes.column(provider), pa.string()), pa.array(sorted(providers)))
             made_up = pc.and_(pc.and_(mine, theirs), pc.fill_null(pivot.flag((flag,)), False))
             said = pc.if_else(made_up, True, said)
     return said
@@ -341,8 +405,8 @@ def _respelled(column: Any, current: list[str]) -> Any:
     return pa.DictionaryArray.from_arrays(place.take(column.indices), pa.array(words, pa.string()))
 
 
-def _kinds(operation: Any, tokens: Mask) -> tuple[npt.NDArray[np.int32], Mask]:
-    """Index in `_KINDS` of each span's kind, and whether its operation is one of `TWO_SIDED`.
+def _kinds(operation: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Mask]:
+    """Index in `_KINDS` by operation, of spans with tokens and without, and whether it is one of `TWO_SIDED`.
 
     Tokens are spent by calls of models: a span with token usage is an inference where its operation is not given or
     not known.
@@ -354,7 +418,7 @@ def _kinds(operation: Any, tokens: Mask) -> tuple[npt.NDArray[np.int32], Mask]:
     unknown = np.array([value not in OPERATION_KINDS and value not in NO_MODEL_CALLS for value in values] + [True])
     two_sided = np.array([value in TWO_SIDED for value in values] + [False])
     at: npt.NDArray[np.int32] = np.asarray(pc.fill_null(operation.indices, -1))
-    return np.where(tokens, np.where(unknown, inference, without)[at], without[at]).astype(np.int32), two_sided[at]
+    return np.where(unknown, np.int32(inference), without)[at], without[at], two_sided[at]
 
 
 def _whole(quantities: dict[str, Any], length: int) -> Mask:
@@ -367,4 +431,5 @@ def _whole(quantities: dict[str, Any], length: int) -> Mask:
 
 def _dictionary(codes: npt.NDArray[np.int32], values: tuple[str, ...]) -> Any:
     """Dictionary column from codes; a negative code is null."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(values, pa.string()))
+    said = codes >= 0
+    return dictionary(codes, None if said.all() else said, pa.array(values, pa.string()))

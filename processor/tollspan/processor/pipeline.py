@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.pricing.arrays import integers, validity
 from tollspan.pricing.meters import METERS
 from tollspan.processor.accounts import Accounts, batch_number, figures, late_rows
 from tollspan.processor.bodies import bodies
-from tollspan.processor.charge import Charged, charge, plain
+from tollspan.processor.charge import Charged, charge, plain, true
 from tollspan.processor.counters import Counters, Laps
 from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
@@ -39,6 +40,7 @@ from tollspan.processor.forward.costs import Costs
 from tollspan.processor.identity import U64, Mask
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
+from tollspan.processor.pivot import says
 from tollspan.processor.quarantine import FOLDER as QUARANTINE
 from tollspan.processor.quarantine import SET_ASIDE, Entry, Quarantine, halves
 from tollspan.processor.recall import Identities, Recall
@@ -159,11 +161,12 @@ class _Source:
 
 def used(normalized: Normalized) -> Mask:
     """Spans whose token usage is right and above zero, shape (n,)."""
-    found = np.zeros(normalized.table.num_rows, np.bool_)
+    found = np.zeros(len(normalized), np.bool_)
     for meter, values in normalized.quantities.items():
         if meter.startswith("tokens."):
-            found |= np.asarray(pc.fill_null(plain(values), 0)) > 0
-    right: Mask = found & np.asarray(pc.is_null(plain(normalized.table["invalid"])))
+            column = plain(values)
+            found |= (integers(column) > 0) & validity(column)
+    right: Mask = found & ~validity(plain(normalized.columns["invalid"]))
     return right
 
 
@@ -173,12 +176,19 @@ def silent(normalized: Normalized) -> Mask:
     A peer's span that lost it, or a wrapper's. One that tells a fee and no tokens keeps its fee. Bytes that went over
     the network are no usage of a model.
     """
-    found: Mask = np.array(pc.equal(plain(normalized.table["kind"]), "inference"), np.bool_)
+    found = says(plain(normalized.columns["kind"]), "inference")
     for meter, values in normalized.quantities.items():
         if METERS[meter].component == "network":
             continue
-        found &= ~np.asarray(pc.is_valid(plain(values)))
+        found &= ~validity(plain(values))
     return found
+
+
+def _embeddings(normalized: Normalized) -> Mask:
+    """Spans that embed, shape (n,)."""
+    if normalized.shapes is None:
+        return says(plain(normalized.columns["operation"]), "embeddings")
+    return normalized.shapes.spread(says(normalized.said["operation"], "embeddings"))
 
 
 def _parts(payloads: list[bytes]) -> list[list[bytes]] | None:
@@ -458,11 +468,11 @@ class Pipeline:
         normalized = normalize(decoded, received_ns=batch.received_ns)
         self.unknown.see(decoded, normalized, batch.received_ns)
         self.laps.lap("normalize")
-        table = normalized.table
+        table = normalized.columns
         tokens = np.asarray(table["token_bearing"]) | silent(normalized)
-        embeddings = np.asarray(pc.fill_null(pc.equal(plain(table["operation"]), "embeddings"), False))
+        embeddings = _embeddings(normalized)
         # What stands elsewhere accounts for nobody's bill, or a call with such a span beneath it would have none.
-        elsewhere = np.asarray(pc.fill_null(plain(table["elsewhere"]), False))
+        elsewhere = true(plain(table["elsewhere"]))
         rollups, announced = self.recent.assembler.mark(
             who.keys,
             who.parents,
@@ -527,11 +537,11 @@ class Pipeline:
 
     def _told(self, decoded: Decoded, normalized: Normalized, who: Identities) -> _Told:
         """What samplers before us say of the spans."""
-        states, table = plain(decoded.spans["trace_state"]), normalized.table
+        states, table = plain(decoded.spans["trace_state"]), normalized.columns
         values, incoming = randomness(states, who.trace)
         slim: Mask | None = None
         # Those of a trace that came although its head rejected it stand for nobody, whole or slim.
-        passed = np.asarray(pc.is_valid(plain(table["slim"]))) if "slim" in table.column_names else _NOBODY
+        passed = validity(plain(table["slim"])) if "slim" in table.column_names else _NOBODY
         if passed.any():
             slim = np.asarray(pc.fill_null(plain(table["slim"]), False))
             incoming[passed] = NEVER
@@ -549,7 +559,7 @@ class Pipeline:
     def _hold(
         self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Mask, told: _Told, shares: Shares
     ) -> Held:
-        facts = Facts.of(normalized.table, failed(decoded.spans), root, told.incoming, told.slim)
+        facts = Facts.of(normalized.columns, failed(decoded.spans), root, told.incoming, told.slim)
         columns = FORWARDED if self.forwarder else ("cost", "cost_status")
         costs = Costs.of(charged.ledger, charged.rows, len(decoded), columns)
         return Held(decoded.waiting(), facts, shares, costs)

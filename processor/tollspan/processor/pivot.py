@@ -3,13 +3,17 @@
 In: the flat attributes of `Decoded`. Out: for a list of keys in order of preference, a text column, a column of
 quantities in base steps, small integers, flags or amounts of money, each of one row a span. Used by `normalize`.
 
-Work goes by key, never by span: a key's rows are found by its code, and land at their owners by index arithmetic.
+Work goes by key, never by span: a key's rows are found by its code, and land at their owners by index arithmetic. Texts
+are made by shape: spans that say the same texts, under a scope of the same name, have one shape, of which a batch has
+few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +24,15 @@ from tollspan.processor.decode import Attributes, Decoded
 from tollspan.processor.decode.anyvalue import (
     BOOL,
     DOUBLE,
+    EMPTY,
     INT,
     STRING,
     as_text,
     classify,
 )
 from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
-from tollspan.processor.decode.fused import kernels, placed
-from tollspan.processor.dialects import Source
+from tollspan.processor.decode.fused import kernels, numbered_rows, placed
+from tollspan.processor.dialects import TEXT, Source
 
 Codes: TypeAlias = npt.NDArray[np.uint8]
 Steps: TypeAlias = npt.NDArray[np.int64]
@@ -47,6 +52,9 @@ _NAMES: Final = np.zeros(256, np.bool_)
 _NAMES[[STRING, BOOL, INT, DOUBLE]] = True
 """Kinds of values that can name something."""
 
+TEXT_KEYS: Final = frozenset(key for source in TEXT.values() for key in source.keys)
+"""Keys that are read as texts alone."""
+
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 _DECIMAL: Final = r"^-?[0-9]+(\.[0-9]+)?$"
 _INTEGER: Final = r"^-?[0-9]{1,18}$"
@@ -59,24 +67,141 @@ _NOTHING: Final = 1e-13
 """Amounts below this round to zero."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Spans by what they say: columns and arrays *by shape* have a row for each shape.
+
+    Attributes:
+        rows: the first span of each shape, int64.
+        of: the shape of each of n spans, int64; None: each has its own, and what is by shape is by span.
+    """
+
+    rows: Rows
+    of: Rows | None
+
+    def spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An array by span from one by shape."""
+        return values if self.of is None else values.take(self.of)
+
+    def column(self, column: Any, rows: Rows | None = None, *, null: str | None = None) -> Any:
+        """A dictionary column by span from one by shape.
+
+        Args:
+            column: by shape.
+            rows: of which spans, in that order; all by default.
+            null: what stands where nothing is said, in the place of null.
+        """
+        if self.of is None and rows is None and null is None:
+            return column
+        of = rows if self.of is None else self.of if rows is None else self.of.take(rows)
+        codes, said = codes_of(column)
+        words = column.dictionary
+        if null is not None and said is not None:
+            words = pa.concat_arrays([words, pa.array([null], words.type)])
+            codes, said = np.where(said, codes, np.int32(len(words) - 1)), None
+        if of is not None:
+            codes, said = codes.take(of), None if said is None else said.take(of)
+        return dictionary(codes, said, words)
+
+
+def codes_of(column: Any) -> tuple[npt.NDArray[np.int32], Mask | None]:
+    """Numbers of a dictionary column's values (anything where it is null), and where it is not; None: nowhere."""
+    indices = column.indices
+    size, begin = len(indices), indices.offset
+    if not size:
+        return np.zeros(0, np.int32), None
+    nulls, values = indices.buffers()
+    codes = np.frombuffer(values, np.int32, size, 4 * begin)
+    if not indices.null_count:
+        return codes, None
+    return codes, np.unpackbits(np.frombuffer(nulls, np.uint8), count=begin + size, bitorder="little")[begin:].view(
+        np.bool_
+    )
+
+
+def says(column: Any, word: str) -> Mask:
+    """Where a dictionary column of texts is the given one."""
+    table = np.array([each == word for each in column.dictionary.to_pylist()], np.bool_)
+    codes, said = codes_of(column)
+    if not len(table):
+        return np.zeros(len(codes), np.bool_)
+    if said is None:
+        return table.take(codes)
+    found: Mask = table.take(np.where(said, codes, 0)) & said
+    return found
+
+
+def dictionary(codes: npt.NDArray[np.int32], said: Mask | None, words: Any) -> Any:
+    """A dictionary column; null where nothing is ``said``, None: nowhere."""
+    nulls = None if said is None else pa.py_buffer(np.packbits(said, bitorder="little"))
+    codes = np.ascontiguousarray(codes, np.int32)
+    indices = pa.Array.from_buffers(pa.int32(), len(codes), [nulls, pa.py_buffer(codes)])
+    return pa.DictionaryArray.from_arrays(indices, words)
+
+
+class Scopes(NamedTuple):
+    """Instrumentation scopes of n spans, each name and version once.
+
+    Attributes:
+        names, versions: of each.
+        of: number of each span's scope, int64.
+    """
+
+    names: list[str]
+    versions: list[str]
+    of: Rows
+
+
 class _Rows:
     """Rows of attributes by key."""
 
     def __init__(self, attributes: Attributes, wanted: Any) -> None:
         self.attributes = attributes
-        codes = np.flatnonzero(np.asarray(pc.is_valid(pc.index_in(attributes.keys, value_set=wanted))))
-        self._found: dict[str, list[Rows]] = {}
-        for key, rows in zip(attributes.keys.take(pa.array(codes)).to_pylist(), attributes.by_key(codes), strict=True):
-            self._found.setdefault(key, []).append(rows)
-
-    @property
-    def present(self) -> Set[str]:
+        self._codes = np.flatnonzero(np.asarray(pc.is_valid(pc.index_in(attributes.keys, value_set=wanted))))
+        self._keys: list[str] = attributes.keys.take(pa.array(self._codes)).to_pylist()
+        self.present: Set[str] = frozenset(self._keys)
         """The wanted keys that occur."""
-        return self._found.keys()
+
+    @cached_property
+    def _found(self) -> dict[str, list[Rows]]:
+        found: dict[str, list[Rows]] = {}
+        for key, rows in zip(self._keys, self.attributes.by_key(self._codes), strict=True):
+            found.setdefault(key, []).append(rows)
+        return found
+
+    @cached_property
+    def _numbers(self) -> dict[str, tuple[Codes, Steps, int]]:
+        """Kinds and contents by owner of the keys whose values are all integers, all doubles or all booleans, and which
+        of these; empty where they are not at hand."""
+        numbers = [place for place, key in enumerate(self._keys) if key not in TEXT_KEYS]
+        keys = [self._keys[place] for place in numbers]
+        if len(set(keys)) < len(keys) or not keys:
+            return {}
+        made = self.attributes.numbers(self._codes[numbers])
+        if made is None:
+            return {}
+        kinds = {1 << kind: kind for kind in (INT, DOUBLE, BOOL)}
+        return {
+            key: (given, values, kinds[seen])
+            for key, given, values, seen in zip(keys, *made[:2], made[2].tolist(), strict=True)
+            if seen in kinds
+        }
+
+    def only(self, keys: Iterable[str], *kinds: int) -> tuple[Mask, Steps, int] | None:
+        """The one of the keys that occurs, if its values are all of one of the given kinds: which owners have it, its
+        contents (0 elsewhere), and its kind. None where it has to be looked for by rows."""
+        here = [key for key in keys if key in self.present]
+        found = self._numbers.get(here[0]) if len(here) == 1 else None
+        if found is None or found[2] not in kinds:
+            return None
+        return found[0] != EMPTY, found[1], found[2]
 
     def candidates(self, keys: Iterable[str]) -> tuple[Rows, Rows]:
         """Owners and rows of all given keys, the preferred key last, so that writing in this order lets it win."""
-        rows = [found for key in reversed(tuple(keys)) for found in self._found.get(key, ())]
+        keys = tuple(keys)
+        if self.present.isdisjoint(keys):
+            return _NO_ROWS, _NO_ROWS
+        rows = [found for key in reversed(keys) for found in self._found.get(key, ())]
         if not rows:
             return _NO_ROWS, _NO_ROWS
         joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -111,17 +236,24 @@ class Pivot:
         self._spans = _Rows(decoded.attributes, wanted)
         self._resources = _Rows(decoded.resources, wanted)
         self._resource_of = np.asarray(decoded.spans["resource"])
+        self._scopes, self._scope_of = decoded.scopes, np.asarray(decoded.spans["scope"])
         self._resource_count = len(decoded.resources.offsets) - 1
 
-    def texts(self, sources: Mapping[str, Source]) -> dict[str, Any]:
-        """Text columns, each ``dictionary<int32, string>`` of length n without repeated values; null = not said.
+    def texts(self, sources: Mapping[str, Source], *, by_span: bool = False) -> tuple[dict[str, Any], Shapes]:
+        """Text columns, each ``dictionary<int32, string>`` without repeated values, null = not said; and their shapes.
 
         Numbers and booleans are taken as text; arrays, key-value lists, bytes and empty strings say nothing. What is
-        longer than a name can be (`arrow_bytes.LONGEST_NAME`) ends in ``…``.
+        longer than a name can be (`arrow_bytes.LONGEST_NAME`) ends in ``…``. Spans of one shape have scopes of one name
+        and version.
+
+        Args:
+            sources: of the columns.
+            by_span: give each span a shape of its own.
         """
+        each = Shapes(np.arange(self.length), None)
         said = self._spans.attributes.first_said([s.keys if s.span else () for s in sources.values()])
         if said is not None:
-            return self._texts(sources, *said)
+            return self._texts(sources, *said, each if by_span else None)
         # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
         nobody = (_NO_ROWS, _NO_ROWS)
         spans = [self._spans.candidates(s.keys) if s.span else nobody for s in sources.values()]
@@ -144,11 +276,16 @@ class Pivot:
                 _put(column_codes, owners, edit(codes[at : at + len(owners)]))
                 at += len(owners)
             out[column] = _compact(column_codes, vocabulary)
-        return out
+        return out, each
 
     def _texts(
-        self, sources: Mapping[str, Source], said: dict[int, npt.NDArray[np.int32]], values: Any
-    ) -> dict[str, Any]:
+        self,
+        sources: Mapping[str, Source],
+        places: dict[int, int],
+        said: npt.NDArray[np.int32],
+        values: Any,
+        shapes: Shapes | None,
+    ) -> tuple[dict[str, Any], Shapes]:
         """`texts`, from what `Attributes.first_said` found."""
         nobody = (_NO_ROWS, _NO_ROWS)
         resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
@@ -156,14 +293,11 @@ class Pivot:
             [(np.arange(len(values), dtype=np.int32), values), self._resources.encoded(resources)],
             [name for source in sources.values() for name in source.rename.values()],
         )
-        out = {}
         of_value, at = codes[: len(values)], len(values)
-        nothing = np.full(self.length, -1, np.int32)
+        found: dict[str, tuple[int | None, npt.NDArray[np.int32], npt.NDArray[np.int32] | None]] = {}
         for number, ((column, source), (owners, _)) in enumerate(zip(sources.items(), resources, strict=True)):
-            out[column] = pa.nulls(self.length, TEXT_TYPE)
-            if number not in said and not len(owners):
+            if number not in places and not len(owners):
                 continue
-            mine = said.get(number, nothing)
             edit = _edited(source, vocabulary)
             of_resource = None
             if len(owners):
@@ -171,13 +305,51 @@ class Pivot:
                 _put(of_resource, owners, edit(codes[at : at + len(owners)]))
                 at += len(owners)
             table = edit(of_value)
-            if source.ignore and (table[of_value >= 0] < 0).any():
+            if number in places and source.ignore and (table[of_value >= 0] < 0).any():
                 # A value that is ignored may hide one of a key that is less preferred.
-                mine, table = self._unignored(source, values, table), np.arange(len(vocabulary), dtype=np.int32)
-            indices, words = placed(kernels(), mine, table, of_resource, self._resource_of, len(vocabulary))
+                said[:, places[number]] = self._unignored(source, values, table)
+                table = np.arange(len(vocabulary), dtype=np.int32)
+            found[column] = places.get(number), table, of_resource
+        if shapes is None:
+            said[:, -1] = self._origins([of_resource for *_, of_resource in found.values() if of_resource is not None])
+            shapes = Shapes(*numbered_rows(kernels(), said))
+        out = {column: pa.nulls(len(shapes.rows), TEXT_TYPE) for column in sources}
+        nothing, of_row = np.full(len(shapes.rows), -1, np.int32), self._resource_of.take(shapes.rows)
+        for column, (place, table, of_resource) in found.items():
+            mine = nothing if place is None else said[shapes.rows, place]
+            indices, words = placed(kernels(), mine, table, of_resource, of_row, len(vocabulary))
             if len(words):
                 out[column] = pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
-        return out
+        return out, shapes
+
+    def _origins(self, of_resource: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+        """A number for each span: alike where the scopes have one name and version, and the resources say the same.
+
+        Args:
+            of_resource: what each resource says, by column.
+        """
+        resource = np.zeros(self._resource_count, np.int64)
+        if of_resource and self._resource_count:
+            _, resource = np.unique(np.stack(of_resource), axis=1, return_inverse=True)
+        scopes = self.scopes
+        pairs = resource.reshape(-1).take(self._resource_of) * len(scopes.names) + scopes.of
+        if self._resource_count * len(scopes.names) > np.iinfo(np.int32).max:
+            _, pairs = np.unique(pairs, return_inverse=True)
+        return pairs.astype(np.int32)
+
+    @cached_property
+    def scopes(self) -> Scopes:
+        """The scopes of the spans, those of one name and version as one."""
+        name, version = (self._scopes[key].dictionary_encode() for key in ("name", "version"))
+        names, versions = np.asarray(name.indices), np.asarray(version.indices)
+        pairs = names.astype(np.int64) * max(1, len(version.dictionary)) + versions
+        _, first, number = np.unique(pairs, return_index=True, return_inverse=True)
+        at = pa.array(first)
+        return Scopes(
+            self._scopes["name"].take(at).to_pylist(),
+            self._scopes["version"].take(at).to_pylist(),
+            number.reshape(-1).take(self._scope_of),
+        )
 
     def _unignored(self, source: Source, values: Any, table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Words of a column of which some values are ignored, those that `table` has none for."""
@@ -200,12 +372,30 @@ class Pivot:
             Steps (int64), whether the span gave the quantity at all, and what is wrong with what it gave (`GOOD` ...;
             steps are 0 unless good), each of length n. None when no span has any of the keys.
         """
+        keys = tuple(keys)
+        if self._spans.present.isdisjoint(keys):
+            return None
+        only = self._spans.only(keys, INT, DOUBLE)
+        if only is not None:
+            return self._only_quantity(*only, scale)
         owners, rows = self._spans.chosen(keys)
         if not len(rows):
             return None
         steps, codes = _steps(self._spans.attributes, rows, scale)
         values, given, wrong = self._empty(np.int64), self._empty(np.bool_), self._empty(np.uint8)
         values[owners], given[owners], wrong[owners] = steps, True, codes
+        return values, given, wrong
+
+    def _only_quantity(self, given: Mask, contents: Steps, kind: int, scale: int) -> tuple[Steps, Mask, Codes]:
+        """`quantity` of values of one kind, 0 where there is none."""
+        if kind == INT:
+            least, most = contents.min(), contents.max()
+            if least >= 0 and most <= (LARGEST_COUNT if scale == 1 else np.iinfo(np.int64).max // scale):
+                return contents if scale == 1 else contents * scale, given, self._empty(np.uint8)
+            steps, codes = _from_integers(contents, scale)
+            return steps, given, codes
+        values, wrong, owners = self._empty(np.int64), self._empty(np.uint8), np.flatnonzero(given)
+        values[owners], wrong[owners] = _from_doubles(contents.take(owners).view(np.float64), scale)
         return values, given, wrong
 
     @property
@@ -215,6 +405,8 @@ class Pivot:
 
     def written(self, key: str) -> tuple[Rows, Any]:
         """Spans (ascending) that have ``key`` as a text, and those texts (string array)."""
+        if key not in self._spans.present or self._spans.only((key,), INT, DOUBLE, BOOL) is not None:
+            return _NO_ROWS, pa.array([], pa.string())
         owners, rows = self._spans.chosen((key,))
         if not len(rows):
             return owners, pa.array([], pa.string())
@@ -232,6 +424,12 @@ class Pivot:
 
     def flag(self, keys: Iterable[str]) -> Any:
         """A boolean column; null where the span does not say, or says it in another type."""
+        keys = tuple(keys)
+        if self._spans.present.isdisjoint(keys):
+            return pa.nulls(self.length, pa.bool_())
+        only = self._spans.only(keys, BOOL)
+        if only is not None:
+            return pa.array(only[1] != 0, mask=~only[0])
         owners, rows = self._spans.chosen(keys)
         ours = self._spans.attributes.kinds[rows] == BOOL
         if not ours.any():
@@ -247,6 +445,9 @@ class Pivot:
         A number is taken by its shortest decimal form, a text as it stands or as JSON with a ``total``. What is
         negative, not a number or 10**15 and more is no amount.
         """
+        keys = tuple(keys)
+        if self._spans.present.isdisjoint(keys):
+            return pa.nulls(self.length, MONEY_TYPE)
         owners, rows = self._spans.chosen(keys)
         kinds = self._spans.attributes.kinds[rows]
         speaks = (kinds == DOUBLE) | (kinds == STRING) | (kinds == INT)

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask, Rows
 from tollspan.processor.dialects import NO_PROVIDERS, OLD_PROVIDERS, OWN_SCOPES
 from tollspan.processor.pivot import TEXT_TYPE
@@ -77,13 +76,16 @@ whose makers give them away are not here: anybody may serve those."""
 _MODELS: Final = tuple((re.compile(pattern), provider) for pattern, provider in MODELS)
 
 
-def provided(provider: Any, own: Any, model: Any, request_model: Any, decoded: Decoded) -> tuple[Any, Mask]:
-    """The providers of n spans.
+def provided(
+    provider: Any, own: Any, model: Any, request_model: Any, scopes: list[str], scope: Rows
+) -> tuple[Any, Mask]:
+    """The providers of n spans, or of n shapes of spans.
 
     Args:
         provider, own, model, request_model: dictionary columns; providers in lower case and their current spelling.
             ``own`` is what our own spans tell, which is taken as it is.
-        decoded: the spans.
+        scopes: names of their scopes.
+        scope: place of each one's scope there.
 
     Returns:
         Dictionary column of canonical names, null where nothing tells; and for which spans the model's name told.
@@ -97,17 +99,17 @@ def provided(provider: Any, own: Any, model: Any, request_model: Any, decoded: D
         )
 
     told = _at(codes(map(canonical, provider.dictionary.to_pylist())), provider)
-    ours = _ours(decoded)
+    ours: Mask = np.array([name.startswith(OWN_SCOPES) for name in scopes], np.bool_)[scope]
     if ours.any():
         told = np.where(ours, _at(codes(own.dictionary.to_pylist()), own), told)
-    clouds = codes(_by_scope(CLOUDS, decoded))
+    clouds = codes(_by_scope(CLOUDS, scopes))
     if (clouds >= 0).any():
-        cloud = clouds[np.asarray(decoded.spans["scope"])]
+        cloud = clouds[scope]
         told = np.where(cloud >= 0, cloud, told)
     silent = np.flatnonzero(told < 0)
     assumed = np.zeros(len(told), np.bool_)
     if len(silent):
-        told[silent] = codes(_by_scope(SERVERS, decoded))[np.asarray(decoded.spans["scope"])[silent]]
+        told[silent] = codes(_by_scope(SERVERS, scopes))[scope[silent]]
         for column in (model, request_model):
             sellers = codes(map(seller, column.dictionary.to_pylist()))
             silent = silent[told[silent] < 0]
@@ -126,16 +128,8 @@ def _at(codes: npt.NDArray[np.int32], column: Any, rows: Rows | None = None) -> 
     return codes[at if rows is None else at[rows]]
 
 
-def _ours(decoded: Decoded) -> Mask:
-    """Which spans are of our own instrumentation."""
-    scopes = np.array([name.startswith(OWN_SCOPES) for name in decoded.scopes["name"].to_pylist()], np.bool_)
-    found: Mask = scopes[np.asarray(decoded.spans["scope"])]
-    return found
-
-
-def _by_scope(table: dict[str, str], decoded: Decoded) -> list[str | None]:
-    """For each scope of a batch the provider that it tells."""
-    scopes = decoded.scopes["name"].to_pylist()
+def _by_scope(table: dict[str, str], scopes: list[str]) -> list[str | None]:
+    """For each scope the provider that its name tells."""
     return [next((name for start, name in table.items() if scope.startswith(start)), None) for scope in scopes]
 
 

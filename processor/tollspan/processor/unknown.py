@@ -21,12 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tollspan.processor.charge import plain
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Decoded
 from tollspan.processor.errors import StoreError
 from tollspan.processor.identity import Mask
 from tollspan.processor.judged import Judged
 from tollspan.processor.normalize import WANTED, Normalized
+from tollspan.processor.pivot import says
 from tollspan.processor.schema import SCHEMAS
 from tollspan.processor.write import Writer
 
@@ -154,11 +156,10 @@ class Unknown:
         wanted[list(names)] = True
         rows = np.flatnonzero(wanted[attributes.codes])
         owners, codes = attributes.owners[rows], attributes.codes[rows].astype(np.int64)
-        told = np.asarray(normalized.table["token_bearing"])[owners]
+        told = np.asarray(normalized.columns["token_bearing"])[owners]
         models = np.array([bool(re.search(MODELS, names.get(code, ""))) for code in range(len(wanted))], np.bool_)
         # A model's name beside usage, or on a call whose usage is missed anyway, is no news.
-        kinds = normalized.table["kind"].combine_chunks()
-        known = np.asarray(pc.equal(kinds.cast(pa.string()), "inference"))[owners] | told
+        known = says(plain(normalized.columns["kind"]), "inference")[owners] | told
         news = ~(models[codes] & known)
         owners, codes, told = owners[news], codes[news], told[news]
         silent = np.unique(owners[~told])

@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing.conventions import disjoint_columns
-from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.arrow_bytes import Mask
-from tollspan.processor.pivot import GOOD, NOT_A_NUMBER, Codes, Pivot, Steps, from_texts
+from tollspan.processor.pivot import GOOD, NOT_A_NUMBER, Codes, Pivot, Scopes, Shapes, Steps, from_texts
 from tollspan.processor.usage_dialects import COUNTING, TOTALS, USAGE, Counting, Member, Place, Usage, key_of
 
 Found: TypeAlias = tuple[Steps, Mask, Codes]
@@ -66,14 +65,14 @@ class Counts:
     short: Mask
 
 
-def counts_of(pivot: Pivot, decoded: Decoded, provider: Any, *models: Any) -> Counts:
+def counts_of(pivot: Pivot, shapes: Shapes, provider: Any, *models: Any) -> Counts:
     """Token counts of a batch.
 
     Args:
         pivot: its attributes, `KEYS` among the wanted ones.
-        decoded: n spans.
-        provider: dictionary column of n canonical names, null = not known.
-        models: dictionary columns of n names of models.
+        shapes: of the spans.
+        provider: dictionary column of canonical names by shape, null = not known.
+        models: dictionary columns of names of models by shape.
     """
     length = pivot.length
     out = Counts(
@@ -92,10 +91,10 @@ def counts_of(pivot: Pivot, decoded: Decoded, provider: Any, *models: Any) -> Co
             continue
         free = ~taken
         if usage.scope:
-            speak = np.array([_begins(name, usage.scope) for name in decoded.scopes["name"].to_pylist()], np.bool_)
+            speak = np.array([_begins(name, usage.scope) for name in pivot.scopes.names], np.bool_)
             if not speak.any():
                 continue
-            free &= speak[np.asarray(decoded.spans["scope"])]
+            free &= speak[pivot.scopes.of]
         found = _found(pivot, objects, usage, free)
         if found is None:
             continue
@@ -110,14 +109,16 @@ def counts_of(pivot: Pivot, decoded: Decoded, provider: Any, *models: Any) -> Co
             mine = np.logical_or.reduce([given for _, given, _ in counts.values()])
         out.counted[mine] = True
         for _, given, codes in counts.values():
-            np.copyto(out.wrong, np.where(given, codes, GOOD), where=out.wrong == GOOD)
-        for convention, rows in _conventions(pivot, usage, mine, decoded, provider, models):
+            if codes.any():
+                np.copyto(out.wrong, np.where(given, codes, GOOD), where=out.wrong == GOOD)
+        for convention, rows in _conventions(pivot, usage, mine, shapes, provider, models):
             out.convention[rows] = CONVENTION_NAMES.index(convention)
             columns = {
                 name: (values, given & (codes == GOOD) & rows) for name, (values, given, codes) in counts.items()
             }
             converted, reasons = disjoint_columns(convention, columns)
-            np.copyto(out.inconsistent, reasons, where=rows)
+            if reasons.any():
+                np.copyto(out.inconsistent, reasons, where=rows)
             for meter, (values, valid) in converted.items():
                 before = out.meters.get(meter)
                 out.meters[meter] = (
@@ -225,7 +226,7 @@ def _pattern(member: Member) -> str:
 
 
 def _conventions(
-    pivot: Pivot, usage: Usage, mine: Mask, decoded: Decoded, provider: Any, models: tuple[Any, ...]
+    pivot: Pivot, usage: Usage, mine: Mask, shapes: Shapes, provider: Any, models: tuple[Any, ...]
 ) -> list[tuple[str, Mask]]:
     """How the spans of a dialect count, as conventions and the spans that count by each."""
     rest = mine
@@ -233,15 +234,15 @@ def _conventions(
     for rule in COUNTING:
         if usage.name not in rule.usage:
             continue
-        scopes = _scopes(rule, decoded)
+        scopes = _scopes(rule, pivot.scopes)
         if not scopes.any():
             continue
-        rows = rest & scopes[np.asarray(decoded.spans["scope"])]
+        rows = rest & scopes[pivot.scopes.of]
         if (rule.providers or rule.models) and rows.any():
             named = _any(provider, rule.providers.__contains__)
             for column in models:
                 named |= _any(column, rule.sells)
-            rows &= named
+            rows &= shapes.spread(named)
         for key in rule.unless:
             if rows.any() and (other := pivot.quantity((key,), 1)) is not None:
                 rows &= ~other[1]
@@ -260,11 +261,13 @@ def _any(column: Any, fits: Callable[[str], bool]) -> Mask:
     return chosen
 
 
-def _scopes(rule: Counting, decoded: Decoded) -> Mask:
-    """Which of a batch's scopes a rule is about."""
-    names, versions = (decoded.scopes[column].to_pylist() for column in ("name", "version"))
+def _scopes(rule: Counting, scopes: Scopes) -> Mask:
+    """Which scopes a rule is about."""
     return np.array(
-        [_begins(name, rule.scope) and _within(version, rule) for name, version in zip(names, versions, strict=True)],
+        [
+            _begins(name, rule.scope) and _within(version, rule)
+            for name, version in zip(scopes.names, scopes.versions, strict=True)
+        ],
         np.bool_,
     )
 

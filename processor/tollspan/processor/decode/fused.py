@@ -65,9 +65,11 @@ _USED: Final = (
     "texts_room",
     "texts",
     "by_key",
+    "numbers",
     "encode",
     "content",
     "first_said",
+    "shapes",
     "put_codes",
     "renumber",
     "add_ranges",
@@ -76,6 +78,9 @@ _USED: Final = (
     "index_add",
     "index_drop",
     "index_move",
+    "parent_rows",
+    "rows_of",
+    "climb",
 )
 """What is called from outside of `walk`."""
 
@@ -203,12 +208,18 @@ def _try(walk: ModuleType) -> None:
         raise RuntimeError("the compiled decoder does not copy what it is given")
     for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
         (rows,) = found.attributes.by_key(np.zeros(1, np.int64))
+        numbers = found.attributes.numbers(np.zeros(1, np.int64))
+        if numbers is None or (numbers[0].tolist(), numbers[2].tolist()) != ([[STRING]], [1 << STRING]):
+            raise RuntimeError("the compiled decoder does not tell what it is given")
         codes, values = found.attributes.encode(rows)
         found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
         said = found.attributes.first_said([["k"], ["x"]])
-        if said is None or said[0] != {0: np.zeros(1, np.int32)} or said[1] != values:
+        if said is None or said[0] != {0: 0} or said[1][:, 0] != np.zeros(1, np.int32) or said[2] != values:
             raise RuntimeError("the compiled decoder does not find what it is given")
-        placed(walk, said[0][0], np.zeros(1, np.int32), None, None, 1)
+        said[1][:, 1] = 0
+        if [each.tolist() for each in numbered_rows(walk, said[1])] != [[0], [0]]:
+            raise RuntimeError("the compiled decoder does not number what it is given")
+        placed(walk, said[1][:, 0].copy(), np.zeros(1, np.int32), None, None, 1)
         if found.attributes.maps().to_pylist() != [[("k", "v")]] or values.take(codes) != found.attributes.raw:
             raise RuntimeError("the compiled decoder does not read what it is given")
 
@@ -232,6 +243,11 @@ def _try_index(walk: ModuleType) -> None:
     walk.index_move(old, known, beside, slots, known.copy(), beside.copy(), state)
     if walk.index_find(one, slots, known, place) != 1 or beside[place[0], 0] != 5:
         raise RuntimeError("the compiled index does not find what it is given")
+    two, flags, up = np.arange(2, dtype=np.uint64), np.zeros(2, np.bool_), np.empty(2, np.int64)
+    walk.parent_rows(two, two[::-1].copy(), ~flags, table := np.zeros(4, np.int32), up)
+    walk.rows_of(two, two, table, rows := np.empty(2, np.int64))
+    if walk.climb(rows, up, two, flags, marked := flags.copy(), two.copy()) or not marked.all():
+        raise RuntimeError("the compiled search for parents does not find what it is given")
 
 
 def _empty(*shape: int, kind: Any = np.int32) -> npt.NDArray[Any]:
@@ -598,12 +614,20 @@ class WireAttributes(Attributes):
         ends = starts.tolist()
         return [rows[start:end] for start, end in itertools.pairwise(ends)]
 
+    def numbers(self, codes: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        place = np.full(len(self.keys), -1, np.int32)
+        place[codes] = np.arange(len(codes), dtype=np.int32)
+        shape, seen = (len(codes), len(self.offsets) - 1), np.zeros(len(codes), np.int64)
+        given, values = np.zeros(shape, np.uint8), np.zeros(shape, np.int64)
+        self.walk.numbers(self.fields, self.kinds, self.contents, place, given, values, seen)
+        return given, values, seen
+
     def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
         codes = np.empty(len(rows), np.int32)
         rows = np.ascontiguousarray(rows)
         return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, rows, codes, *keys))
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, npt.NDArray[np.int32]], Any] | None:
+    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, int], npt.NDArray[np.int32], Any] | None:
         wanted: dict[str, list[tuple[int, int]]] = {}
         for number, keys in enumerate(columns):
             for rank, key in enumerate(keys[:_MOST_PREFERENCES]):
@@ -621,7 +645,7 @@ class WireAttributes(Attributes):
             np.array([place[number] for number, _ in found], np.int32),
             np.array([preference for _, preference in found], np.uint8),
         )
-        best, said = np.empty(len(place), np.uint8), _empty(len(place), len(self.offsets) - 1)
+        best, said = np.empty(len(place), np.uint8), _empty(len(self.offsets) - 1, len(place) + 1)
 
         def number_them(*keys: Any) -> Any:
             last = np.full(len(self.keys), -1, np.int32)
@@ -630,7 +654,7 @@ class WireAttributes(Attributes):
             )
 
         values = self.numbered(number_them)
-        return dict(zip(place, said, strict=True)), values
+        return place, said, values
 
     def numbered(self, number: Callable[..., int]) -> Any:
         """Distinct values that a kernel numbers, with as much room as it needs."""
@@ -759,6 +783,26 @@ def _read_spans(walk: Any, data: Bytes, offsets: Rows, resource: Any, scope: Any
         # At most one for every two bytes.
         room = [spans, *(4 * count for count in room[1:])]
         keys *= 4
+
+
+def numbered_rows(walk: Any, codes: npt.NDArray[np.int32]) -> tuple[Rows, Rows]:
+    """Rows numbered by the codes that stand in them, in the order in which they first occur.
+
+    Args:
+        walk: `kernels`.
+        codes: int32 (n, columns), contiguous.
+
+    Returns:
+        The first row of each number, and each row's number.
+    """
+    numbers, room = np.empty(len(codes), np.int64), _KEYS
+    while True:
+        heads, follow = np.empty(room, np.int64), np.full(room + 1, -1, np.int32)
+        slots = np.zeros(1 << (4 * room - 1).bit_length(), np.int32)
+        count = walk.shapes(codes, slots, heads, follow, walk.MULTIPLIERS, numbers)
+        if count >= 0:
+            return heads[:count], numbers
+        room *= 16
 
 
 def placed(

@@ -108,12 +108,22 @@ class Attributes:
         found = (np.flatnonzero(numbers == code) for code in codes)
         return [rows[self.kinds[rows] != anyvalue.EMPTY] for rows in found]
 
+    def numbers(self, codes: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """For each of k keys (distinct numbers in ``keys``) its value on each owner; of several the last.
+
+        Returns:
+            Kinds (`anyvalue.EMPTY` = none), shape (k, n); integers, bits of doubles and booleans, 0 where there is no
+            value and anything for other kinds, shape (k, n); and the kinds that occur, as bits, shape (k,). None where
+            the reading is no faster at it than `by_key` is.
+        """
+        return None
+
     def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
         """Values at ``rows`` as numbers, equal ones alike; and the distinct values, as in ``raw``, by number."""
         encoded = self.take(rows).dictionary_encode()
         return np.asarray(encoded.indices), encoded.dictionary
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, npt.NDArray[np.int32]], Any] | None:
+    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, int], npt.NDArray[np.int32], Any] | None:
         """For each owner and column the first of the column's keys that says something.
 
         Texts that are not empty, numbers and booleans say something.
@@ -122,8 +132,9 @@ class Attributes:
             columns: keys of each column, the preferred one first.
 
         Returns:
-            By column numbers of values, int32 of length n, -1 = nothing; columns of which no key occurs are absent. And
-            the distinct values, as in ``raw``, by number. None where the reading is no faster at it than `by_key` is.
+            The columns of which some key occurs, with their places in what comes next: numbers of values, int32, a row
+            for each owner with one place more, which is for the caller to write; -1 = nothing. And the distinct values,
+            as in ``raw``, by number. None where the reading is no faster at it than `by_key` is.
         """
         return None
 

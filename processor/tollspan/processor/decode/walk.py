@@ -1264,6 +1264,26 @@ def by_key(codes: Any, kinds: Any, place: Any, starts: Any, rows: Any) -> None:
 
 
 @_jit
+def numbers(table: Any, kinds: Any, contents: Any, place: Any, given: Any, values: Any, seen: Any) -> None:
+    """Values of attributes by key and owner; of two values of one key the later counts.
+
+    Args:
+        table, kinds, contents: int32 (4, m or more), uint8 m and int64 m.
+        place: int32, for each key its place among the wanted ones, -1 = not wanted.
+        given: uint8 (places, n), zeros; is written: the kind of each value.
+        values: int64 (places, n), zeros; is written: their contents, see `_value`.
+        seen: int64, zeros; is written: the kinds that occur at each place, as bits.
+    """
+    for row in range(kinds.size):
+        at = place[table[CODE, row]]
+        if at >= 0 and kinds[row] != EMPTY:
+            owner = table[OWNER, row]
+            given[at, owner] = kinds[row]
+            values[at, owner] = contents[row]
+            seen[at] |= 1 << kinds[row]
+
+
+@_jit
 def encode(data: Any, table: Any, rows: Any, codes: Any, slots: Any, known: Any, follow: Any, multipliers: Any) -> Any:
     """Number the values at some rows of an attribute table, equal ones alike, in the order in which they first occur.
 
@@ -1367,7 +1387,7 @@ def first_said(
         column, rank: int32 and uint8: a column that is read from the key, and how much others are preferred to it.
         best: uint8, a byte for each column, for the walker's own use.
         last: int32, one for each key, -1.
-        said: int32 (columns, n), is written; -1 = nothing.
+        said: int32 (n, columns or more), is written as far as there are columns; -1 = nothing.
         slots, known, follow, multipliers: as in `encode`.
 
     Returns:
@@ -1377,7 +1397,7 @@ def first_said(
     for owner in range(offsets.size - 1):
         for number in range(best.size):
             best[number] = 255
-            said[number, owner] = -1
+            said[owner, number] = -1
         for row in range(offsets[owner], offsets[owner + 1]):
             key = table[CODE, row]
             entry, end = first[key], first[key + 1]
@@ -1401,8 +1421,66 @@ def first_said(
                 number = column[entry]
                 if rank[entry] <= best[number]:
                     best[number] = rank[entry]
-                    said[number, owner] = code
+                    said[owner, number] = code
                 entry += 1
+    return count
+
+
+@_jit
+def shapes(codes: Any, slots: Any, heads: Any, follow: Any, multipliers: Any, shape: Any) -> Any:
+    """Number rows by the codes that stand in them, in the order in which they first occur.
+
+    Args:
+        codes: int32 (n, columns).
+        slots: int32, a power of two of them, 0 = free, else a number + 1; more than there are ``heads``.
+        heads: int64, is written: the first row of each number.
+        follow: int32, one more than there are ``heads``, -1: which number came after which the last time.
+        multipliers: random keys, as in `walk`.
+        shape: int64, n, is written.
+
+    Returns:
+        How many are distinct; -1 when ``heads`` has no room for them.
+    """
+    count = before = np.int64(0)  # the number before, + 1
+    mask = np.int64(slots.size - 1)
+    columns = codes.shape[1]
+    for row in range(shape.size):
+        number = np.int64(follow[before])
+        if number >= 0:
+            head = heads[number]
+            for column in range(columns):
+                if codes[row, column] != codes[head, column]:
+                    number = np.int64(-1)
+                    break
+        if number < 0:
+            total = multipliers[0]
+            for column in range(columns):
+                place = 1 + (column & 31)
+                total += multipliers[place] * np.uint64(np.uint32(codes[row, column]))
+                if place == 32:
+                    total = multipliers[33] + multipliers[34] * (total >> np.uint64(32))
+            slot = np.int64(total >> np.uint64(32)) & mask
+            while slots[slot] != 0:
+                known = np.int64(slots[slot]) - 1
+                head = heads[known]
+                number = known
+                for column in range(columns):
+                    if codes[row, column] != codes[head, column]:
+                        number = np.int64(-1)
+                        break
+                if number >= 0:
+                    break
+                slot = (slot + 1) & mask
+            if number < 0:
+                if count >= heads.size:
+                    return -1
+                number = count
+                slots[slot] = count + 1
+                heads[count] = row
+                count += 1
+            follow[before] = number
+        shape[row] = number
+        before = number + 1
     return count
 
 
@@ -1659,3 +1737,76 @@ def index_move(
             while slots[slot] != 0:
                 slot = (slot + 1) & (slots.size - 1)
             slots[slot] = entry
+
+
+@_jit
+def parent_rows(keys: Any, parents: Any, above: Any, slots: Any, up: Any) -> None:
+    """Where the parents of a batch's spans stand in it.
+
+    Args:
+        keys, parents: uint64, n: keys that are mixed with a seed, no two of ``keys`` equal.
+        above: bool, n: which spans have a parent.
+        slots: int32, zeros, a power of two of them, at most half of them taken; is written: row + 1 by key.
+        up: int64, n, is written: row of each span's parent, -1 where it is not in the batch, -2 where there is none.
+    """
+    mask = np.int64(slots.size - 1)
+    for row in range(keys.size):
+        slot = np.int64(keys[row] >> np.uint64(32)) & mask
+        while slots[slot] != 0:
+            slot = (slot + 1) & mask
+        slots[slot] = row + 1
+    for row in range(keys.size):
+        if not above[row]:
+            up[row] = -2
+        elif row > 0 and above[row - 1] and parents[row - 1] == parents[row]:
+            up[row] = up[row - 1]
+        else:
+            up[row] = _row_of(parents[row], keys, slots)
+
+
+@_inlined
+def _row_of(key: Any, keys: Any, slots: Any) -> Any:
+    mask = np.int64(slots.size - 1)
+    slot = np.int64(key >> np.uint64(32)) & mask
+    while slots[slot] != 0:
+        row = np.int64(slots[slot]) - 1
+        if keys[row] == key:
+            return row
+        slot = (slot + 1) & mask
+    return np.int64(-1)
+
+
+@_jit
+def rows_of(asked: Any, keys: Any, slots: Any, rows: Any) -> None:
+    """Rows (int64, is written) of the ``asked`` keys in a batch, -1 where they are not there; see `parent_rows`."""
+    for number in range(asked.size):
+        rows[number] = _row_of(asked[number], keys, slots)
+
+
+@_jit
+def climb(begin: Any, up: Any, parents: Any, known: Any, marked: Any, outside: Any) -> Any:
+    """Mark all that stands above some rows of a batch, up to what is marked or known already.
+
+    Args:
+        begin: int64, rows.
+        up, parents: see `parent_rows`.
+        known: bool, n: rows that are not marked, and above which nothing is.
+        marked: bool, n; is written.
+        outside: uint64, as long as ``begin``, is written: keys of parents that are not in the batch.
+
+    Returns:
+        How many of those there are; they may repeat.
+    """
+    count = np.int64(0)
+    for number in range(begin.size):
+        row = begin[number]
+        while up[row] >= 0:
+            above = up[row]
+            if marked[above] or known[above]:
+                break
+            marked[above] = True
+            row = above
+        if up[row] == -1:
+            outside[count] = parents[row]
+            count += 1
+    return count

@@ -68,7 +68,7 @@ class Seen:
 
     def __init__(self, arrived: Arrived, wanted: tuple[frozenset[str], frozenset[str]]) -> None:
         self.arrived = arrived
-        self._decoded, self._table = arrived.decoded, arrived.normalized.table
+        self._decoded, self._table = arrived.decoded, arrived.normalized.columns
         self._wanted = wanted
         self._coded: dict[str, tuple[npt.NDArray[np.int32], Any]] = {}
         self._values: dict[tuple[str, bool], tuple[npt.NDArray[np.int32], Any]] = {}
