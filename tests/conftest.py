@@ -31,7 +31,16 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if made_at_random else None
 
 
-SLOW = ("faults/", "end_to_end/", "test_exporter", "test_reconcile", "test_quarantine", "test_doctor", "test_forward")
+SLOW = (
+    "faults/",
+    "end_to_end/",
+    "browser/",
+    "test_exporter",
+    "test_reconcile",
+    "test_quarantine",
+    "test_doctor",
+    "test_forward",
+)
 """Files, by a part of their path, that go first: two processes that share the rest end together."""
 
 

@@ -92,7 +92,7 @@ def cannot_listen(host: str, port: int, reason: str) -> ConfigError:
     """The error for an address that is taken, or not ours."""
     return ConfigError(
         f"Cannot listen on {shown(host, port)}: {reason}.",
-        "Stop the program that has the port, or choose another with --listen, --http, --sql or --page (port 0 is a free one).",
+        "Stop the program that has the port, or choose another with --listen, --http, --sql or --page (0: a free one).",
     )
 
 

@@ -33,14 +33,13 @@ from tollspan.processor.decode.anyvalue import (
 from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
 from tollspan.processor.decode.fused import kernels, numbered_rows, placed
 from tollspan.processor.dialects import TEXT, Source
+from tollspan.processor.rounding import EXACT, MONEY, to_money
 
 Codes: TypeAlias = npt.NDArray[np.uint8]
 Steps: TypeAlias = npt.NDArray[np.int64]
 
 TEXT_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
 
-MONEY_TYPE: Final = pa.decimal128(38, 12)
-_WIDE_MONEY: Final = pa.decimal256(76, 38)
 
 LARGEST_COUNT: Final = 2**53
 """Largest count of whole things: a double or a JSON number holds no more exactly."""
@@ -447,13 +446,13 @@ class Pivot:
         """
         keys = tuple(keys)
         if self._spans.present.isdisjoint(keys):
-            return pa.nulls(self.length, MONEY_TYPE)
+            return pa.nulls(self.length, MONEY)
         owners, rows = self._spans.chosen(keys)
         kinds = self._spans.attributes.kinds[rows]
         speaks = (kinds == DOUBLE) | (kinds == STRING) | (kinds == INT)
         owners, rows = owners[speaks], rows[speaks]
         if not len(rows):
-            return pa.nulls(self.length, MONEY_TYPE)
+            return pa.nulls(self.length, MONEY)
         amounts = _amounts(as_text(self._spans.attributes.take(rows), kinds[speaks]))
         place = self._empty(np.int64)
         place[owners] = np.arange(1, len(owners) + 1)
@@ -533,7 +532,7 @@ def _amounts(written: Any) -> Any:
     written = pc.if_else(pc.match_substring_regex(written, _AMOUNT), written, None)
     size = pc.cast(written, pa.float64())
     written = pc.if_else(pc.less(size, _NOTHING), "0", pc.if_else(pc.less(size, _TOO_DEAR), written, None))
-    return pc.cast(pc.round(pc.cast(written, _WIDE_MONEY), 12, "half_to_even"), MONEY_TYPE)
+    return to_money(pc.cast(written, EXACT))
 
 
 def _steps(attributes: Attributes, rows: Rows, scale: int) -> tuple[Steps, Codes]:

@@ -23,9 +23,8 @@ import yaml
 
 from tollspan.processor.billing.formats import CUR, CUR_PROVIDER, FORMATS, PROVIDERS, BillFormat, format_of, plain_name
 from tollspan.processor.errors import ConfigError
+from tollspan.processor.rounding import EXACT, MONEY, to_money
 
-_MONEY: Final = pa.decimal128(38, 12)
-_WIDE: Final = pa.decimal256(76, 38)
 _NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"
 _DAY: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?$"
 _TEXTS: Final = ("category", "provider", "model", "service", "sku", "tenant", "feature", "description", "currency")
@@ -37,8 +36,8 @@ LINES: Final = pa.schema(
         pa.field("line", pa.uint64(), nullable=False),
         pa.field("day", pa.date32(), nullable=False),
         *(pa.field(name, pa.string(), nullable=False) for name in _TEXTS),
-        pa.field("cost", _MONEY, nullable=False),
-        pa.field("step", _MONEY, nullable=False),
+        pa.field("cost", MONEY, nullable=False),
+        pa.field("step", MONEY, nullable=False),
     ]
 )
 """``billed_lines``."""
@@ -205,8 +204,7 @@ def _amounts(path: Path, texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Ch
     _refuse(path, texts, pc.match_substring_regex(texts, _NUMBER), "is no amount", "Write amounts as 1234.56.")
     plain = pc.replace_substring_regex(texts, r"^\+", "")
     try:
-        exact = plain.cast(_WIDE)
-        cost = pc.round(exact, 12, "half_to_even").cast(_MONEY)
+        cost = to_money(plain.cast(EXACT))
     except pa.ArrowInvalid:
         raise ConfigError(
             f"{path}: an amount has more digits than money has here (26 before, 38 after the point)."
@@ -215,7 +213,7 @@ def _amounts(path: Path, texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Ch
     shown = pc.match_substring_regex(plain, "[eE]")
     after = pc.replace_substring_regex(plain, r"^[^.]*\.?", "")
     places = pc.min_element_wise(pc.if_else(shown, 12, pc.utf8_length(after)), 12)
-    steps = pa.array([Decimal(1).scaleb(-place) for place in range(13)], _MONEY)
+    steps = pa.array([Decimal(1).scaleb(-place) for place in range(13)], MONEY)
     return cost, pc.take(steps, pc.cast(places, pa.int64()))
 
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tollspan.processor.decode.anyvalue import EMPTY, INT, by_kind, kind_as_text
+from tollspan.processor.decode.anyvalue import EMPTY, INT, STRING, by_kind, kind_as_text
 from tollspan.processor.decode.arrow_bytes import Bytes, Mask, Rows, from_layout, layout
 from tollspan.processor.decode.arrow_bytes import text as checked_text
 from tollspan.processor.decode.otlp_slim import rewritten

@@ -477,7 +477,8 @@ def _width(kind: Any) -> int | None:
         return None
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return None
-    return max(kind.bit_width // 8, 1)
+    bits: int = kind.bit_width
+    return max(bits // 8, 1)
 
 
 def _ends(array: Any, at: Sizes) -> Sizes:
