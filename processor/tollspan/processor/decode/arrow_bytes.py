@@ -140,9 +140,8 @@ def _any(matrix: Bytes) -> Mask:
     """Which rows have a byte that is not zero."""
     if matrix.shape[1] == 8 and matrix.flags.c_contiguous:
         found: Mask = matrix.view(np.uint64)[:, 0] != 0
-    else:
-        found = matrix.any(axis=1)
-    return found
+        return found
+    return np.asarray(matrix.any(axis=1))
 
 
 def row_indices(offsets: npt.NDArray[np.signedinteger[Any]], owners: Rows) -> tuple[Rows, Rows]:
