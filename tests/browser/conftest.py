@@ -20,7 +20,8 @@ WAIT_MS = 40_000
 AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
-@pytest.fixture(scope="package")
+# Not for longer than a file: while it runs, playwright holds this thread's event loop, and other tests need their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium that can reach nothing but this machine; skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -104,7 +105,7 @@ def visit(browser: Browser, watch: Watch) -> Iterator[Visit]:
         context.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def violations() -> Callable[[Page], list[str]]:
     """Says what axe-core finds on a page that is a serious or critical hindrance: rule, element, why."""
     try:
@@ -127,7 +128,7 @@ def violations() -> Callable[[Page], list[str]]:
     return found
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A service with the small world and the hostile names in it; nobody writes to it."""
     with served(tmp_path_factory.mktemp("world")) as service:
