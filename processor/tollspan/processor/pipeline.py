@@ -281,6 +281,7 @@ class Pipeline:
             faults += more is None
         self._decide(everything=True)
         self._let_go(everything=True)
+        self.journal.save()
         self.sampler.close()
 
     def _stepped(self, timeout_s: float) -> bool | None:

@@ -403,6 +403,10 @@ class Journal:
         if time.monotonic() - self._saved_at >= CURSOR_INTERVAL_S:
             self._save_cursor()
 
+    def save(self) -> None:
+        """Put on disk what is released, so that it does not come again after a crash; what cannot be saved does."""
+        self._save_cursor()
+
     def _remove_released(self) -> None:
         """Delete segments that lie before the cursor. The newest stays: its number must not be given again."""
         with self._lock:
