@@ -37,11 +37,12 @@ class Unsampled:
         self.provider.add_span_processor(BatchSpanProcessor(self.exporter, schedule_delay_millis=3_600_000))
 
     def told(self, request: Callable[[], object]) -> list[Told]:
-        """Attributes of what is sent of a request."""
+        """Attributes of what is sent of a request, in the order in which it began: some spans are made afterwards."""
         with self.provider.get_tracer("program").start_as_current_span("GET /"):
             request()
         assert self.provider.force_flush()
-        sent = [dict(span.attributes or {}) for span in self.exporter.get_finished_spans()]
+        spans = sorted(self.exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
+        sent = [dict(span.attributes or {}) for span in spans]
         self.exporter.clear()
         assert all(each.pop(names.SLIM) is True for each in sent)
         return sent

@@ -204,7 +204,7 @@ def test_what_remains_is_what_protobuf_would_leave(payloads: list[bytes]) -> Non
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(requests(), max_size=4))
+@given(st.lists(requests(), max_size=2))
 def test_spans_that_say_nothing_are_as_they_were(payloads: list[bytes]) -> None:
     decoded = decode(payloads)
     if not content_bytes(decoded).any():
