@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tollspan.processor.journal import Batch, Journal, JournalFull
 from tollspan.processor.journal.batchlog import BatchLog
 from tollspan.processor.journal.files import Cursor, Position, Range, load_cursor, replace_in_place, save_cursor
 from tollspan.processor.journal.inspection import inspect
-from tollspan.processor.journal.segment import segment_numbers
+from tollspan.processor.journal.segment import Segment, segment_numbers
 
 SIZE = 50_000
 
@@ -104,6 +105,23 @@ def test_a_full_disk_has_room_again_when_all_that_is_on_it_is_released(small_dis
     seen = inspect(journal.directory)
     assert (seen.waiting_records, seen.wrong, seen.segments[-1].state) == (1, [], "open")
     assert journal.stats()["disk_bytes"] < 2 * SIZE
+    journal.close()
+
+
+def test_a_disk_that_takes_only_less_than_what_was_refused_is_still_full(small_disk: Path) -> None:
+    journal = Journal(small_disk / "journal")
+    fill(journal)
+    for _ in range(3):
+        journal.append(b"").wait(10)
+        assert isinstance(journal.refusal(SIZE), JournalFull)
+        assert isinstance(journal.refusal(1 << 30), JournalFull)
+    assert journal.refusal(1) is None
+    for batch in take(journal):
+        journal.release(batch)
+    assert journal.refusal(SIZE) is None, "the next one makes room"
+    journal.append(payload(0)).wait(10)
+    assert journal.refusal(SIZE) is None
+    assert not list(journal.directory.glob("room*")), "looking for room leaves nothing behind"
     journal.close()
 
 
@@ -211,6 +229,44 @@ def test_a_limit_on_file_sizes_is_survived_segment_by_segment(tmp_path: Path) ->
             journal.append(bytes(LIMIT)).wait(10)
     assert len(fill(journal)) == 5
     journal.close()
+
+
+@pytest.mark.usefixtures("file_limit")
+@pytest.mark.parametrize("before", range(5))
+def test_of_those_that_share_a_sync_what_fits_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    begun, go_on, sync = threading.Event(), threading.Event(), Segment.sync
+
+    def slow(segment: Segment) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        sync(segment)
+
+    monkeypatch.setattr(Segment, "sync", slow)
+    taken, refused = [payload(0)], []
+    first = journal.append(taken[0])
+    assert begun.wait(60)
+    # Four more fit, and then what is smaller; what is as large or larger does not.
+    sizes = [*[SIZE] * before, 2 * LIMIT, *[SIZE] * (6 - before), SIZE + 1, SIZE // 2, 2 * LIMIT, 1]
+    contents = [bytes([number]) * size for number, size in enumerate(sizes)]
+    tickets = [(content, journal.append(content)) for content in contents]
+    go_on.set()
+    first.wait(60)
+    for content, ticket in tickets:
+        try:
+            ticket.wait(60)
+            taken.append(content)
+        except JournalFull:
+            refused.append(len(content))
+    assert [len(content) for content in taken] == [SIZE] * 5 + [SIZE // 2, 1]
+    assert sorted(refused) == [SIZE, SIZE, SIZE + 1, 2 * LIMIT, 2 * LIMIT]
+    assert (journal.stats()["refused"], journal.stats()["pending_bytes"]) == (5, 0)
+    journal.close()
+    again = Journal(tmp_path / "journal")
+    assert [content for batch in take(again) for content in batch.payloads] == taken
+    again.close()
 
 
 @pytest.mark.parametrize("call", ["pwritev", "fdatasync"])

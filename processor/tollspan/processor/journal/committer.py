@@ -133,13 +133,18 @@ class Committer:
         self._left_out = self._doubt
 
     def _commit(self, group: list[Ticket]) -> None:
-        """Write, sync and settle ``group``, taking from it what is settled."""
+        """Write, sync and settle ``group``, taking from it what is settled.
+
+        Where there is no room for all, what fits is written: who is refused for want of room was tried alone, or is as
+        large as one that was.
+        """
+        most = len(group)
         while group:
             segment: Segment | None = None
             doing = "starting a segment"
             try:
                 segment = self._writable()
-                count = _share(group, self._segment_bytes - segment.end)
+                count = min(most, _share(group, self._segment_bytes - segment.end))
                 doing = f"writing {segment.path.name}"
                 records = segment.append([(ticket.received_ns, ticket.payload) for ticket in group[:count]])
                 doing = f"syncing {segment.path.name}"
@@ -152,8 +157,17 @@ class Committer:
                 if no_room(error) and self._make_room():
                     log.info("journal %s: removed what is released, to make room", self._directory)
                     continue
-                self._refuse(group, translate(error, doing))
-                return
+                if not (no_room(error) and doing.startswith("writing")):
+                    self._refuse(group, translate(error, doing))
+                    return
+                if count > 1:
+                    most = count // 2
+                    continue
+                size = size_of(group[0])
+                refused = [ticket for ticket in group if size_of(ticket) >= size]
+                group[:] = [ticket for ticket in group if size_of(ticket) < size]
+                self._refuse(refused, translate(error, doing))
+                continue
             done, group[:count] = group[:count], []
             size = records[-1].end - records[0].start
             with self._lock:

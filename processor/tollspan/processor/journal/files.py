@@ -127,6 +127,21 @@ def reserve(path: Path) -> None:
             os.close(fd)
 
 
+def check_room(directory: Path, size: int) -> None:
+    """Make sure that ``directory`` has room for ``size`` more bytes, by taking it for an instant.
+
+    Raises:
+        OSError: it has not, or nobody can tell.
+    """
+    path = directory / "room.tmp"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.unlink(path)
+        os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
+
+
 def write_all(fd: int, buffers: list[bytes], offset: int) -> int:
     """Write ``buffers`` one after the other from ``offset`` on and return the offset behind them.
 

@@ -18,7 +18,17 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.errors import ConfigError, JournalError, JournalFull
 from tollspan.processor.journal import recovery
 from tollspan.processor.journal.committer import Committer, size_of
-from tollspan.processor.journal.files import Cursor, Position, Range, check_place, save_cursor, translate, unlock
+from tollspan.processor.journal.files import (
+    Cursor,
+    Position,
+    Range,
+    check_place,
+    check_room,
+    no_room,
+    save_cursor,
+    translate,
+    unlock,
+)
 from tollspan.processor.journal.segment import HEADER_BYTES, PAYLOAD_LIMIT, RECORD_BYTES, Damage, End, Record, Segment
 from tollspan.processor.journal.ticket import OnDone, Ticket
 
@@ -26,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CURSOR_INTERVAL_S: Final = 1.0
 """Least time between two saves of the cursor. What it does not hold yet comes again after a crash, with its tokens."""
+AMPLE_BYTES: Final = 4 << 20
+"""A disk with so much room is not full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +202,18 @@ class Journal:
         return self._closing
 
     def refusal(self, size: int) -> JournalError | None:
-        """Why a payload of so many bytes would be refused at once; None: it would be tried."""
+        """Why a payload of so many bytes would be refused; None: it is worth trying."""
         with self._lock:
-            return self._refusal(size + RECORD_BYTES)
+            refusal = self._refusal(size + RECORD_BYTES)
+            if refusal is not None or self._spent():
+                return refusal
+        try:
+            # With its end mark.
+            check_room(self.directory, min(size, AMPLE_BYTES) + 2 * RECORD_BYTES)
+        except OSError as error:
+            # What else may be wrong with the disk, an append finds out.
+            return translate(error, "looking for room") if no_room(error) else None
+        return None
 
     def _refusal(self, size: int) -> JournalError | None:
         pending = self._committer.pending_bytes
@@ -419,6 +440,11 @@ class Journal:
         for segment in gone:
             recovery.remove(segment)
 
+    def _spent(self) -> bool:
+        """Whether all of it is released and anything is in it: an append that finds no room makes some then."""
+        done = not self._unread and not self._outstanding
+        return done and any(segment.end > HEADER_BYTES for segment in self._segments.values())
+
     def _make_room(self) -> bool:
         """Remove all segments, the newest too, if all of them is released and anything is in them.
 
@@ -426,8 +452,7 @@ class Journal:
         segment, so that its number is not given again.
         """
         with self._lock:
-            done = not self._unread and not self._outstanding
-            if not done or all(segment.end <= HEADER_BYTES for segment in self._segments.values()):
+            if not self._spent():
                 return False
         if not self._save_cursor():
             return False
