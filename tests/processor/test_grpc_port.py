@@ -3,6 +3,7 @@ keepalive, age; stalled and overwhelming senders."""
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import threading
@@ -27,7 +28,7 @@ from tollspan.processor.receive import EXPORT, SERVICE, GrpcSettings, _Threads
 from tollspan.processor.service import Service, ServiceConfig
 
 from .test_crowds import HEAD, HELLO, frame, literal
-from .test_receive import Line, request, retry_delay, span_names
+from .test_receive import Line, refuse_first, request, retry_delay, span_names, way  # noqa: F401  (a fixture)
 
 LOGS = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 METRICS = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
@@ -195,10 +196,8 @@ def test_there_are_only_so_many_watchers(line: Line, monkeypatch: pytest.MonkeyP
 def test_a_refusal_of_a_moment_is_not_told_to_health_checks(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     line.intake.tell(told.append)
-    store = line.intake._store
-    monkeypatch.setattr(line.intake, "_store", lambda *_: (_ for _ in ()).throw(JournalFull("Too much waits.")))
+    refuse_first(line.journal, monkeypatch, JournalFull("Too much waits."))
     line.refused(request())
-    monkeypatch.setattr(line.intake, "_store", store)
     assert until(lambda: not line.intake._probing)
     assert told == [""]
 
@@ -452,14 +451,14 @@ def test_a_connection_takes_only_so_many_calls_at_once_and_the_others_may_come_a
 ) -> None:
     line = Line(tmp_path, max_concurrent_streams=5)
     line.send(b"")  # so that the client knows the limit
-    gate, store, most = threading.Event(), line.intake._store, []
+    gate, append, sync, most = threading.Event(), line.journal.append, os.fdatasync, []
 
-    def slowly(*given: Any) -> None:
+    def counted(*given: Any) -> Any:
         most.append(line.receiver._calls)
-        gate.wait(20)
-        store(*given)
+        return append(*given)
 
-    monkeypatch.setattr(line.intake, "_store", slowly)
+    monkeypatch.setattr(line.journal, "append", counted)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (gate.wait(20), sync(fd)))
     calls = [line.channel.unary_unary(EXPORT).future(request(), timeout=30) for _ in range(20)]
     assert until(lambda: len(most) == 5)
     time.sleep(0.2)

@@ -24,16 +24,23 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Checked
-from tollspan.processor.errors import ConfigError, JournalFull
+from tollspan.processor.errors import ConfigError, JournalError, JournalFull
 from tollspan.processor.intake import Intake
-from tollspan.processor.journal import Journal
+from tollspan.processor.journal import Journal, Ticket
+from tollspan.processor.journal.ticket import OnDone
 from tollspan.processor.receive import EXPORT, SERVICE, GrpcSettings, Receiver, is_loopback, parse_address
 
 LIMIT = 1 << 20
 
 
 class Line:
-    """A journal with a receiver in front, and a client of it."""
+    """A journal with a receiver in front, and a client of it.
+
+    Attributes:
+        direct: no thread waits for a call; else each has one.
+    """
+
+    direct = True
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.counters = Counters()
@@ -46,7 +53,7 @@ class Line:
             counters=self.counters,
             keep=lambda payload, said: self.kept.append((payload, said)),
         )
-        settings = GrpcSettings(max_request_bytes=LIMIT, **options)
+        settings = GrpcSettings(max_request_bytes=LIMIT, **{"direct": self.direct, **options})
         self.receiver = Receiver(self.intake, address="127.0.0.1:0", settings=settings)
         self.address = self.receiver.start()
         self.channel = grpc.insecure_channel(self.address)
@@ -78,6 +85,12 @@ class Line:
         self.journal.close()
 
 
+@pytest.fixture(params=["direct", "threads"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test holds on both ways to serve a call."""
+    monkeypatch.setattr(Line, "direct", request.param == "direct")
+
+
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line]:
     opened = Line(tmp_path / "journal")
@@ -91,6 +104,20 @@ def request(spans: int = 1, name: str = "call") -> bytes:
     for _ in range(spans):
         scope.spans.add(trace_id=os.urandom(16), span_id=os.urandom(8), name=name)
     return message.SerializeToString()
+
+
+def refuse_first(journal: Journal, monkeypatch: pytest.MonkeyPatch, *refusals: JournalError) -> None:
+    """The journal refuses so many requests, for these reasons; the probe's empty one it takes."""
+    left, append = list(refusals), journal.append
+
+    def scarce(payload: bytes, on_done: OnDone | None = None) -> Ticket:
+        if not left or not payload:
+            return append(payload, on_done)
+        ticket = Ticket(payload, 0, on_done)
+        ticket.settle(left.pop(0))
+        return ticket
+
+    monkeypatch.setattr(journal, "append", scarce)
 
 
 def span_names(payloads: list[bytes]) -> list[str]:
@@ -230,14 +257,7 @@ def test_a_full_disk_asks_to_try_again_and_then_takes_it(line: Line, monkeypatch
 
 
 def test_the_stock_exporter_tries_again_until_there_is_room(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    refusals, store = [JournalFull("No room.")] * 2, line.intake._store
-
-    def scarce(*given: Any) -> None:
-        if refusals:
-            raise refusals.pop()
-        store(*given)
-
-    monkeypatch.setattr(line.intake, "_store", scarce)
+    refuse_first(line.journal, monkeypatch, *[JournalFull("No room.")] * 2)
     exporter: SpanExporter = OTLPSpanExporter(endpoint=f"http://{line.address}", insecure=True)
     provider = TracerProvider(shutdown_on_exit=False)
     span = provider.get_tracer("t").start_span("patient")

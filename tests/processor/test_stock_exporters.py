@@ -32,7 +32,7 @@ from tollspan.processor.senders import Senders, new_token
 from tollspan.processor.tls import Tls, TlsFiles
 
 from .test_crowds import HEAD, HELLO, frame, literal
-from .test_receive import request, span_names
+from .test_receive import refuse_first, request, span_names
 from .test_replay import many_rows, write
 from .test_tls import Certificates, certificates
 
@@ -77,15 +77,7 @@ class Line:
 
     def refuse(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         """The journal is full for so many requests."""
-        store, left = self.intake._store, [times]
-
-        def scarce(*given: Any) -> None:
-            if left[0] > 0:
-                left[0] -= 1
-                raise JournalFull("No room.")
-            store(*given)
-
-        monkeypatch.setattr(self.intake, "_store", scarce)
+        refuse_first(self.journal, monkeypatch, *[JournalFull("No room.")] * times)
 
     def close(self) -> None:
         for each in self.receivers.values():

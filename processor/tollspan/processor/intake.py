@@ -11,11 +11,12 @@ Logs and metrics are not ours: they are refused for good, or handed to whoever p
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -37,6 +38,8 @@ COMMIT_LIMIT_S: Final = 30.0
 """A disk that takes longer than this for a sync is treated as away."""
 PROBE_S: Final = 1.0
 """Seconds between two looks at a journal that takes nothing."""
+SOON_BYTES: Final = 1 << 20
+"""Requests up to this size are looked at where they arrive (0.2 ms for a MiB), larger ones by a thread of their own."""
 TRACES: Final = "traces"
 OTHER_SIGNALS: Final = ("logs", "metrics")
 
@@ -107,8 +110,17 @@ wait. None once it is durable, else the refusal."""
 Keep: TypeAlias = Callable[[bytes, str], object]
 """Puts rejected spans where a person can read them: a request of them alone, and why."""
 
+Answered: TypeAlias = Callable[[Answer], object]
+
 SHUTTING_DOWN: Final = Refusal("draining", UNAVAILABLE, "The service is shutting down.")
 TOO_MUCH: Final = Refusal("memory", UNAVAILABLE, "Too much comes in at once; send it again.")
+
+
+SLOW_DISK: Final = Refusal("slow_disk", UNAVAILABLE, "The disk did not finish in time.")
+"""It may become durable yet: the sender sends again, and the rows land on themselves."""
+FAULT: Final = Refusal("fault", INTERNAL, "Internal error; the request was not stored.")
+_LATER: Final = Refusal("later", INTERNAL, "")
+"""Stands where there is no answer yet; nobody is told."""
 
 
 class Identified(Protocol):
@@ -183,7 +195,8 @@ class Intake:
         self._told: set[str] = set()
         self._state = threading.Condition()
         self._draining = False
-        self._in_flight = 0
+        # Single operations on a dict are atomic: who takes a request out is the one that answers it.
+        self._in_flight: dict[_Flight, float] = {}
         self._listeners: list[Callable[[str], object]] = []
         self._saying = threading.Lock()
         self._probing = False
@@ -211,7 +224,48 @@ class Intake:
             left_out: spans that are not in the payload, for they are no OTLP/JSON.
             why: what is wrong with the first of these.
         """
-        return self._guarded(len(payload), lambda: self._take(payload, remaining_s, sender, left_out, why))
+        return self._waited(len(payload), lambda: self._take(payload, remaining_s, sender, left_out, why))
+
+    def take_soon(
+        self, payload: bytes, answered: Answered, remaining_s: float | None = None, sender: Identified | None = None
+    ) -> Callable[[], object] | None:
+        """As `take`, but without waiting, for a payload that is no larger than `SOON_BYTES`.
+
+        Args:
+            answered: called once with the answer: by this thread, the journal's, or the one that calls `give_up_late`.
+
+        Returns:
+            What is left to do by a thread that may wait, where spans have to be parted; ``answered`` is called there.
+        """
+        flight = self._begin(len(payload), answered)
+        if flight is None:
+            self.refuse(SHUTTING_DOWN)
+            answered(SHUTTING_DOWN)
+            return None
+        left: list[Callable[[], object]] = []
+
+        def work() -> Answer:
+            found = self._look_at(payload, sender)
+            if not isinstance(found, Checked):
+                return found
+            if found.rejected:
+                rest = partial(self._guarded, flight, lambda: self._take_rest(payload, remaining_s, sender, found))
+                left.append(lambda: flight.end(rest()))
+            else:
+                self._store_soon(flight, payload, remaining_s, sender, found.spans)
+            return _LATER
+
+        answer = self._guarded(flight, work)
+        if answer is not _LATER:
+            flight.end(answer)
+        return left[0] if left else None
+
+    def give_up_late(self) -> None:
+        """Answer those of `take_soon` for whom the disk took too long; called every now and then."""
+        now = time.monotonic()
+        for flight, due in list(self._in_flight.items()):
+            if due < now and flight.end(SLOW_DISK):
+                self._doubt(flight.size)
 
     def take_other(self, signal: str, payload: bytes, sender: Identified | None = None) -> Refusal | None:
         """Hand on a request of ``logs`` or ``metrics``; None when it is durable with whoever takes them."""
@@ -219,7 +273,7 @@ class Intake:
         if refusal is not None:
             self.refuse(refusal)
             return refusal
-        answer = self._guarded(len(payload), lambda: self._hand_on(signal, payload, sender))
+        answer = self._waited(len(payload), lambda: self._hand_on(signal, payload, sender))
         return answer if isinstance(answer, Refusal) else None
 
     def refusal_of(self, signal: str) -> Refusal | None:
@@ -256,7 +310,7 @@ class Intake:
             self._draining = True
         self._say("draining")
         with self._state:
-            return self._state.wait_for(lambda: self._in_flight == 0, timeout=grace_s)
+            return self._state.wait_for(lambda: not self._in_flight, timeout=grace_s)
 
     def tell(self, listener: Callable[[str], object]) -> None:
         """Call ``listener`` with `trouble` now and whenever it changes, from any thread."""
@@ -264,37 +318,67 @@ class Intake:
             self._listeners.append(listener)
             listener(self.trouble)
 
-    def _guarded(self, size: int, work: Callable[[], Answer]) -> Answer:
-        """Do it as a request in flight; whatever goes wrong is a refusal."""
-        began = time.perf_counter()
-        with self._flight() as open_for_requests:
-            if not open_for_requests:
-                answer: Answer = SHUTTING_DOWN
-            else:
-                self.counters.add("receive.requests")
-                try:
-                    answer = work()
-                except JournalError as error:
-                    self._doubt(size)
-                    reason = "journal_full" if isinstance(error, JournalFull) else "journal_error"
-                    answer = Refusal(reason, UNAVAILABLE, error.message)
-                except TimeoutError:
-                    # It may become durable yet: the sender sends again, and the rows land on themselves.
-                    self._doubt(size)
-                    answer = Refusal("slow_disk", UNAVAILABLE, "The disk did not finish in time.")
-                except MemoryError:
-                    answer = TOO_MUCH
-                except Exception:
-                    log.exception("a request of %d bytes met a fault of ours; it is not acknowledged", size)
-                    answer = Refusal("fault", INTERNAL, "Internal error; the request was not stored.")
-        self._timed.observe(time.perf_counter() - began)
-        if isinstance(answer, Refusal):
-            self.refuse(answer)
+    def _begin(self, size: int, answered: Answered | None = None) -> _Flight | None:
+        """Count a request as in flight; None, and nothing is counted, when no new ones are taken."""
+        flight = _Flight(self, size, answered)
+        # In this order, so that a drain sees either this one, or this one the drain.
+        self._in_flight[flight] = math.inf
+        if self._draining:
+            self._in_flight.pop(flight)
+            self._left()
+            return None
+        self.counters.add("receive.requests")
+        return flight
+
+    def _left(self) -> None:
+        if self._draining:
+            with self._state:
+                self._state.notify_all()
+
+    def _waited(self, size: int, work: Callable[[], Answer]) -> Answer:
+        """Do it as a request in flight, on a thread that may wait."""
+        flight = self._begin(size)
+        if flight is None:
+            self.refuse(SHUTTING_DOWN)
+            return SHUTTING_DOWN
+        answer = self._guarded(flight, work)
+        flight.end(answer)
         return answer
+
+    def _guarded(self, flight: _Flight, work: Callable[[], Answer]) -> Answer:
+        """Do it; whatever goes wrong is a refusal."""
+        try:
+            return work()
+        except JournalError as error:
+            return self._not_stored(flight, error)
+        except TimeoutError:
+            self._doubt(flight.size)
+            return SLOW_DISK
+        except MemoryError:
+            return TOO_MUCH
+        except Exception:
+            log.exception("a request of %d bytes met a fault of ours; it is not acknowledged", flight.size)
+            return FAULT
+
+    def _not_stored(self, flight: _Flight, error: JournalError) -> Refusal:
+        self._doubt(flight.size)
+        return Refusal(
+            "journal_full" if isinstance(error, JournalFull) else "journal_error", UNAVAILABLE, error.message
+        )
 
     def _take(
         self, payload: bytes, remaining_s: float | None, sender: Identified | None, left_out: int, why: str
     ) -> Answer:
+        found = self._look_at(payload, sender, left_out)
+        if not isinstance(found, Checked):
+            return found
+        if found.rejected or left_out:
+            return self._take_rest(payload, remaining_s, sender, found, left_out, why)
+        self._store(payload, remaining_s, sender, found.spans)
+        return None
+
+    def _look_at(self, payload: bytes, sender: Identified | None, left_out: int = 0) -> Checked | Refusal | None:
+        """What there is to be stored, or the answer."""
         if not payload and not left_out:
             self.counters.add("receive.empty")
             return None
@@ -305,11 +389,7 @@ class Intake:
         if found.error is not None:
             log.debug("refused a request of %d bytes: %s", len(payload), found.error)
             return Refusal("malformed", INVALID_ARGUMENT, found.error)
-        if not found.rejected and not left_out:
-            self._store(payload, remaining_s, sender, found.spans)
-            return None
-        rejected = {**found.rejected, BAD_JSON: left_out} if left_out else found.rejected
-        return self._take_rest(payload, remaining_s, sender, found, rejected, why)
+        return found
 
     def _take_rest(
         self,
@@ -317,10 +397,11 @@ class Intake:
         remaining_s: float | None,
         sender: Identified | None,
         found: Checked,
-        rejected: Mapping[str, int],
-        why: str,
+        left_out: int = 0,
+        why: str = "",
     ) -> Answer:
         """Store what is good of a request, and put the rest aside."""
+        rejected = {**found.rejected, BAD_JSON: left_out} if left_out else found.rejected
         said = describe(rejected) + (f"; the first: {why}" if why else "")
         bad = b""
         if found.rejected and found.spans <= MAX_SPANS:
@@ -349,9 +430,25 @@ class Intake:
         """
         if sender is not None:
             payload = sender.stamped(payload)
-        wait_s = COMMIT_LIMIT_S if remaining_s is None else min(remaining_s, COMMIT_LIMIT_S)
-        self.journal.append(payload).wait(wait_s)
+        self.journal.append(payload).wait(_patience_s(remaining_s))
         self.counters.add_all({"receive.accepted": 1, "receive.bytes": len(payload), "receive.spans": spans})
+
+    def _store_soon(
+        self, flight: _Flight, payload: bytes, remaining_s: float | None, sender: Identified | None, spans: int
+    ) -> None:
+        """Have the payload made durable, and end the flight when it is."""
+        if sender is not None:
+            payload = sender.stamped(payload)
+        counts = {"receive.accepted": 1, "receive.bytes": len(payload), "receive.spans": spans}
+
+        def done(error: JournalError | None) -> None:
+            if error is None:
+                flight.end(None, counts)
+            else:
+                flight.end(self._not_stored(flight, error))
+
+        self._in_flight[flight] = time.monotonic() + _patience_s(remaining_s)
+        self.journal.append(payload, done)
 
     def _hand_on(self, signal: str, payload: bytes, sender: Identified | None) -> Answer:
         over = sender.over(len(payload)) if sender is not None else None
@@ -359,20 +456,6 @@ class Intake:
         if answer is None:
             self.counters.add(f"receive.{signal}")
         return answer
-
-    @contextmanager
-    def _flight(self) -> Iterator[bool]:
-        """Count a request as in flight; yields False, and counts nothing, when no new ones are taken."""
-        with self._state:
-            taken = not self._draining
-            self._in_flight += taken
-        try:
-            yield taken
-        finally:
-            with self._state:
-                self._in_flight -= taken
-                if self._draining and not self._in_flight:
-                    self._state.notify_all()
 
     # -- what health checks are told -----------------------------------------------------------------------------------
 
@@ -428,6 +511,36 @@ class Intake:
                 log.warning("requests are taken again")
             for listener in self._listeners:
                 listener(self.trouble)
+
+
+class _Flight:
+    """A request that is neither answered nor forgotten: it is answered once, whoever comes first with an answer."""
+
+    __slots__ = ("_answered", "_began", "_intake", "size")
+
+    def __init__(self, intake: Intake, size: int, answered: Answered | None) -> None:
+        self._intake, self.size, self._answered = intake, size, answered
+        self._began = time.perf_counter()
+
+    def end(self, answer: Answer, counts: Mapping[str, int] | None = None) -> bool:
+        """Answer it, and count ``counts`` before; False, and nothing is done, where it has been answered."""
+        intake = self._intake
+        if intake._in_flight.pop(self, None) is None:
+            return False
+        if counts is not None:
+            intake.counters.add_all(counts)
+        intake._timed.observe(time.perf_counter() - self._began)
+        if isinstance(answer, Refusal):
+            intake.refuse(answer)
+        intake._left()
+        if self._answered is not None:
+            self._answered(answer)
+        return True
+
+
+def _patience_s(remaining_s: float | None) -> float:
+    """Seconds that a request waits for the disk."""
+    return COMMIT_LIMIT_S if remaining_s is None else min(remaining_s, COMMIT_LIMIT_S)
 
 
 def _check(payload: bytes) -> Checked:

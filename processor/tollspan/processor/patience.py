@@ -26,13 +26,20 @@ class Patience:
         few: calls that may wait for ``most_s``; twice as many may wait for half of that, and so on.
         behind: how many calls wait for a thread: while any does, others are waited for no longer than ``least_s``.
         counters: counts ``receive.stalled`` calls that were ended.
+        besides: called about four times a second too.
     """
 
     def __init__(
-        self, most_s: float, least_s: float, few: int, counters: Counters, behind: Callable[[], int] | None = None
+        self,
+        most_s: float,
+        least_s: float,
+        few: int,
+        counters: Counters,
+        behind: Callable[[], int] | None = None,
+        besides: Callable[[], object] | None = None,
     ) -> None:
         self._most_s, self._least_s, self._few, self._counters = most_s, least_s, few, counters
-        self._behind = behind or (lambda: 0)
+        self._behind, self._besides = behind or (lambda: 0), besides
         self._waiting: dict[Any, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -45,12 +52,20 @@ class Patience:
     @contextmanager
     def watch(self, context: Any) -> Iterator[None]:
         """Watch a call, a ``grpc.ServicerContext``, meanwhile; one that is ended raises where it waits."""
-        # No lock: single operations on a dict are atomic, and this is on every request's way.
-        self._waiting[context] = time.monotonic()
+        self.begin(context)
         try:
             yield
         finally:
-            self._waiting.pop(context, None)
+            self.end(context)
+
+    def begin(self, call: Any) -> None:
+        """Watch a call, which has a ``cancel``, until `end`."""
+        # No lock: single operations on a dict are atomic, and this is on every request's way.
+        self._waiting[call] = time.monotonic()
+
+    def end(self, call: Any) -> None:
+        """Watch it no more."""
+        self._waiting.pop(call, None)
 
     def start(self) -> None:
         """Begin to end what waits too long, until `stop`."""
@@ -65,6 +80,8 @@ class Patience:
 
     def _run(self) -> None:
         while not self._stop.wait(min(0.25, self._least_s / 2, self._most_s / 4)):
+            if self._besides is not None:
+                self._besides()
             waiting = list(self._waiting.items())
             if not waiting:
                 continue

@@ -20,20 +20,24 @@ What is too large is refused by gRPC itself while it reads, with nothing to add 
 as it should, and the Python SDK tries in vain until its deadline. zstd is not among the compressions that grpcio knows:
 it answers INTERNAL before we hear of it, and a Collector drops what it sent. Over OTLP/HTTP zstd is taken.
 
-A thread serves a request from its head to its ack; all that wait for the journal share one sync. A unary call is
-served as a stream of one message, so that its head is there before its body: who may not send is refused before
-anything is read, and a call whose body does not come can be ended. (On the same machine that took as much CPU as gRPC's
-own unary handler, and grpc.aio 5 to 20 % more for 512-span requests.)
+All that wait for the journal share one sync. A unary call is served as a stream of one message, so that its head is
+there before its body: who may not send is refused before anything is read, and a call whose body does not come can be
+ended. (On the same machine that took as much CPU as gRPC's own unary handler, and grpc.aio 5 to 20 % more for 512-span
+requests.) No thread waits for a call (`direct`): gRPC's polling thread checks the body, and the journal's sends the
+answer. Where grpcio is not as it was, and for requests that take long or may wait (large ones, bad spans, other
+signals), a thread serves it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 from google.rpc.code_pb2 import UNAVAILABLE
@@ -51,10 +55,25 @@ from tollspan.processor.addresses import (
     shown,
     try_to_bind,
 )
-from tollspan.processor.intake import SHUTTING_DOWN, TOO_MUCH, TRACES, Answer, Intake, Partial, Refusal
+from tollspan.processor.decode import fused
+from tollspan.processor.direct import Call, Direct, Metadata, trouble
+from tollspan.processor.intake import (
+    FAULT,
+    SHUTTING_DOWN,
+    SOON_BYTES,
+    TOO_MUCH,
+    TRACES,
+    Answer,
+    Answered,
+    Intake,
+    Partial,
+    Refusal,
+)
 from tollspan.processor.patience import Patience
 from tollspan.processor.senders import Sender, Senders
 from tollspan.processor.tls import Tls
+
+log = logging.getLogger(__name__)
 
 __all__ = ["EXPORT", "SERVICE", "GrpcSettings", "Receiver", "is_loopback", "parse_address"]
 
@@ -66,6 +85,9 @@ _OK: Final = b""
 _DETAILS: Final = "grpc-status-details-bin"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
+_BROKEN: Final = Refusal("broken", grpc.StatusCode.CANCELLED.value[0], "The request did not come whole.")
+"""Mostly nobody hears it, the call being over."""
+
 _SIGNALS: Final = {
     str(module.DESCRIPTOR.services_by_name[name].full_name): signal
     for signal, name, module in (
@@ -76,10 +98,16 @@ _SIGNALS: Final = {
 }
 """Service → signal."""
 
+SLOW_SOON_BYTES: Final = SOON_BYTES // 16
+"""What is looked at where it arrives while the compiled decoder is not at hand."""
+
 MAX_WATCHERS: Final = 32
 """Streams of ``Health/Watch`` at once: each keeps a thread."""
 WATCH_S: Final = 1.0
 """Seconds between two looks at whether a watcher is still there."""
+
+_Waiting: TypeAlias = tuple[str, Call, Sender | None]
+"""A call whose body is not asked for yet, with its signal and sender."""
 
 _REFLECTION: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 """Both have the same messages."""
@@ -105,6 +133,7 @@ class GrpcSettings:
         handshake_s: seconds for a connection's beginning, TLS and HTTP/2.
         stalled_s: seconds for a body to come; fewer, down to ``hurried_s``, while many calls wait (see `patience`).
         hurried_s: seconds that a body has at least.
+        direct: calls are served without threads that wait for them, where the installed grpcio allows it.
     """
 
     max_request_bytes: int = 64 << 20
@@ -120,6 +149,7 @@ class GrpcSettings:
     handshake_s: float = 15.0
     stalled_s: float = 30.0
     hurried_s: float = 2.0
+    direct: bool = True
 
     def __post_init__(self) -> None:
         if min(self.threads, self.max_calls, self.max_concurrent_streams, self.max_request_bytes) < 1:
@@ -180,10 +210,17 @@ class Receiver:
         self._address, self._tls, self._insecure_listen = address, tls, insecure_listen
         self._settings = settings or GrpcSettings()
         self._patience = Patience(
-            self._settings.stalled_s, self._settings.hurried_s, 64, self._counters, lambda: self._calls - self._served
+            self._settings.stalled_s,
+            self._settings.hurried_s,
+            64,
+            self._counters,
+            lambda: self._calls - self._served,
+            intake.give_up_late,
         )
         self._reflecting = Patience(_REFLECTION_S, _REFLECTION_S, 1, self._counters)
         self._lock, self._calls, self._served = threading.Lock(), 0, 0
+        self._behind: deque[_Waiting] = deque()
+        self._threads = _Threads(self._settings.threads, "tollspan-receive")
         self._server: Any = None
         self._statuses: dict[str, Any] = {}
         self._changed, self._watchers, self._ended = threading.Condition(), 0, False
@@ -200,8 +237,12 @@ class Receiver:
         if self._tls is None and not self._insecure_listen:
             require_loopback(self._address, host)
         try_to_bind(host, port)
+        self._direct = self._settings.direct
+        if self._direct and (why := trouble()):
+            log.warning("grpcio %s: %s; each call takes a thread, and more CPU time", grpc.__version__, why)
+            self._direct = False
         server = grpc.server(
-            _Threads(self._settings.threads, "tollspan-receive"),
+            self._threads,
             handlers=[_Router(self, self._handlers())],
             options=self._settings.options(),
         )
@@ -241,7 +282,7 @@ class Receiver:
             server.stop(grace_s).wait()
             self._patience.stop()
             self._reflecting.stop()
-            for pool in self._pools:
+            for pool in (self._threads, *self._pools):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def report(self, service: str, good: bool) -> None:
@@ -267,45 +308,134 @@ class Receiver:
             with self._lock:
                 self._served -= 1
                 self._calls -= 1
-        if answer is None:
-            return _OK
-        if isinstance(answer, Partial):
-            response = trace_service_pb2.ExportTraceServiceResponse()
-            response.partial_success.rejected_spans = answer.rejected
-            response.partial_success.error_message = answer.message
-            return bytes(response.SerializeToString())
-        return _abort(context, answer)
+        return _abort(context, answer) if isinstance(answer, Refusal) else _response(answer)
 
     def _answer(self, signal: str, requests: Iterator[bytes], context: Any) -> Answer:
-        refusal = self._intake.refusal_of(signal) or (SHUTTING_DOWN if self._intake.draining else None)
-        sender = None
-        if refusal is None and self._senders is not None:
-            found = self._senders.who(dict(context.invocation_metadata()).get("authorization"))
-            if isinstance(found, Sender):
-                sender = found
-            else:
-                refusal = found
-        if refusal is not None:
-            self._intake.refuse(refusal)
-            return refusal
+        sender = self._sender(signal, context.invocation_metadata())
+        if isinstance(sender, Refusal):
+            self._intake.refuse(sender)
+            return sender
         try:
             with self._patience.watch(context):
                 payload = next(requests, None)
         except grpc.RpcError:
             payload = None
         if payload is None:
-            # Mostly nobody hears this, the call being over.
             self._counters.add("receive.broken")
-            return Refusal("broken", grpc.StatusCode.CANCELLED.value[0], "The request did not come whole.")
+            return _BROKEN
         if not self._intake.bodies.hold(len(payload)):
             self._intake.refuse(TOO_MUCH)
             return TOO_MUCH
         try:
-            if signal != TRACES:
-                return self._intake.take_other(signal, payload, sender)
-            return self._intake.take(payload, context.time_remaining(), sender)
+            return self._take(signal, payload, context, sender)
         finally:
             self._intake.bodies.free(len(payload))
+
+    def _sender(self, signal: str, metadata: Any) -> Sender | Refusal | None:
+        """Who sends, None where nobody logs in; or why nothing is taken, as far as a call's head shows."""
+        refusal = self._intake.refusal_of(signal) or (SHUTTING_DOWN if self._intake.draining else None)
+        if refusal is not None or self._senders is None:
+            return refusal
+        return self._senders.who(dict(metadata).get("authorization"))
+
+    def _take(self, signal: str, payload: bytes, call: Any, sender: Sender | None) -> Answer:
+        """Take a request, on a thread that may wait."""
+        if signal != TRACES:
+            return self._intake.take_other(signal, payload, sender)
+        return self._intake.take(payload, call.time_remaining(), sender)
+
+    # -- calls that no thread waits for: each step is taken by the thread that makes it possible -----------------------
+
+    def _behaviour(self, signal: str) -> Any:
+        """What gRPC is to do with exports of a signal."""
+        return Direct(partial(self._begin, signal)).behaviour if self._direct else partial(self._export, signal)
+
+    def _begin(self, signal: str, call: Call) -> None:
+        """The head is there: gRPC's polling thread."""
+        try:
+            sender = self._sender(signal, call.metadata)
+        except Exception:
+            log.exception("a call met a fault of ours")
+            sender = FAULT
+        if isinstance(sender, Refusal):
+            self._intake.refuse(sender)
+            with self._lock:
+                self._calls -= 1
+            _refuse(call, sender)
+            return
+        with self._lock:
+            if self._served >= self._settings.threads:
+                self._behind.append((signal, call, sender))
+                return
+            self._served += 1
+        self._receive((signal, call, sender))
+
+    def _receive(self, following: _Waiting | None) -> None:
+        """Ask for the body of a call, and of the next one where that call is over."""
+        while following is not None:
+            signal, call, sender = following
+            self._patience.begin(call)
+            if call.receive(partial(self._came, signal, call, sender)):
+                return
+            self._patience.end(call)
+            self._counters.add("receive.broken")
+            following = self._next()
+
+    def _next(self) -> _Waiting | None:
+        """A call is over: the one that takes its place."""
+        with self._lock:
+            self._calls -= 1
+            following = self._behind.popleft() if self._behind else None
+            self._served -= following is None
+            return following
+
+    def _came(self, signal: str, call: Call, sender: Sender | None, payload: bytes | None) -> None:
+        """The body is there, or will not be: gRPC's polling thread."""
+        self._patience.end(call)
+        if payload is None:
+            self._counters.add("receive.broken")
+            self._end(call, 0, _BROKEN)
+            return
+        size = len(payload)
+        if not self._intake.bodies.hold(size):
+            self._intake.refuse(TOO_MUCH)
+            self._end(call, 0, TOO_MUCH)
+            return
+        end = partial(self._end, call, size)
+        rest: Callable[[], object] | None = partial(self._take_all, signal, payload, call, sender, end)
+        if signal == TRACES and size <= (SOON_BYTES if fused.ready() else SLOW_SOON_BYTES):
+            try:
+                rest = self._intake.take_soon(payload, end, call.time_remaining(), sender)
+            except Exception:
+                log.exception("a request met a fault of ours; it is not acknowledged")
+                self._intake.refuse(FAULT)
+                end(FAULT)
+                return
+        if rest is None:
+            return
+        try:
+            self._threads.submit(rest)
+        except RuntimeError:
+            # Not one thread is to be had.
+            rest()
+
+    def _take_all(self, signal: str, payload: bytes, call: Call, sender: Sender | None, end: Answered) -> None:
+        end(self._take(signal, payload, call, sender))
+
+    def _end(self, call: Call, held: int, answer: Answer) -> None:
+        """Answer a call: mostly the journal's thread."""
+        self._intake.bodies.free(held)
+        following = self._next()
+        try:
+            if isinstance(answer, Refusal):
+                _refuse(call, answer)
+            else:
+                call.answer(_response(answer))
+        except Exception:
+            log.exception("a call could not be answered")
+        self._receive(following)
+
+    # -- overload and what else is on the port -------------------------------------------------------------------------
 
     def _one_too_many(self) -> bool:
         """Count a call as begun, unless there are too many already."""
@@ -399,7 +529,7 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]
         receiver._pools = (*receiver._pools, few)
         self._overload = grpc.stream_unary_rpc_method_handler(_on(few, receiver._overload))
         self._exports = {
-            f"/{service}/Export": grpc.stream_unary_rpc_method_handler(partial(receiver._export, signal))
+            f"/{service}/Export": grpc.stream_unary_rpc_method_handler(receiver._behaviour(signal))
             for service, signal in _SIGNALS.items()
         }
 
@@ -440,9 +570,28 @@ def _on(pool: ThreadPoolExecutor, behaviour: Callable[..., Any], **attributes: o
     return run
 
 
+def _response(answer: Partial | None) -> bytes:
+    """An ``Export…ServiceResponse``."""
+    if answer is None:
+        return _OK
+    response = trace_service_pb2.ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = answer.rejected
+    response.partial_success.error_message = answer.message
+    return bytes(response.SerializeToString())
+
+
+def _refuse(call: Call, refusal: Refusal) -> None:
+    """End a call that no thread serves with a refusal."""
+    call.refuse(_CODES[refusal.code], refusal.message, _details(refusal))
+
+
+def _details(refusal: Refusal) -> Metadata | None:
+    return ((_DETAILS, refusal.status()),) if refusal.delay_s is not None else None
+
+
 def _abort(context: Any, refusal: Refusal) -> bytes:
     """End the call with a refusal; raises, as gRPC has it."""
-    if refusal.delay_s is not None:
-        context.set_trailing_metadata(((_DETAILS, refusal.status()),))
+    if (details := _details(refusal)) is not None:
+        context.set_trailing_metadata(details)
     context.abort(_CODES[refusal.code], refusal.message)
     raise AssertionError("abort raises")
