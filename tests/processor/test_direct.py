@@ -31,7 +31,7 @@ def test_the_installed_grpcio_is_as_it_has_to_be() -> None:
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("_status", lambda state, code: None),
+        ("_send_status_from_server", lambda state, code: None),
         ("_receive_message", None),
         ("_RPCState", object),
         ("_RECEIVE_MESSAGE_TOKEN", "message"),

@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 Metadata: TypeAlias = tuple[tuple[str, bytes], ...]
 
+_cygrpc: Final = _server.cygrpc
 _MESSAGE: Final = "receive_message"
+_STATUS: Final = "send_status_from_server"
 _FUNCTIONS: Final = {
     "_unary_response_in_pool": (
         "rpc_event",
@@ -35,11 +37,12 @@ _FUNCTIONS: Final = {
         "response_serializer",
     ),
     "_receive_message": ("state", "call", "request_deserializer"),
-    "_status": ("rpc_event", "state", "serialized_response"),
+    "_send_status_from_server": ("state", "token"),
+    "_application_code": ("code",),
     "_is_rpc_state_active": ("state",),
     "_select_thread_pool_for_behavior": ("behavior", "default_thread_pool"),
 }
-_STATE: Final = ("client", "code", "condition", "context", "details", "due", "request", "statused", "trailing_metadata")
+_STATE: Final = ("client", "condition", "context", "due", "request", "statused")
 
 
 def trouble() -> str:
@@ -53,12 +56,15 @@ def trouble() -> str:
         missing = [name for name in _STATE if not hasattr(state, name)]
         if missing:
             return f"a call's state has no {', '.join(missing)}"
-        if _server._RECEIVE_MESSAGE_TOKEN != _MESSAGE:
-            return f"a message is waited for as {_server._RECEIVE_MESSAGE_TOKEN}"
+        if (_server._RECEIVE_MESSAGE_TOKEN, _server._SEND_STATUS_FROM_SERVER_TOKEN) != (_MESSAGE, _STATUS):
+            return "messages and answers are waited for by other names"
         pool = Direct(lambda call: None)
         if _server._select_thread_pool_for_behavior(pool.behaviour, None) is not pool:
             return "a behaviour cannot choose its threads"
-        _ = _server.cygrpc.ReceiveMessageOperation(0)
+        _cygrpc.ReceiveMessageOperation(0)
+        _cygrpc.SendInitialMetadataOperation(None, 0)
+        _cygrpc.SendStatusFromServerOperation((("key", b""),), _cygrpc.StatusCode.ok, b"", 0)
+        _cygrpc.SendMessageOperation(b"", 0)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other way serves)
         return f"{type(error).__name__}: {error}"
     return ""
@@ -102,13 +108,13 @@ class Call:
                 _guarded(came, message)
                 return done
 
-            call.start_server_batch((_server.cygrpc.ReceiveMessageOperation(0),), tag)
+            call.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), tag)
             state.due.add(_MESSAGE)
             return True
 
     def answer(self, message: bytes) -> None:
         """End the call with a message; nothing where it is over."""
-        _server._status(self._event, self._state, message)
+        self._end(None, None, b"", message)
 
     def refuse(self, code: grpc.StatusCode, details: str, metadata: Metadata | None = None) -> None:
         """End the call without a message; nothing where it is over.
@@ -118,10 +124,25 @@ class Call:
             details: for people.
             metadata: goes behind the status.
         """
-        state = self._state
+        self._end(metadata, code, details.encode(), None)
+
+    def _end(
+        self, metadata: Metadata | None, code: grpc.StatusCode | None, details: bytes, message: bytes | None
+    ) -> None:
+        state, sent = self._state, _cygrpc.StatusCode.ok if code is None else _server._application_code(code)
+        operations = [
+            _cygrpc.SendInitialMetadataOperation(None, 0),
+            _cygrpc.SendStatusFromServerOperation(metadata, sent, details, 0),
+        ]
+        if message is not None:
+            operations.append(_cygrpc.SendMessageOperation(message, 0))
         with state.condition:
-            state.code, state.details, state.trailing_metadata = code, details.encode(), metadata
-        _server._status(self._event, state, None)
+            if not _server._is_rpc_state_active(state):
+                return
+            state.statused = True
+            state.due.add(_STATUS)
+        # Sent without the lock, which the polling thread wants as soon as the answer is on its way: it would wait.
+        self._event.call.start_server_batch(operations, _server._send_status_from_server(state, _STATUS))
 
     def cancel(self) -> None:
         """End it; who waits for its message is told that none comes."""
