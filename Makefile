@@ -7,6 +7,8 @@ OLDEST ?= .venv-oldest
 LITELLM ?= litellm==1.109.1
 # torch is for tests and examples only; the pinned version is a CPU build where the index offers one.
 TORCH  ?= torch==2.13.0
+# Leads the decoder's fuzz by coverage; it has wheels for some platforms and Pythons only.
+ATHERIS ?= atheris==3.0.0
 
 .PHONY: demo rag test lint style types unit oldest wheel bench soak clean
 
@@ -49,9 +51,12 @@ wheel: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/run.py
 
-# Hours. The fault table goes to tests/faults/results.md; one fault alone: make soak ONLY=kill_nine
-soak: $(VENV)/.test $(if $(ONLY),,oldest)
-	TOLLSPAN_FAULT_TABLE=tests/faults/results.md $(BIN)/python -m pytest -q -m soak $(if $(ONLY),-k "$(ONLY)")
+# Hours. The fault table goes to tests/faults/results.md, a row as soon as it is known; how long each test took comes at
+# the end. One fault alone, which replaces its row: make soak ONLY=kill_nine
+soak: $(VENV)/.soak
+	@TOLLSPAN_FAULT_TABLE=tests/faults/results.md TOLLSPAN_TEST_PATIENCE_S=600 \
+	$(BIN)/python -m pytest -q -m soak --durations=0 --durations-min=1 $(if $(ONLY),-k "$(ONLY)"); soaked=$$?; \
+	$(if $(ONLY),,$(BIN)/python tests/versions/oldest.py $(OLDEST) &&) test $$soaked -eq 0
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tollspan needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -72,6 +77,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/litellm '$(LITELLM)' || echo "litellm's price list could not be downloaded: one test will be skipped"
 	@$(BIN)/python tests/browser/chromium.py > /dev/null || true
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.soak: $(VENV)/.test
+	@$(BIN)/pip install --quiet --disable-pip-version-check '$(ATHERIS)' || echo "atheris could not be installed: the decoder will be fuzzed by mutations alone"
+	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.test
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

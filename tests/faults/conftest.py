@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
-    from world import Figures, World
+    from world import Figures, Scenario, World
 
     from tollspan.processor.store import Store
-
-_results: list[Figures] = []
 
 
 @pytest.fixture
@@ -42,21 +41,37 @@ def embedded_world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def record() -> Callable[[Figures], None]:
-    """Takes a scenario's figures for the table, and fails where a promise did not hold."""
+def record() -> Callable[[Scenario, World, bool], None]:
+    """Runs a scenario in its short form or its long one, takes its figures for the table, and fails where a promise
+    did not hold."""
 
-    def take(figures: Figures) -> None:
-        _results.append(figures)
-        print(figures)
+    def run(scenario: Scenario, world: World, long: bool) -> None:
+        from world import Figures, named
+
+        began = time.monotonic()
+        figures = Figures(named(scenario), times=0, problems=["it did not come to its end"])
+        try:
+            figures = scenario(world, long)
+        except Exception as error:
+            figures.problems = [f"{type(error).__name__}: {error}"[:300]]
+            raise
+        except pytest.skip.Exception as skipped:
+            figures.problems, figures.not_run = [], str(skipped)
+            raise
+        finally:
+            figures.scenario, figures.took_s = named(scenario), time.monotonic() - began
+            tell(figures)
         assert not figures.problems, "\n".join(figures.problems)
 
-    return take
+    return run
 
 
-def pytest_sessionfinish() -> None:
-    """Write the table where ``TOLLSPAN_FAULT_TABLE`` says."""
-    path = os.environ.get("TOLLSPAN_FAULT_TABLE")
-    if path and _results:
-        from world import table
+def tell(figures: Figures) -> None:
+    """Print them, and put them into the table where ``TOLLSPAN_FAULT_TABLE`` says: at once, for all takes hours."""
+    from world import table
 
-        Path(path).write_text(table(_results, datetime.now(UTC).date().isoformat()))
+    print(figures)
+    if path := os.environ.get("TOLLSPAN_FAULT_TABLE"):
+        file = Path(path)
+        before = file.read_text() if file.exists() else ""
+        file.write_text(table([figures], datetime.now(UTC).date().isoformat(), before))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,44 +16,34 @@ import scenarios_content as content
 import scenarios_crash as crash
 import scenarios_senders as senders
 import scenarios_store as store_trouble
-from world import Figures, Scenario, World
+from world import Scenario, World, named
 
 ON_THE_WIRE: list[Scenario] = [*crash.ALL, *store_trouble.ALL, *senders.ALL, *content.ALL]
 EMBEDDED: list[Scenario] = [crash.kill_nine_with_its_store]
-
-
-def named(scenario: Scenario) -> str:
-    if isinstance(scenario, partial):
-        what = scenario.args[0]
-        return f"{scenario.func.__name__}: {getattr(what, '__name__', what)}"
-    return scenario.__name__
+Record = Callable[[Scenario, World, bool], None]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scenario", ON_THE_WIRE, ids=named)
-def test_the_promises_hold(scenario: Scenario, world: World, record: Callable[[Figures], None]) -> None:
-    record(scenario(world, False))
+def test_the_promises_hold(scenario: Scenario, world: World, record: Record) -> None:
+    record(scenario, world, False)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scenario", EMBEDDED, ids=named)
-def test_the_promises_hold_embedded(
-    scenario: Scenario, embedded_world: World, record: Callable[[Figures], None]
-) -> None:
-    record(scenario(embedded_world, False))
+def test_the_promises_hold_embedded(scenario: Scenario, embedded_world: World, record: Record) -> None:
+    record(scenario, embedded_world, False)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("scenario", [*ON_THE_WIRE, *store_trouble.EACH], ids=named)
-def test_the_promises_hold_for_long(scenario: Scenario, world: World, record: Callable[[Figures], None]) -> None:
-    record(scenario(world, True))
+def test_the_promises_hold_for_long(scenario: Scenario, world: World, record: Record) -> None:
+    record(scenario, world, True)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("scenario", EMBEDDED, ids=named)
-def test_the_promises_hold_for_long_embedded(
-    scenario: Scenario, embedded_world: World, record: Callable[[Figures], None]
-) -> None:
-    record(scenario(embedded_world, True))
+def test_the_promises_hold_for_long_embedded(scenario: Scenario, embedded_world: World, record: Record) -> None:
+    record(scenario, embedded_world, True)

@@ -88,7 +88,21 @@ def test_each_charge_is_rounded_half_to_even() -> None:
 
 
 def test_the_table_says_what_did_not_hold() -> None:
-    text = table([Figures("fire", 3, problems=["lost | 1"]), Figures("water", recovery_s=1.25)], "2026-11-21")
-    assert "**lost / 1**" in text
-    assert "| water | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 1.2 | 0 | held |" in text
+    found = [
+        Figures("fire", 3, "burns", problems=["lost | 1\nand more"]),
+        Figures("water", scenario="w", recovery_s=1.25),
+    ]
+    text = table([*found, Figures("air", 0, "a", not_run="no air")], "2026-11-21")
+    assert "**lost / 1 and more**" in text
+    assert "| w | water | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 1.2 | 0 | 0 | 2026-11-21 | held |" in text
+    assert "| not run: no air |" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_a_fault_that_is_run_alone_replaces_its_row() -> None:
+    before = table([Figures("fire", 3, "burns", problems=["lost"]), Figures("water", 1, "w")], "2026-11-21")
+    after = table([Figures("fire", 9, "burns")], "2026-11-22", before)
+    rows = [line.split(" | ")[0] for line in after.splitlines() if line.startswith("| ")]
+    assert rows == ["| scenario", "| burns", "| w"]
+    assert "lost" not in after
+    assert table([], "2026-11-23", after) == after

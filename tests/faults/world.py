@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,18 +37,22 @@ class Figures:
     Attributes:
         fault: in words.
         times: how often it was made.
+        scenario: its name, by which it can be run alone.
         sent, acked: spans that went out, and that were acknowledged.
         stored: rows of the ledger, one for each billable span.
         cost_acked, cost_stored: Σ in USD, by the account of what was acknowledged, by the store of what is there.
         refused: requests that were refused, every try counted.
         recovery_s: from the end of the fault until everything acknowledged stood in the ledger.
         peak_mib: resident memory of the service at the most.
+        took_s: all of it, with starts, load and the check at the end.
         problems: what is wrong; empty when the promises held.
+        not_run: why, where it could not be.
         note: what else is worth knowing.
     """
 
     fault: str
     times: int = 1
+    scenario: str = ""
     sent: int = 0
     acked: int = 0
     stored: int = 0
@@ -56,34 +61,48 @@ class Figures:
     refused: int = 0
     recovery_s: float | None = None
     peak_mib: float = 0.0
+    took_s: float = 0.0
     problems: list[str] = field(default_factory=list)
+    not_run: str = ""
     note: str = ""
 
 
-HEAD: Final = (
-    "| fault | times | spans sent | acked | ledger rows | Σ acked, USD | Σ stored, USD | refusals | recovery, s "
-    "| RSS peak, MiB | result |\n|--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--|\n"
+COLUMNS: Final = (
+    *("scenario", "fault", "times", "spans sent", "acked", "ledger rows", "Σ acked, USD", "Σ stored, USD"),
+    *("refusals", "recovery, s", "RSS peak, MiB", "took, s", "day", "result"),
 )
+HEAD: Final = f"| {' | '.join(COLUMNS)} |\n|--|--|{'--:|' * (len(COLUMNS) - 4)}--|--|\n"
 
 
-def table(results: Sequence[Figures], day: str) -> str:
-    """The fault table as Markdown, with date and machine in words."""
-    cores = os.cpu_count()
+def row(found: Figures, day: str) -> str:
+    """A fault's line of the table."""
+    held = f"**{'; '.join(found.problems)}**" if found.problems else "held"
+    cells = (
+        *(found.scenario, found.fault, f"{found.times:,}", f"{found.sent:,}", f"{found.acked:,}", f"{found.stored:,}"),
+        *(f"{found.cost_acked}", f"{found.cost_stored}", f"{found.refused:,}"),
+        *("" if found.recovery_s is None else f"{found.recovery_s:.1f}", f"{found.peak_mib:,.0f}"),
+        *(f"{found.took_s:,.0f}", day),
+        f"not run: {found.not_run}" if found.not_run else "; ".join(filter(None, (held, found.note))),
+    )
+    return f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |\n"
+
+
+def table(results: Sequence[Figures], day: str, before: str = "") -> str:
+    """The fault table as Markdown, with date and machine in words.
+
+    Args:
+        before: a table of earlier: rows of other scenarios stay, in their place.
+    """
+    rows = {line.split(" | ")[0]: f"{line}\n" for line in before.splitlines() if line.startswith("| ")}
+    rows.pop(f"| {COLUMNS[0]}", None)
+    rows |= {line.split(" | ")[0]: line for line in (row(found, day) for found in results)}
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    lines = [
-        f"Made by `make soak` on {day}: {platform.system()} on {platform.machine()}, {cores} cores and "
-        f"{pages * size / 2**30:.0f} GiB shared by service, clients and store; Python {platform.python_version()}.\n\n",
-        HEAD,
-    ]
-    for each in results:
-        recovery = "" if each.recovery_s is None else f"{each.recovery_s:.1f}"
-        result = "held" if not each.problems else "**" + "; ".join(each.problems).replace("|", "/") + "**"
-        lines.append(
-            f"| {each.fault} | {each.times:,} | {each.sent:,} | {each.acked:,} | {each.stored:,} | {each.cost_acked} "
-            f"| {each.cost_stored} | {each.refused:,} | {recovery} | {each.peak_mib:,.0f} "
-            f"| {result}{'; ' + each.note if each.note else ''} |\n"
-        )
-    return "".join(lines)
+    return (
+        f"Made by `make soak`: {platform.system()} on {platform.machine()}, {os.cpu_count()} cores and "
+        f"{pages * size / 2**30:.0f} GiB shared by service, clients and store; Python {platform.python_version()}.\n\n"
+        + HEAD
+        + "".join(rows.values())
+    )
 
 
 class World:
@@ -277,3 +296,11 @@ class World:
 
 Scenario = Callable[[World, bool], Figures]
 """A fault that is made in a world, in its short form or, where the second argument is true, its long one."""
+
+
+def named(scenario: Scenario) -> str:
+    """In tests' names."""
+    if isinstance(scenario, partial):
+        what = scenario.args[0]
+        return f"{scenario.func.__name__}: {getattr(what, '__name__', what)}"
+    return scenario.__name__
