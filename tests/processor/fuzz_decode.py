@@ -1,8 +1,8 @@
 """Fuzz the decoder against protobuf's parser with atheris: ``python -m tests.processor.fuzz_decode SECONDS [CORPUS]``.
 
-In: seconds, and a folder whose inputs are begun with and where new ones are kept (none: they are forgotten). Out: a
-line with how many requests were tried; the first that is read otherwise ends the run with a traceback and a file
-``crash-*`` in that folder (or here).
+In: seconds, and a folder whose inputs are begun with and where new ones are kept; without one they are forgotten. Out:
+a line with how many requests were tried. The first that is read otherwise ends the run with a traceback and a file
+``crash-*`` in that folder.
 
 What is compiled tells libFuzzer nothing about where it has been. So every input is also walked by the same functions
 before their compilation, as Python that is instrumented: their branches are the coverage that leads the search, and
@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final
@@ -34,25 +34,17 @@ NORMALIZED: Final = 16
 """Of so many requests that are taken, one goes through `normalize` too."""
 
 
-class Wire(bytes):
-    """Bytes as the walker's Python takes them."""
-
-    @property
-    def size(self) -> int:
-        return len(self)
-
-
-def in_python(walk: Any, name: str) -> Callable[..., Any]:
-    """A kernel as instrumented Python, with all that it calls."""
+def in_python(walk: Any) -> Any:
+    """The walker's functions as instrumented Python."""
     own: dict[str, Any] = dict(vars(walk))
     # Integers of Python's have no last bit: the walker's own bounds are what keeps them small.
     own["np"] = SimpleNamespace(int64=int, uint64=int, uint8=int, int32=int)
-    own["_load"] = lambda data, at: int.from_bytes(data[at : at + 8], "little")
-    for called, kernel in vars(walk).items():
+    own["_load"] = lambda data, at: int.from_bytes(data[at : at + 8].tobytes(), "little")
+    for name, kernel in vars(walk).items():
         if hasattr(kernel, "py_func"):
             code = kernel.py_func
-            own[called] = atheris.instrument_func(FunctionType(code.__code__, own, called, code.__defaults__))
-    return own[name]
+            own[name] = atheris.instrument_func(FunctionType(code.__code__, own, name, code.__defaults__))
+    return SimpleNamespace(**own)
 
 
 def loudly() -> None:
@@ -142,15 +134,12 @@ def mutated(data: bytes, most: int, rng: random.Random) -> bytes:
     return before + one + after
 
 
-def main(seconds: float, corpus: Path | None = None) -> None:
+def main(seconds: float, corpus: Path) -> None:
     fused.prepare(wait=True)
     walk = fused.kernels()
     assert walk is not None, "the walker cannot be compiled here"
     fused._fault = loudly
-    payload = in_python(walk, "_payload")
-    words, integers, _, kinds, contents = fused._DUMMIES
-    tables = [words, words, words, integers, integers, kinds, contents, integers, integers]
-    tables += [integers, integers, kinds, contents] * 2 + [integers] * 3 + [walk.MULTIPLIERS]
+    slowly = in_python(walk)
     counted = {"tried": 0, "taken by the walker": 0, "normalized": 0}
     began = time.monotonic()
 
@@ -158,7 +147,7 @@ def main(seconds: float, corpus: Path | None = None) -> None:
         if time.monotonic() - began > seconds:
             print(", ".join(f"{n:,} {what}" for what, n in counted.items()), f"in {seconds:g} s", flush=True)
             os._exit(0)  # libFuzzer knows no other end that Python hears of
-        payload(Wire(data), 0, len(data), False, True, [0] * walk.COUNTERS, *tables)
+        assert (found := fused._check(slowly, data)) is None or found == fused._check(walk, data)
         counted["tried"] += 1
         if holds(data):
             counted["taken by the walker"] += 1
@@ -171,13 +160,11 @@ def main(seconds: float, corpus: Path | None = None) -> None:
 
     for seed in (RICH, chat_payload(1), b""):
         try_one(seed)
-    arguments = [sys.argv[0], f"-max_len={MOST_BYTES}", "-len_control=0", "-timeout=60"]
-    if corpus is not None:
-        corpus.mkdir(parents=True, exist_ok=True)
-        (corpus / "rich").write_bytes(RICH)
-        (corpus / "chat").write_bytes(chat_payload(1))
-        arguments += [f"-artifact_prefix={corpus}/", str(corpus)]
-    atheris.Setup(arguments, try_one, custom_mutator=change)
+    corpus.mkdir(parents=True, exist_ok=True)
+    (corpus / "rich").write_bytes(RICH)
+    (corpus / "chat").write_bytes(chat_payload(1))
+    options = [f"-max_len={MOST_BYTES}", "-len_control=0", "-timeout=60", f"-artifact_prefix={corpus}/"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], try_one, custom_mutator=change)
     atheris.Fuzz()
 
 
@@ -191,4 +178,4 @@ def same_after(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(float(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp()))
