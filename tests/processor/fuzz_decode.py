@@ -22,12 +22,33 @@ from types import FunctionType, SimpleNamespace
 from typing import Any, Final
 
 import atheris
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tollspan.processor.decode import decode, fused
 from tollspan.processor.normalize import normalize
 
-from .otlp_factory import START, chat_payload
+from .otlp_factory import START, attributes, chat_payload, request, span
 from .test_decode_fused import FIELDS, RICH, by_the_other, holds, varint
+
+FULL: Final = request(
+    [
+        span(
+            {"a": "x"},
+            trace_state="k=v",
+            flags=257,
+            dropped_links_count=1,
+            status=Status(code=Status.STATUS_CODE_ERROR, message="no"),
+            events=[
+                Span.Event(time_unix_nano=START, name="e", attributes=attributes({"n": 5}), dropped_attributes_count=1)
+            ],
+            links=[
+                Span.Link(trace_id=b"t" * 16, span_id=b"s" * 8, trace_state="k", attributes=attributes({"b": True}))
+            ],
+        )
+    ]
+)
+"""A span with everything."""
+SEEDS: Final = {"rich": RICH, "chat": chat_payload(1), "full": FULL}
 
 MOST_BYTES: Final = 4096
 NORMALIZED: Final = 16
@@ -135,6 +156,7 @@ def mutated(data: bytes, most: int, rng: random.Random) -> bytes:
 
 
 def main(seconds: float, corpus: Path) -> None:
+    corpus.mkdir(parents=True, exist_ok=True)
     fused.prepare(wait=True)
     walk = fused.kernels()
     assert walk is not None, "the walker cannot be compiled here"
@@ -158,11 +180,9 @@ def main(seconds: float, corpus: Path) -> None:
     def change(data: bytes, most: int, seed: int) -> bytes:
         return mutated(bytes(data), most, random.Random(seed))[:most]
 
-    for seed in (RICH, chat_payload(1), b""):
+    for name, seed in SEEDS.items():
         try_one(seed)
-    corpus.mkdir(parents=True, exist_ok=True)
-    (corpus / "rich").write_bytes(RICH)
-    (corpus / "chat").write_bytes(chat_payload(1))
+        (corpus / name).write_bytes(seed)
     options = [f"-max_len={MOST_BYTES}", "-len_control=0", "-timeout=60", f"-artifact_prefix={corpus}/"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], try_one, custom_mutator=change)
     atheris.Fuzz()
