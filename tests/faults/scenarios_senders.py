@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Final
 
@@ -74,17 +75,21 @@ def out_of_order(world: World, long: bool) -> Figures:
     clients.all(regrouped([late_ones], chance, 25))
     recovery = world.landed()
     figures = world.finish("out of order, an hour late, rootless", recovery_s=recovery, bodies=False)
-    split = "SELECT count() AS n FROM (SELECT TraceId, uniqExact(KeepReason, SamplingThreshold) AS d FROM {db}.spans"
-    several = world.query(split + " FINAL GROUP BY TraceId HAVING d > 1)")["n"][0].as_py()
-    figures.problems += [f"{several} traces were decided twice"] if several else []
-    whole = "SELECT TraceId, count() AS n FROM {db}.spans FINAL GROUP BY TraceId"
-    kept = {row["TraceId"]: row["n"] for row in world.query(whole).to_pylist()}
-    sent: dict[str, int] = {}
-    for call in world.account.sent.values():
-        sent[f"{call.trace:032x}"] = sent.get(f"{call.trace:032x}", 0) + 1
-    parts = [trace for trace, n in kept.items() if sent[trace] != n]
+    whole = "SELECT TraceId, count() AS n, uniqExact(KeepReason, SamplingThreshold) AS fates FROM {db}.spans FINAL"
+    kept = {int(row["TraceId"], 16): row for row in world.query(whole + " GROUP BY TraceId").to_pylist()}
+    sent = Counter(call.trace for call in world.account.sent.values())
+    errors = [call for call in world.account.sent.values() if call.failed]
+    # An error that comes when its trace is decided is kept, whatever chance said of the rest that came before it.
+    others = kept.keys() - {call.trace for call in errors}
+    several = [trace for trace in others if kept[trace]["fates"] > 1]
+    figures.problems += [f"{len(several)} traces were decided twice"] if several else []
+    parts = [trace for trace in others if kept[trace]["n"] != sent[trace]]
     figures.problems += [f"{len(parts)} traces were kept in part"] if parts else []
+    lost = {call.span for call in errors} - world.bodies()
+    figures.problems += [f"{len(lost)} errors have no body"] if lost else []
+    late = sum(kept[trace]["n"] != sent[trace] or kept[trace]["fates"] > 1 for trace in kept.keys() - others)
     figures.note = f"{len(kept):,} of {len(sent):,} traces kept, each whole"
+    figures.note += f" but for {late} of which an error came late; every error kept" if late else ""
     return figures
 
 

@@ -188,6 +188,10 @@ class World:
         assert len(rows) == len(spans), f"{len(spans) - len(rows)} spans are there twice"
         return rows
 
+    def bodies(self) -> set[int]:
+        """Numbers of the spans whose bodies were kept."""
+        return set(self.query(_BODIES)["span"].to_pylist())
+
     def landed(self, patience_s: float = PATIENCE_S) -> float:
         """Wait until everything acknowledged stands in the ledger; the seconds that it took.
 
