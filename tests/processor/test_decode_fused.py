@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tollspan.processor.bodies import bodies
 from tollspan.processor.decode import Checked, Decoded, by_ptars, check, decode, fused
 from tollspan.processor.decode.otlp_slim import canonical, strict
 from tollspan.processor.decode.tables import Attributes
@@ -463,3 +464,28 @@ def test_requests_led_by_coverage_for_a_long_time(tmp_path: Path, capsys: pytest
     assert " tried, " in done.stdout
     with capsys.disabled():
         print(f"\natheris: {done.stdout.strip()}")
+
+
+def test_spans_of_several_batches_are_read_together() -> None:
+    batches = [
+        decode(
+            [
+                request(
+                    [span({"n": n, "text": "é" * n}, number=n) for n in range(base, base + 8)], {"from": f"r{base}"}
+                )
+                for base in (start, start + 8)
+            ]
+        )
+        for start in (0, 16, 32)
+    ]
+    wanted = [np.array([3, 3, 0]), np.array([15]), np.array([9, 1])]
+    found = fused.joined([(each.wire, rows) for each, rows in zip(batches, wanted, strict=True)])  # type: ignore[misc]
+    alone = [each.select(rows) for each, rows in zip(batches, wanted, strict=True)]
+    assert shown(found) == [row for each in alone for row in shown(each)]
+    again = found.wire.select(np.arange(5, -1, -1))  # type: ignore[union-attr]
+    assert shown(again) == shown(found)[::-1]
+
+
+def shown(decoded: Decoded) -> list[dict[str, Any]]:
+    """Spans as they are stored."""
+    return bodies(decoded, {}).to_pylist()

@@ -72,7 +72,7 @@ def decision(numbers: list[int], values: dict[str, object] | None = None) -> Dec
 
 
 def some(*decisions: Decision) -> list[Kept]:
-    return [kept for each in decisions for kept in kept_of(each)]
+    return kept_of(decisions)
 
 
 class Line:

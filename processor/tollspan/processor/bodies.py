@@ -7,7 +7,7 @@ names and value forms of the exporter's ``otel_traces``, so that dashboards writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -53,8 +53,9 @@ def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
         for a root), ``TraceState``, ``SpanName``, ``SpanKind``, ``ServiceName`` (``''`` when the resource has none),
         ``ResourceAttributes`` map, ``ScopeName``, ``ScopeVersion``, ``SpanAttributes`` map, ``Duration`` uint64 ns,
         ``StatusCode``, ``StatusMessage``; the lists ``Events.Timestamp``, ``Events.Name``, ``Events.Attributes``,
-        ``Links.TraceId``, ``Links.SpanId``, ``Links.TraceState``, ``Links.Attributes``; and ``extra``. No nulls of its
-        own. An instant past 2262 is written as the epoch, the duration of a span that ends before it starts as 0.
+        ``Links.TraceId``, ``Links.SpanId``, ``Links.TraceState``, ``Links.Attributes``; and ``extra``. Texts of which
+        there are few are dictionaries, so are keys of attributes, and values of resources'. No nulls of its own. An
+        instant past 2262 is written as the epoch, the duration of a span that ends before it starts as 0.
     """
     spans = chosen.spans
     resource, scope, resources = spans["resource"], spans["scope"], chosen.resources.maps()
@@ -67,11 +68,11 @@ def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
         "TraceState": spans["trace_state"],
         "SpanName": spans["name"],
         "SpanKind": _named(spans["kind"], SPAN_KINDS),
-        "ServiceName": _service_names(resources).take(resource),
+        "ServiceName": by_number(_service_names(resources), resource),
         "ResourceAttributes": _resource_maps(resources, chosen.resources.offsets, resource),
-        "ScopeName": cut(chosen.scopes["name"]).take(scope),
-        "ScopeVersion": cut(chosen.scopes["version"]).take(scope),
-        "SpanAttributes": chosen.attributes.maps(),
+        "ScopeName": by_number(cut(chosen.scopes["name"]), scope),
+        "ScopeVersion": by_number(cut(chosen.scopes["version"]), scope),
+        "SpanAttributes": _maps(chosen.attributes),
         "Duration": pa.array(np.where(end < start, 0, end - start).astype(np.uint64)),
         "StatusCode": _named(spans["status_code"], STATUS_CODES),
         "StatusMessage": spans["status_message"],
@@ -81,6 +82,43 @@ def bodies(chosen: Decoded, extra: Mapping[str, Any]) -> pa.Table:
     return pa.table({**columns, **extra})
 
 
+def by_number(texts: Any, numbers: Any) -> Any:
+    """The text at each of some numbers, as a dictionary of different ones.
+
+    Args:
+        texts: string array, few and maybe alike.
+        numbers: integers, an array of either kind.
+    """
+    coded = texts.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(
+        pa.array(np.asarray(coded.indices)[np.asarray(numbers)], pa.int32()), coded.dictionary
+    )
+
+
+def together(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of `bodies`, at least one, in one: what is written at once has one dictionary for all keys of maps."""
+    if len(tables) == 1:
+        return tables[0]
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    for name in ("ResourceAttributes", "SpanAttributes"):
+        maps = [chunk for chunk in whole[name].chunks if len(chunk)]
+        if maps:
+            parts = [
+                pa.concat_arrays([getattr(each, part)[_inside(each)] for each in maps]) for part in ("keys", "items")
+            ]
+            counts = np.concatenate([np.diff(np.asarray(each.offsets)) for each in maps])
+            ends = np.concatenate((np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)))
+            made = pa.MapArray.from_arrays(pa.array(ends), *parts)
+            whole = whole.set_column(whole.column_names.index(name), name, made)
+    return whole
+
+
+def _inside(lists: Any) -> slice:
+    """Where the values of lists stand."""
+    offsets = np.asarray(lists.offsets)
+    return slice(int(offsets[0]), int(offsets[-1]))
+
+
 def _instants(nanoseconds: npt.NDArray[np.uint64]) -> Any:
     fits = nanoseconds < np.uint64(2**63)
     return pa.array(np.where(fits, nanoseconds, 0).astype(np.int64)).cast(INSTANT)
@@ -88,7 +126,7 @@ def _instants(nanoseconds: npt.NDArray[np.uint64]) -> Any:
 
 def _named(numbers: Any, names: Any) -> Any:
     values = np.asarray(numbers)
-    return names.take(pa.array(np.where((values < 0) | (values >= len(names)), 0, values)))
+    return by_number(names, np.where((values < 0) | (values >= len(names)), 0, values))
 
 
 def _service_names(resources: Any) -> Any:
@@ -109,7 +147,16 @@ def _resource_maps(maps: Any, offsets: Any, resource: Any) -> Any:
             pc.binary_join_element_wise(pc.cast(pa.array(sizes[large]), pa.string()), "bytes", " "),
         )
         maps = replace(maps, large, notes)
-    return maps.take(resource)
+    keys, items = (part[_inside(maps)].dictionary_encode() for part in (maps.keys, maps.items))
+    ends = np.asarray(maps.offsets)
+    coded = pa.MapArray.from_arrays(pa.array(ends - ends[0]), keys, items)
+    return coded.take(pa.array(resource) if isinstance(resource, np.ndarray) else resource)
+
+
+def _maps(attributes: Attributes) -> Any:
+    """Attributes of n owners as ``map<dictionary, string>``: a key is said once."""
+    keys = by_number(attributes.keys, attributes.codes)
+    return pa.MapArray.from_arrays(pa.array(attributes.offsets.astype(np.int32)), keys, attributes.texts())
 
 
 def _messages(lists: Any, message: str) -> tuple[Any, Any, Attributes]:

@@ -30,14 +30,14 @@ from tollspan.pricing import PriceEngine
 from tollspan.pricing.arrays import integers, validity
 from tollspan.pricing.meters import METERS
 from tollspan.processor.accounts import Accounts, batch_number, figures, late_rows
-from tollspan.processor.bodies import bodies
+from tollspan.processor.bodies import bodies, by_number, together
 from tollspan.processor.charge import Charged, charge, plain, true
 from tollspan.processor.counters import Counters, Laps
 from tollspan.processor.decode import Decoded, decode
 from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
 from tollspan.processor.forward.costs import COLUMNS as FORWARDED
 from tollspan.processor.forward.costs import Costs
-from tollspan.processor.identity import U64, Mask
+from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.journal import Batch, Journal
 from tollspan.processor.normalize import Normalized, normalize
 from tollspan.processor.pivot import says
@@ -189,6 +189,14 @@ def _embeddings(normalized: Normalized) -> Mask:
     if normalized.shapes is None:
         return says(plain(normalized.columns["operation"]), "embeddings")
     return normalized.shapes.spread(says(normalized.said["operation"], "embeddings"))
+
+
+def _costs(costs: Costs, rows: Rows) -> tuple[Any, Any]:
+    """Cost and its status of some spans; null and '' of one that is not in the ledger."""
+    at = costs.rows[rows]
+    row = pa.array(at, mask=at < 0)
+    status = pc.fill_null(pc.cast(plain(costs.ledger["cost_status"]).take(row), pa.string()), "")
+    return plain(costs.ledger["cost"]).take(row), status
 
 
 def _parts(payloads: list[bytes]) -> list[list[bytes]] | None:
@@ -569,9 +577,9 @@ class Pipeline:
         """Write what a round decided, then release the batches that wait for nothing more."""
         if decided.decisions:
             self.laps.lap("sample")
-            kept = [some for decision in decided.decisions for some in kept_of(decision)]
+            kept = kept_of(decided.decisions)
             tables = [self._bodies(some) for some in kept]
-            spans = pa.concat_tables(tables, promote_options="permissive") if tables else None
+            spans = together(tables) if tables else None
             self.laps.lap("bodies")
             sizes = [row_bytes(table) for table in tables]
             summaries = summarize(decided, self.engine, stored_bytes(kept, sizes, decided.traces))
@@ -608,28 +616,27 @@ class Pipeline:
             if shares is not None:
                 shares.decided(each.rows, rules, each.group)
         for some, stored in zip(kept, sizes, strict=True):
-            shares = some.held.shares
-            if shares is not None:
-                shares.kept(some.rows, rules, stored, content_bytes(some.spans), some.removed, some.group)
+            content = content_bytes(some.spans)
+            for held, rows, part in some.by_origin():
+                if held.shares is not None:
+                    held.shares.kept(rows, rules, stored[part], content[part], some.removed[part], some.group[part])
 
     @staticmethod
     def _bodies(kept: Kept) -> pa.Table:
         """Rows of ``spans``."""
-        levels, level = np.unique(kept.threshold, return_inverse=True)
-        costs: Costs = kept.held.costs
-        at = costs.rows[kept.rows]
-        row = pa.array(at, mask=at < 0)
-        ground = pa.array(kept.reason)
+        levels = pa.array(kept.threshold).dictionary_encode()
+        level, thresholds = np.asarray(levels.indices), levels.dictionary.to_pylist()
+        costs = [_costs(held.costs, rows) for held, rows in kept.origins]
         return bodies(
             kept.spans,
             {
-                "SamplingThreshold": pa.array([encode(int(v)) for v in levels], pa.string()).take(pa.array(level)),
-                "AdjustedCount": pa.array([adjusted_count(int(v)) for v in levels], pa.float64()).take(pa.array(level)),
-                "KeepReason": pa.array(list(REASONS)).take(ground),
-                "KeepRule": pa.array(list(RULES)).take(ground),
-                "Content": pa.array([CONTENT[kept.content]] * len(kept.rows), pa.string()),
-                "Cost": plain(costs.ledger["cost"]).take(row),
-                "CostStatus": pc.fill_null(pc.cast(plain(costs.ledger["cost_status"]).take(row), pa.string()), ""),
+                "SamplingThreshold": by_number(pa.array([encode(value) for value in thresholds], pa.string()), level),
+                "AdjustedCount": pa.array(np.array([adjusted_count(value) for value in thresholds])[level]),
+                "KeepReason": by_number(pa.array(REASONS), kept.reason),
+                "KeepRule": by_number(pa.array(RULES), kept.reason),
+                "Content": by_number(pa.array([CONTENT[kept.content]]), np.zeros(len(level), np.int32)),
+                "Cost": pa.concat_arrays([cost for cost, _ in costs]),
+                "CostStatus": pa.concat_arrays([status for _, status in costs]),
             },
         )
 

@@ -6,7 +6,7 @@ resend or a replay cannot count a span twice (ARCHITECTURE.md, "traces").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from tollspan.pricing import PriceEngine
 from tollspan.processor.charge import given, plain
 from tollspan.processor.decode import Decoded, Waiting
+from tollspan.processor.decode.fused import OnTheWire, joined
 from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.identity import U64, Mask, Rows
-from tollspan.processor.sample import DROPPED, FULL, REASONS, RULES, STRIPPED, Decision, Round, encode_threshold
+from tollspan.processor.sample import DROPPED, FULL, REASONS, RULES, STRIPPED, Decision, Fates, Round, encode_threshold
 from tollspan.processor.sample.content import REMOVED, strip
 from tollspan.processor.sample.faster import kernels, read_only
 from tollspan.processor.sample.telemetry_cost import RECEIVED, Shares, priced
@@ -32,6 +33,9 @@ LAST_DAY: Final = 65_535
 
 CONTENT: Final = {FULL: "full", STRIPPED: REMOVED}
 """What is said of a body's content, by its level."""
+
+PIECE_BYTES: Final = 32 << 20
+"""Kept spans that are read at once: so much on the wire, or one batch of them."""
 
 Sizes = npt.NDArray[np.int64]
 
@@ -136,11 +140,11 @@ class Held:
 
 
 class Kept(NamedTuple):
-    """Kept spans of one batch at one level of content, k of them.
+    """Kept spans of a round at one level of content, k of them.
 
     Attributes:
         spans: read once for all that is made of them, with the threshold in their trace states.
-        held, rows: where they come from, and which of its rows they are.
+        origins: where they come from, one batch after the other, and which of its rows they are.
         group: number of each one's trace in the round.
         reason: why, number of `sample.names`; threshold: at which, with what samplers before us did.
         content: `FULL` or `STRIPPED`.
@@ -148,57 +152,96 @@ class Kept(NamedTuple):
     """
 
     spans: Decoded
-    held: Held
-    rows: Rows
+    origins: Sequence[tuple[Held, Rows]]
     group: Rows
     reason: npt.NDArray[np.int16]
     threshold: U64
     content: int
     removed: Sizes
 
+    def by_origin(self) -> Iterator[tuple[Held, Rows, slice]]:
+        """The origins, with where each one's spans stand in these."""
+        start = 0
+        for held, rows in self.origins:
+            yield held, rows, slice(start, start + len(rows))
+            start += len(rows)
 
-def kept_of(decision: Decision) -> list[Kept]:
-    """The spans of a decision that are kept, by level of content."""
-    fates, group = decision.fates, decision.group
-    keep = (fates.reason != DROPPED)[group]
-    if decision.duplicate is not None:
-        keep &= ~decision.duplicate
-    if not keep.any():
-        return []
-    held: Held = decision.bodies
-    facts = held.facts
-    if facts is not None and facts.slim is not None:
-        keep &= ~facts.slim[decision.rows]
-    rows, group = decision.rows[keep], group[keep]
-    if decision.stripped:
-        return [_kept(held, rows, group, fates.reason[group], fates.threshold[group], STRIPPED, without=False)]
-    levels = fates.content[group]
+
+class _Chosen(NamedTuple):
+    """Of one batch; as in `Kept`."""
+
+    held: Held
+    rows: Rows
+    group: Rows
+    reason: npt.NDArray[np.int16]
+    threshold: U64
+
+
+def kept_of(decisions: Iterable[Decision]) -> list[Kept]:
+    """The spans of a round's decisions that are kept, by level of content, in as few pieces as are handy."""
+    # What memory was too short for is without its content already.
+    of_level: dict[tuple[int, bool], list[_Chosen]] = {(FULL, False): [], (STRIPPED, True): [], (STRIPPED, False): []}
+    for decision in decisions:
+        fates, group = decision.fates, decision.group
+        keep = (fates.reason != DROPPED)[group]
+        if decision.duplicate is not None:
+            keep &= ~decision.duplicate
+        if not keep.any():
+            continue
+        held: Held = decision.bodies
+        if held.facts is not None and held.facts.slim is not None:
+            keep &= ~held.facts.slim[decision.rows]
+        rows, group = decision.rows[keep], group[keep]
+        if decision.stripped:
+            of_level[STRIPPED, False].append(_chosen(held, rows, group, fates))
+            continue
+        levels = fates.content[group]
+        for level in (FULL, STRIPPED):
+            some = levels == level
+            if some.all():
+                of_level[level, level == STRIPPED].append(_chosen(held, rows, group, fates))
+            elif some.any():
+                of_level[level, level == STRIPPED].append(_chosen(held, rows[some], group[some], fates))
     return [
-        _kept(held, rows[some], group[some], fates.reason[group[some]], fates.threshold[group[some]], level)
-        for level in (FULL, STRIPPED)
-        if (some := levels == level).any()
+        _kept(piece, level, take_out)
+        for (level, take_out), chosen in of_level.items()
+        for piece in _pieces([each for each in chosen if len(each.rows)])
     ]
 
 
-def _kept(
-    held: Held,
-    rows: Rows,
-    group: Rows,
-    reason: npt.NDArray[np.int16],
-    threshold: U64,
-    content: int,
-    *,
-    without: bool = True,
-) -> Kept:
-    chosen = held.decoded.select(rows)
-    removed = np.zeros(len(rows), np.int64)
-    if content == STRIPPED and without:
-        chosen, removed = strip(chosen)
+def _chosen(held: Held, rows: Rows, group: Rows, fates: Fates) -> _Chosen:
+    threshold = fates.threshold[group]
     if held.facts is not None and held.facts.incoming is not None:
         threshold = np.maximum(threshold, held.facts.incoming[rows])
+    return _Chosen(held, rows, group, fates.reason[group], threshold)
+
+
+def _pieces(chosen: Sequence[_Chosen]) -> Iterator[list[_Chosen]]:
+    """What is read at once: of some megabytes, and what is on the wire still."""
+    piece: list[_Chosen] = []
+    size = 0
+    for each in chosen:
+        waiting = each.held.decoded
+        more = int(waiting.places[1].take(each.rows).sum()) if isinstance(waiting, OnTheWire) else PIECE_BYTES
+        if piece and size + more > PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(each)
+        size += more
+    if piece:
+        yield piece
+
+
+def _kept(piece: Sequence[_Chosen], content: int, take_out: bool) -> Kept:
+    on_wire = [(each.held.decoded, each.rows) for each in piece if isinstance(each.held.decoded, OnTheWire)]
+    chosen = joined(on_wire) if on_wire else piece[0].held.decoded.select(piece[0].rows)
+    group, reason, threshold = map(np.concatenate, zip(*(each[2:] for each in piece), strict=True))
+    removed = np.zeros(len(group), np.int64)
+    if take_out:
+        chosen, removed = strip(chosen)
     stamped = stamp_column(chosen.spans["trace_state"], threshold)
     spans = replace(chosen, spans=with_columns(chosen.spans, trace_state=stamped))
-    return Kept(spans, held, rows, group, reason, threshold, content, removed)
+    return Kept(spans, [(each.held, each.rows) for each in piece], group, reason, threshold, content, removed)
 
 
 def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) -> pa.Table:

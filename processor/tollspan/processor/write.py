@@ -33,7 +33,10 @@ REFUSED_PAUSE_S: Final = 5.0
 T = TypeVar("T")
 
 _TEXTS: Final = pa.list_(pa.string())
-_CODED_TEXTS: Final = pa.list_(pa.dictionary(pa.int32(), pa.string()))
+_CODED: Final = pa.dictionary(pa.int32(), pa.string())
+_CODED_TEXTS: Final = pa.list_(_CODED)
+_MAP: Final = pa.map_(pa.string(), pa.string())
+_CODED_MAPS: Final = (pa.map_(_CODED, pa.string()), pa.map_(_CODED, _CODED))
 
 
 class Counts(Protocol):
@@ -184,6 +187,8 @@ def conform(rows: pa.Table, table: str) -> pa.Table:
 def _column(column: Any, field: pa.Field) -> Any:
     if field.type == _TEXTS and column.type == _CODED_TEXTS:
         return column  # dictionaries go fastest inside of lists too
+    if field.type == _MAP and column.type in _CODED_MAPS:
+        return column
     if field.type == pa.string():
         if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type) and not column.null_count:
             # As it is: into a LowCardinality column a dictionary goes fastest.

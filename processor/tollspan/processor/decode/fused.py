@@ -43,6 +43,8 @@ from tollspan.processor.decode.tables import (
     Attributes,
     Checked,
     Decoded,
+    attributes_together,
+    rows_together,
 )
 
 log = logging.getLogger(__name__)
@@ -752,23 +754,71 @@ class OnTheWire:
         return from_layout(offsets, out)
 
     def select(self, rows: Rows) -> Decoded:
-        starts, sizes, resource, scope = self.places.take(rows, axis=1)
-        resources, of_resource = np.unique(resource, return_inverse=True)
-        scopes, of_scope = np.unique(scope, return_inverse=True)
-        found, _ = gathered(self.walk, self.data, starts, sizes)
-        offsets, bytes_ = layout(found)
-        origins = of_resource.astype(np.int32), of_scope.astype(np.int32)
-        reading = _read_spans(self.walk, bytes_, offsets.astype(np.int64), *origins)
-        made = Decoded(
-            reading.spans(),
-            reading.attributes(reading.arrays.attributes, reading.field(self.walk.ATTRIBUTES_END)),
-            self.resources.select(resources.astype(np.int64)),
-            self.scopes.take(pa.array(scopes)),
-            self.scope_attributes.select(scopes.astype(np.int64)),
-            self.resource_facts.take(pa.array(resources)),
-        )
-        object.__setattr__(made, "wire", OnTheWire.of(reading, made))
-        return made
+        return joined([(self, rows)])
+
+
+def joined(some: Sequence[tuple[OnTheWire, Rows]]) -> Decoded:
+    """Spans of several batches, at least one, read together: those of the first, then those of the next.
+
+    Args:
+        some: spans that wait, and which of them (int64, in that order; repeats allowed).
+    """
+    walk = some[0][0].walk
+    places = [wire.places.take(rows, axis=1) for wire, rows in some]
+    ends = np.concatenate(([0], np.cumsum(np.concatenate([each[1] for each in places]), dtype=np.int64)))
+    data, offsets, start = np.empty(int(ends[-1]) + SLACK, np.uint8), np.empty(len(ends), np.int32), 0
+    origins = _Origins(), _Origins()
+    for (wire, _), (starts, sizes, *numbers) in zip(some, places, strict=True):
+        end = start + len(starts)
+        into = offsets[start : end + 1], data[ends[start] :]
+        walk.gather(wire.data, starts.astype(np.int64), sizes.astype(np.int64), *into)
+        start = end
+        for each, of_row in zip(origins, numbers, strict=True):
+            each.add(of_row)
+    data.flags.writeable = False
+    resource, scope = (each.numbers for each in origins)
+    reading = _read_spans(walk, data, ends, resource, scope)
+    resources, scopes = ([(wire, used) for (wire, _), used in zip(some, each.used, strict=True)] for each in origins)
+    made = Decoded(
+        reading.spans(),
+        reading.attributes(reading.arrays.attributes, reading.field(walk.ATTRIBUTES_END)),
+        attributes_together([wire.resources.select(used) for wire, used in resources]),
+        rows_together([wire.scopes.take(pa.array(used)) for wire, used in scopes]),
+        attributes_together([wire.scope_attributes.select(used) for wire, used in scopes]),
+        rows_together([wire.resource_facts.take(pa.array(used)) for wire, used in resources]),
+    )
+    object.__setattr__(made, "wire", OnTheWire.of(reading, made))
+    return made
+
+
+class _Origins:
+    """Resources or scopes of spans that come batch by batch, numbered through.
+
+    Attributes:
+        used: of each batch, which it has, int64, ascending.
+    """
+
+    def __init__(self) -> None:
+        self.used: list[Rows] = []
+        self._numbers: list[npt.NDArray[np.int32]] = []
+        self._count = 0
+
+    def add(self, of_row: npt.NDArray[np.int32]) -> None:
+        """The next batch.
+
+        Args:
+            of_row: which of its own each span has.
+        """
+        used = np.zeros(int(of_row.max(initial=-1)) + 1, np.bool_)
+        used[of_row] = True
+        self.used.append(np.flatnonzero(used))
+        self._numbers.append((np.cumsum(used, dtype=np.int32) + np.int32(self._count - 1))[of_row])
+        self._count += len(self.used[-1])
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int32]:
+        """Which each span has of all that are used, batch after batch."""
+        return np.concatenate(self._numbers)
 
 
 def _read_spans(walk: Any, data: Bytes, offsets: Rows, resource: Any, scope: Any) -> _Reading:

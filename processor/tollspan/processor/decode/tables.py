@@ -277,5 +277,29 @@ def with_columns(batch: Any, **replaced: Any) -> Any:
     )
 
 
+def attributes_together(parts: Sequence[Attributes]) -> Attributes:
+    """Attributes of the owners of the first part, then of the next; at least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    keys = pa.concat_arrays([each.keys for each in parts]).dictionary_encode()
+    place, counts = np.asarray(keys.indices), np.cumsum([0, *(len(each.keys) for each in parts)])
+    ends = np.cumsum([0, *(len(each) for each in parts)])
+    return Attributes(
+        np.concatenate([[0], *(each.offsets[1:] + end for each, end in zip(parts, ends[:-1], strict=True))]),
+        keys.dictionary,
+        np.concatenate([place[each.codes + start] for each, start in zip(parts, counts[:-1], strict=True)]),
+        pa.concat_arrays([each.raw for each in parts]),
+        np.concatenate([each.kinds for each in parts]),
+    )
+
+
+def rows_together(batches: Sequence[Any]) -> Any:
+    """Record batches of the same columns, at least one, in one."""
+    if len(batches) == 1:
+        return batches[0]
+    columns = zip(*(each.columns for each in batches), strict=True)
+    return pa.RecordBatch.from_arrays([pa.concat_arrays(each) for each in columns], names=batches[0].schema.names)
+
+
 def _nbytes(part: Any) -> int:
     return int(part.nbytes)

@@ -72,6 +72,15 @@ class Costs:
         place = np.where(billed, np.cumsum(billed) - 1, -1)
         return Costs(self.ledger.take(pa.array(wanted[billed])).combine_chunks(), place)
 
+    @staticmethod
+    def together(parts: Sequence[Costs]) -> Costs:
+        """Of the spans of the first part, then of those of the next; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *(each.ledger.num_rows for each in parts)])
+        rows = [np.where(each.rows < 0, -1, each.rows + start) for each, start in zip(parts, starts[:-1], strict=True)]
+        return Costs(pa.concat_tables([each.ledger for each in parts]).combine_chunks(), np.concatenate(rows))
+
     @property
     def nbytes(self) -> int:
         """Approximate memory."""

@@ -157,7 +157,7 @@ class Forwarder:
         parts: list[_Part] = []
         takers = [sender for sender in self._senders if "traces" in sender.endpoint.signals]
         for some in kept if takers else ():
-            count = len(some.rows)
+            count = len(some.group)
             try:
                 requests = self._encoded(some, min(sender.endpoint.request_bytes for sender in takers) // 2)
             except Exception:
@@ -175,8 +175,8 @@ class Forwarder:
 
     @staticmethod
     def _encoded(kept: Kept, limit: int) -> list[Request]:
-        costs: Costs = kept.held.costs
-        extra = attributes(costs.select(kept.rows), kept.reason, kept.threshold)
+        costs = Costs.together([held.costs.select(rows) for held, rows in kept.origins])
+        extra = attributes(costs, kept.reason, kept.threshold)
         return encode(kept.spans, extra=extra, without=WRITTEN, limit=limit)
 
     def _drop(self, reason: str, spans: int, message: str) -> None:

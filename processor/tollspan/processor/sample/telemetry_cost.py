@@ -448,13 +448,13 @@ def row_bytes(table: pa.Table) -> Sizes:
         if (bits := _width(array.type)) is not None:
             width += bits
             continue
-        nested = pa.types.is_nested(array.type)
-        if nested and _empty(array):
-            width += 8
-        elif nested or pa.types.is_dictionary(array.type) or array.null_count:
-            found += np.diff(_ends(array, np.arange(len(array) + 1)))
+        if pa.types.is_nested(array.type):
+            if _empty(array):
+                width += 8
+            else:
+                found += np.diff(_ends(array, np.arange(len(array) + 1)))
         else:
-            found += np.diff(layout(array)[0])
+            found += _sizes(array)
     return found + width
 
 
@@ -491,14 +491,19 @@ def _ends(array: Any, at: Sizes) -> Sizes:
         below = np.asarray(array.offsets)[at].astype(np.int64)
         values = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
         return at * 8 + sum(_ends(each, below) for each in values)
-    if pa.types.is_dictionary(kind):
-        lengths = np.append(_lengths(array.dictionary), 0)
-        sizes = lengths[np.asarray(pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1))]
-    elif array.null_count:
-        sizes = _lengths(array)
-    else:
-        return layout(array)[0][at].astype(np.int64)
-    return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[at]
+    if pa.types.is_dictionary(kind) or array.null_count:
+        return np.concatenate((np.zeros(1, np.int64), np.cumsum(_sizes(array))))[at]
+    return layout(array)[0][at].astype(np.int64)
+
+
+def _sizes(array: Any) -> Sizes:
+    """Bytes of each of n texts, dictionaries or not."""
+    if not pa.types.is_dictionary(array.type):
+        return _lengths(array) if array.null_count else np.diff(layout(array)[0]).astype(np.int64)
+    lengths = _lengths(array.dictionary)
+    if not array.indices.null_count:
+        return lengths.take(np.asarray(array.indices))
+    return np.append(lengths, 0).take(np.asarray(array.indices.cast(pa.int64()).fill_null(len(lengths))))
 
 
 def _summed(values: Sizes, offsets: npt.NDArray[np.int64]) -> Sizes:
