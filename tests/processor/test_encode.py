@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -15,7 +16,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from tollspan.processor import encode as module
-from tollspan.processor.decode import decode
+from tollspan.processor.decode import decode, fused
 from tollspan.processor.decode.tables import with_columns
 from tollspan.processor.encode import Request, attribute, encode, together
 
@@ -31,6 +32,43 @@ def spans_of(made: list[Request]) -> list[Any]:
 
 def key(row: dict[str, Any]) -> str:
     return repr(row)
+
+
+def taken(payload: bytes) -> bool:
+    """Whether protobuf takes it."""
+    try:
+        ExportTraceServiceRequest.FromString(payload)
+    except DecodeError:
+        return False
+    return True
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests(), st.randoms(use_true_random=False), st.integers(0, 4))
+def test_what_is_well_formed_without_asking_protobuf_is_what_it_takes(payload: bytes, at: Any, changes: int) -> None:
+    data = bytearray(payload)
+    for _ in range(changes if data else 0):
+        data[at.randrange(len(data))] = at.randrange(256)
+    if fused.well_formed(bytes(data), module._fields()):
+        assert taken(bytes(data))
+
+
+@pytest.mark.parametrize("values", [["é", "日本", "🙂", "plain"], [7, True, 1.5, b"\xff"], [["a", "b"], {"k": [1]}]])
+def test_usual_spans_need_no_second_opinion(values: list[object], reading: str) -> None:
+    events = [Span.Event(name="e", attributes=attributes({"n": 1}))]
+    links = [Span.Link(trace_id=b"t" * 16, span_id=b"s" * 8, flags=1)]
+    one = span({f"k{n}": value for n, value in enumerate(values)}, events=events, links=links, flags=256)
+    found = fused.well_formed(request([one], {"service.name": "s"}), module._fields())
+    assert found == (reading == "fused")  # without the walker protobuf is asked
+
+
+@pytest.mark.parametrize(
+    "text", [b"\x80", b"\xc1\x81", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf5aaa", b"ok \xe2\x82"]
+)
+def test_text_that_is_no_utf8_is_not_well_formed(text: bytes) -> None:
+    payload = request([span({"key": "#" * len(text)})]).replace(b"#" * len(text), text)
+    assert not taken(payload)
+    assert not fused.well_formed(payload, module._fields())
 
 
 @settings(max_examples=150, deadline=None)

@@ -11,7 +11,8 @@ fields that are written anew are in the order of their numbers. What is not kept
 
 Whatever protobuf's own parser would refuse never leaves: text that is not UTF-8 is repaired as in `decode.text`, and a
 value that is nested deeper than parsers go (about 45 levels) becomes its JSON as text. One such span would cost
-everybody else in its request.
+everybody else in its request. Every request is looked at before it leaves: by the walker, which is sure of what is
+usual, else by protobuf itself.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tollspan.processor.decode import Attributes, Decoded, anyvalue, read_messages
+from tollspan.processor.decode import Attributes, Decoded, anyvalue, fused, read_messages
 from tollspan.processor.decode.anyvalue import ARRAY, KVLIST, STRING
 from tollspan.processor.decode.arrow_bytes import fixed_bytes, from_layout, text
 from tollspan.processor.decode.arrow_bytes import replace as replace_rows
@@ -56,6 +58,29 @@ SCOPE_SCHEMA: Final = 0x1A
 SPAN_ATTRIBUTES: Final = 0x4A
 KEY: Final = 0x0A  # of KeyValue
 VALUE: Final = 0x12
+
+
+VARINT_FIELD, EIGHT_BYTES, FOUR_BYTES, BYTES_FIELD, TEXT_FIELD, MESSAGE_FIELD = range(1, 7)
+"""As in `decode.walk`, which costs numba to import."""
+_KINDS: Final = {
+    **dict.fromkeys(
+        (
+            FieldDescriptor.TYPE_BOOL,
+            FieldDescriptor.TYPE_ENUM,
+            FieldDescriptor.TYPE_INT32,
+            FieldDescriptor.TYPE_INT64,
+            FieldDescriptor.TYPE_UINT32,
+            FieldDescriptor.TYPE_UINT64,
+        ),
+        VARINT_FIELD,
+    ),
+    FieldDescriptor.TYPE_FIXED64: EIGHT_BYTES,
+    FieldDescriptor.TYPE_DOUBLE: EIGHT_BYTES,
+    FieldDescriptor.TYPE_FIXED32: FOUR_BYTES,
+    FieldDescriptor.TYPE_BYTES: BYTES_FIELD,
+    FieldDescriptor.TYPE_STRING: TEXT_FIELD,
+}
+"""Of a field by its type; the others are left to protobuf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +194,27 @@ def _requests(decoded: Decoded, extra: Any, without: Collection[str], limit: int
     whole = _joined(_spread(before, of_scope, len(length)), frame, *columns)
     starts = np.flatnonzero(np.diff(request, prepend=-1) != 0)
     for payload, count in zip(_runs(whole, starts).to_pylist(), np.diff(starts, append=len(length)), strict=True):
-        ExportTraceServiceRequest.FromString(payload)
+        if not fused.well_formed(payload, _fields()):
+            ExportTraceServiceRequest.FromString(payload)
         yield Request(payload, int(count))
+
+
+@cache
+def _fields() -> npt.NDArray[np.uint8]:
+    """What each field of an OTLP request and of the messages in it is, for `fused.well_formed`."""
+    messages = [ExportTraceServiceRequest.DESCRIPTOR]
+    found: list[tuple[int, int, int]] = []
+    for number, message in enumerate(messages):  # which grows meanwhile
+        for field in message.fields:
+            inside = field.message_type
+            if inside is not None and inside not in messages:
+                messages.append(inside)
+            what = _KINDS.get(field.type, 0) if inside is None else MESSAGE_FIELD + messages.index(inside)
+            found.append((number, field.number, what))
+    table = np.zeros((len(messages), 1 + max(field for _, field, _ in found)), np.uint8)
+    for message_number, field_number, what in found:
+        table[message_number, field_number] = what
+    return table
 
 
 def _groups(decoded: Decoded, resources: Any, scopes: Any) -> tuple[Rows, Rows]:

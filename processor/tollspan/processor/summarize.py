@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
+from tollspan.processor.bodies import by_number
 from tollspan.processor.charge import given, plain
 from tollspan.processor.decode import Decoded, Waiting
 from tollspan.processor.decode.fused import OnTheWire, joined
@@ -283,8 +284,8 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
         return pa.array([""] * traces, pa.string()) if shown is None else given(plain(shown[name]).take(at))
 
     levels = pa.array(fates.threshold).dictionary_encode()
-    names = pa.array([encode_threshold(value) for value in levels.dictionary.to_pylist()], pa.string())
-    ground = pa.array(np.where(kept, fates.reason, DROPPED))
+    names = pa.array(["", *(encode_threshold(value) for value in levels.dictionary.to_pylist())], pa.string())
+    ground = np.where(kept, fates.reason, DROPPED)
     contents = pa.array(["", CONTENT[FULL], CONTENT[STRIPPED]])
     return pa.table(
         {
@@ -301,10 +302,10 @@ def summarize(decided: Round, engine: PriceEngine, stored: Sizes | None = None) 
             "telemetry_cost": priced(engine, RECEIVED, first, received),
             "kept": pa.array(kept.astype(np.uint8)),
             "kept_spans": pa.array(bodies.astype(np.uint64)),
-            "keep_reason": pa.array(list(REASONS)).take(ground),
-            "threshold": pc.if_else(pa.array(kept), names.take(levels.indices), ""),
-            "keep_rule": pa.array(list(RULES)).take(ground),
-            "content": contents.take(pa.array(np.where(kept, 1 + stripped, 0))),
+            "keep_reason": by_number(pa.array(REASONS), ground),
+            "threshold": by_number(names, np.where(kept, 1 + np.asarray(levels.indices), 0)),
+            "keep_rule": by_number(pa.array(RULES), ground),
+            "content": by_number(contents, np.where(kept, 1 + stripped, 0)),
             "stored_bytes": pa.array(stored.astype(np.uint64)),
         }
     )

@@ -83,6 +83,7 @@ _USED: Final = (
     "parent_rows",
     "rows_of",
     "climb",
+    "well_formed",
 )
 """What is called from outside of `walk`."""
 
@@ -206,6 +207,10 @@ def _try(walk: ModuleType) -> None:
     decoded = _decode(walk, [request], [])
     assert decoded is not None
     assert decoded.wire is not None
+    # Bytes of length, twice; not text.
+    table = np.array([[0, walk.MESSAGE_FIELD + 1], [0, walk.BYTES_FIELD]], np.uint8)
+    if not _well_formed(walk, b"\x0a\x03\x0a\x01\xff", table) or _well_formed(walk, b"\x0a\x01\x0a", table):
+        raise RuntimeError("the compiled decoder does not check what it is given")
     if decoded.wire.messages() != pa.array([span], pa.binary()):
         raise RuntimeError("the compiled decoder does not copy what it is given")
     for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
@@ -886,3 +891,21 @@ def placed(
 
 
 _NO_CODES: Final = np.zeros(0, np.int32)
+
+DEEPEST: Final = 32
+"""Messages within each other that `well_formed` goes down."""
+
+
+def well_formed(payload: bytes, table: npt.NDArray[np.uint8]) -> bool:
+    """Whether protobuf surely takes a message; False also where it has to be asked.
+
+    Args:
+        payload: the message.
+        table: uint8, what each field of each message is, see `walk.well_formed`.
+    """
+    return _walk is not None and _well_formed(_walk, payload, table)
+
+
+def _well_formed(walk: Any, payload: bytes, table: npt.NDArray[np.uint8]) -> bool:
+    levels = np.empty(DEEPEST, np.int64), np.empty(DEEPEST, np.uint8)
+    return bool(walk.well_formed(np.frombuffer(payload, np.uint8), table, *levels))

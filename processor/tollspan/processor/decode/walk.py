@@ -1810,3 +1810,95 @@ def climb(begin: Any, up: Any, parents: Any, known: Any, marked: Any, outside: A
             outside[count] = parents[row]
             count += 1
     return count
+
+
+VARINT_FIELD, EIGHT_BYTES, FOUR_BYTES, BYTES_FIELD, TEXT_FIELD, MESSAGE_FIELD = range(1, 7)
+"""What a field is, for `well_formed`; from ``MESSAGE_FIELD`` on a message, whose number is added."""
+
+
+@_inlined
+def _utf8(data: Any, p: int, end: int) -> Any:
+    """Whether bytes are UTF-8 as protobuf wants it: nothing written longer than needed, no surrogates."""
+    while p < end:
+        if end - p >= 8 and word(data, p) & np.uint64(0x8080808080808080) == 0:
+            p += 8
+            continue
+        first = data[p]
+        p += 1
+        if first < 0x80:
+            continue
+        more = 1 if first < 0xE0 else 2 if first < 0xF0 else 3
+        if first < 0xC2 or first > 0xF4 or p + more > end:
+            return False
+        low = 0xA0 if first == 0xE0 else 0x90 if first == 0xF0 else 0x80
+        high = 0x9F if first == 0xED else 0x8F if first == 0xF4 else 0xBF
+        if data[p] < low or data[p] > high:
+            return False
+        for number in range(1, more):
+            if data[p + number] & 0xC0 != 0x80:
+                return False
+        p += more
+    return True
+
+
+@_jit
+def well_formed(data: Any, table: Any, ends: Any, inside: Any) -> Any:
+    """Whether a message is surely one that protobuf takes.
+
+    Args:
+        data: uint8, the message.
+        table: uint8 (messages, fields): what each field of each message is, 0 = nothing that is named; message 0 is the
+            outermost.
+        ends, inside: int64 and uint8, as many as there may be levels; they are written.
+
+    Returns:
+        False also where it is deeper than that, or holds what is not named: then protobuf has to be asked.
+    """
+    level, p = 0, 0
+    end, message = np.int64(data.size), np.int64(0)
+    while True:
+        if p == end:
+            if level == 0:
+                return True
+            level -= 1
+            end, message = ends[level], np.int64(inside[level])
+            continue
+        tag = np.int64(data[p])
+        p += 1
+        if tag >= 0x80:
+            tag, p = _tag(data, p - 1, end)
+            if p < 0:
+                return False
+        field, wire = tag >> 3, tag & 7
+        if field >= table.shape[1]:
+            return False
+        what = np.int64(table[message, field])
+        if what >= BYTES_FIELD:
+            if wire != 2:
+                return False
+            size, p = _length(data, p, end)
+            if p < 0:
+                return False
+            if what >= MESSAGE_FIELD:
+                if level == ends.size:
+                    return False
+                ends[level], inside[level] = end, message
+                level += 1
+                end, message = p + size, what - MESSAGE_FIELD
+                continue
+            if what == TEXT_FIELD and not _utf8(data, p, p + size):
+                return False
+            p += size
+        elif what == VARINT_FIELD:
+            if wire != 0:
+                return False
+            _, p = _varint(data, p, end)
+            if p < 0:
+                return False
+        elif what:
+            size = 8 if what == EIGHT_BYTES else 4
+            if wire != (1 if what == EIGHT_BYTES else 5) or size > end - p:
+                return False
+            p += size
+        else:
+            return False
