@@ -372,7 +372,7 @@ def test_a_crash_counts_nothing_twice(store: Store, tmp_path: Path, engine: Pric
         line.send(calls(100 * crash + 1, 10))
         line.work()
         # All is written, and the journal does not know.
-        line.line.accounts.flush()
+        line.line.accounts.flush(line.line.engine, RETENTION_S)
         line.journal.close()
         line.open()
     line.drain()
@@ -389,7 +389,7 @@ def test_a_batch_that_waits_is_counted_when_all_of_it_is_decided(
     line = Line(store, tmp_path / "journal", engine, keep=1.0, wait_s=600.0)
     line.send(calls(1, 10))
     line.work()
-    line.line.accounts.flush()
+    line.line.accounts.flush(line.line.engine, RETENTION_S)
     assert line.totals()["spans"] == 0
     line.journal.close()
     line.open()

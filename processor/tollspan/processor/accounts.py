@@ -20,23 +20,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tollspan.pricing import PriceEngine
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import StoreError, StoreUnavailable
 from tollspan.processor.identity import Mask
 from tollspan.processor.journal import Range
+from tollspan.processor.sample.telemetry_cost import Part, rows_of
 from tollspan.processor.schema import SCHEMAS
 from tollspan.processor.write import Writer
 
 log = logging.getLogger(__name__)
 
-FLUSH_S: Final = 1.0
+FLUSH_S: Final = 2.0
 """Longest time that an account waits for others to share its insert."""
 
 MOST_WAITING: Final = 100_000
 """Accounts that wait for a store that refuses them; the oldest beyond are given up, counted and logged."""
 
 MOST_TELEMETRY: Final = 10_000
-"""The same for what telemetry cost: a table for each part of a batch."""
+"""The same for what telemetry cost: a table for the parts of batches that were decided between two inserts."""
 
 Account = Mapping[str, Any]
 """Columns of ``batches`` as JSON holds them: instants in ns, money as a string."""
@@ -60,6 +62,7 @@ class Accounts:
         self.attempt = time.time_ns() // 1_000_000
         self._waiting: list[Account] = []
         self._late: list[pa.Table] = []
+        self._decided: list[Part] = []
         self._telemetry: list[pa.Table] = []
         self._oldest = np.inf
 
@@ -105,10 +108,11 @@ class Accounts:
             self._late.append(late)
         self._oldest = min(self._oldest, time.monotonic())
 
-    def add_telemetry(self, rows: pa.Table) -> None:
-        """Take rows for ``telemetry`` of a part of a batch whose spans are all decided."""
-        self._telemetry.append(rows)
-        self._oldest = min(self._oldest, time.monotonic())
+    def add_telemetry(self, parts: Sequence[Part]) -> None:
+        """Take what the telemetry of parts of batches comes to whose spans are all decided."""
+        if parts:
+            self._decided.extend(parts)
+            self._oldest = min(self._oldest, time.monotonic())
 
     def add_attempts(self, accounts: Iterable[Account]) -> None:
         """Take accounts of an earlier process, whose rows may be written or not."""
@@ -119,19 +123,25 @@ class Accounts:
     @property
     def waiting(self) -> bool:
         """Whether anything waits to be inserted."""
-        return bool(self._waiting or self._telemetry)
+        return bool(self._waiting or self._decided or self._telemetry)
 
     @property
     def due(self) -> bool:
         """Whether some have waited long enough."""
         return self.waiting and time.monotonic() - self._oldest >= FLUSH_S
 
-    def flush(self) -> None:
+    def flush(self, engine: PriceEngine, retention_s: int) -> None:
         """Insert what waits. A store that refuses accounts holds nothing up: they are tried again with the next.
+
+        Args:
+            engine: prices telemetry; retention_s: how long bodies are stored.
 
         Raises:
             StoreUnavailable: the store is away and it is time to stop.
         """
+        if self._decided:
+            self._telemetry.append(rows_of(self._decided, engine, retention_s))
+            self._decided.clear()
         self._flush_telemetry()
         # What is refused waits as long as the others.
         self._oldest = time.monotonic() if self._telemetry else np.inf
@@ -167,7 +177,7 @@ class Accounts:
             raise
         except StoreError as error:
             self.counters.add("accounts.telemetry_refused")
-            log.error("the store does not take what the telemetry of %d batches cost: %s", len(self._telemetry), error)
+            log.error("the store does not take what telemetry cost: %s", error)
             given_up = max(0, len(self._telemetry) - MOST_TELEMETRY)
             if given_up:
                 self.counters.add("accounts.telemetry_given_up", given_up)

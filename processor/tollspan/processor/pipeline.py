@@ -430,8 +430,7 @@ class Pipeline:
 
     def _release(self, source: _Source) -> None:
         if source.complete and not source.waiting:
-            for part in source.parts:
-                self.accounts.add_telemetry(part.rows(self.engine, self.retention_s))
+            self.accounts.add_telemetry(source.parts)
             self._finished.append(source)
 
     def _let_go(self, everything: bool = False) -> None:
@@ -440,7 +439,7 @@ class Pipeline:
         if not (everything or self.accounts.due or (self._finished and not self.accounts.waiting)):
             return
         try:
-            self.accounts.flush()
+            self.accounts.flush(self.engine, self.retention_s)
         except StoreUnavailable as error:
             log.warning("%d batches stay in the journal: %s", len(self._finished), error)
             return

@@ -8,7 +8,7 @@ journal, so a crash repeats them onto themselves.
     shares.select(rows)                                                                   # wherever the bodies are cut
     shares.decided(rows, Rules(…))                                                                    # at the decision
     shares.kept(rows, Rules(…), stored, content, removed)                               # when what is kept is written
-    part.rows(engine, retention_s)                                                                # when all is decided
+    rows_of(parts, engine, retention_s)                                                           # when all is decided
 
 *Received* is a span's share of its request, with what the request says once for many spans. *Stored* is the size of its
 row in ``spans`` (texts, and fixed widths of numbers), not compressed: how well a store compresses is its own business,
@@ -18,7 +18,7 @@ so a price for storage is one for these bytes. What is stored is paid for as lon
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -159,54 +159,79 @@ class Part:
             tally[places] += of_rule[1:, number]
 
     def rows(self, engine: PriceEngine, retention_s: int) -> pa.Table:
-        """Rows for ``telemetry``, g of them.
+        """Rows for ``telemetry``, g of them; see `rows_of`."""
+        return rows_of([self], engine, retention_s)
 
-        Args:
-            engine: prices both meters.
-            retention_s: how long bodies are stored.
-        """
-        groups, keys = len(self.minutes), list(self._tallies)
-        all_ = np.stack([self._tallies[key] for key in keys]) if keys else np.zeros((0, len(_COUNTS), groups), np.int64)
-        # Group after group, and in each the rules that decided something of it.
-        of_group, of_key = np.nonzero(all_[:, _SPANS, :].T)
-        entries = all_[of_key, :, of_group]
-        ends = pa.array(np.concatenate(([0], np.cumsum(np.bincount(of_group, minlength=groups)))).astype(np.int32))
-        paid = priced(engine, STORED, self.minutes[of_group], entries[:, _STORED] * retention_s)
-        stored = _summed_cost(paid, of_group, groups)
+    def tally(self, key: tuple[int, bool]) -> npt.NDArray[np.int64]:
+        """What one rule decided (its number, and whether a budget steers it), (`_COUNTS`, g); zeros where nothing."""
+        found = self._tallies.get(key)
+        return np.zeros((len(_COUNTS), len(self.minutes)), np.int64) if found is None else found
 
-        def listed(values: Any) -> Any:
-            return pa.ListArray.from_arrays(ends, values)
+    @property
+    def decided_by(self) -> Iterable[tuple[int, bool]]:
+        """The rules that decided something."""
+        return self._tallies
 
-        grounds = [keys[number][0] for number in of_key.tolist()]
-        totals = all_.sum(axis=0)
-        return pa.table(
-            {
-                "minute": pa.array(self.minutes).cast(pa.timestamp("ns", "UTC")),
-                "tenant": self.tenants,
-                "service": self.services,
-                "token": pa.array([self.token] * groups, pa.string()),
-                "part": pa.array([self.part] * groups, pa.string()),
-                "attempt": pa.array(np.full(groups, self.attempt, np.uint64)),
-                "received_at": pa.array(np.full(groups, self.received_ns)).cast(pa.timestamp("ns", "UTC")),
-                "spans": pa.array(self.spans.astype(np.uint64)),
-                "bytes": pa.array(self.received.astype(np.uint64)),
-                "kept_spans": pa.array(totals[_KEPT].astype(np.uint64)),
-                "stored_bytes": pa.array(totals[_STORED].astype(np.uint64)),
-                "removed_bytes": pa.array(totals[_REMOVED].astype(np.uint64)),
-                "received_cost": priced(engine, RECEIVED, self.minutes, self.received),
-                "stored_cost": stored,
-                "retention_s": pa.array(np.full(groups, retention_s, np.uint64)),
-                "book_version": pa.array([engine.book_version] * groups, pa.string()),
-                "rules.rule": listed(pa.array([RULES[ground] for ground in grounds], pa.string())),
-                "rules.reason": listed(pa.array([REASONS[ground] for ground in grounds], pa.string())),
-                "rules.steered": listed(pa.array([keys[number][1] for number in of_key.tolist()], pa.bool_())),
-                **{
-                    f"rules.{name}": listed(pa.array(entries[:, place].astype(np.uint64)))
-                    for place, name in enumerate(_COUNTS)
-                },
-                "rules.stored_cost": listed(paid),
-            }
-        )
+
+def rows_of(parts: Sequence[Part], engine: PriceEngine, retention_s: int) -> pa.Table:
+    """Rows for ``telemetry`` of some parts, at least one.
+
+    Args:
+        parts: of which all spans are decided; g groups together.
+        engine: prices both meters.
+        retention_s: how long bodies are stored.
+    """
+    counts = [len(part.minutes) for part in parts]
+    groups, keys = sum(counts), list(dict.fromkeys(key for part in parts for key in part.decided_by))
+    all_ = np.zeros((len(keys), len(_COUNTS), groups), np.int64)
+    for number, key in enumerate(keys):
+        np.concatenate([part.tally(key) for part in parts], axis=1, out=all_[number])
+    minutes, spans, received = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("minutes", "spans", "received")
+    )
+    # Group after group, and in each the rules that decided something of it.
+    of_group, of_key = np.nonzero(all_[:, _SPANS, :].T)
+    entries = all_[of_key, :, of_group]
+    ends = pa.array(np.concatenate(([0], np.cumsum(np.bincount(of_group, minlength=groups)))).astype(np.int32))
+    paid = priced(engine, STORED, minutes[of_group], entries[:, _STORED] * retention_s)
+    stored = _summed_cost(paid, of_group, groups)
+
+    def listed(values: Any) -> Any:
+        return pa.ListArray.from_arrays(ends, values)
+
+    def of_part(name: str) -> list[Any]:
+        return [value for part, count in zip(parts, counts, strict=True) for value in [getattr(part, name)] * count]
+
+    grounds = [keys[number][0] for number in of_key.tolist()]
+    totals = all_.sum(axis=0)
+    return pa.table(
+        {
+            "minute": pa.array(minutes).cast(pa.timestamp("ns", "UTC")),
+            "tenant": pa.concat_arrays([part.tenants for part in parts]),
+            "service": pa.concat_arrays([part.services for part in parts]),
+            "token": pa.array(of_part("token"), pa.string()),
+            "part": pa.array(of_part("part"), pa.string()),
+            "attempt": pa.array(of_part("attempt"), pa.uint64()),
+            "received_at": pa.array(of_part("received_ns"), pa.int64()).cast(pa.timestamp("ns", "UTC")),
+            "spans": pa.array(spans.astype(np.uint64)),
+            "bytes": pa.array(received.astype(np.uint64)),
+            "kept_spans": pa.array(totals[_KEPT].astype(np.uint64)),
+            "stored_bytes": pa.array(totals[_STORED].astype(np.uint64)),
+            "removed_bytes": pa.array(totals[_REMOVED].astype(np.uint64)),
+            "received_cost": priced(engine, RECEIVED, minutes, received),
+            "stored_cost": stored,
+            "retention_s": pa.array(np.full(groups, retention_s, np.uint64)),
+            "book_version": pa.array([engine.book_version] * groups, pa.string()),
+            "rules.rule": listed(pa.array([RULES[ground] for ground in grounds], pa.string())),
+            "rules.reason": listed(pa.array([REASONS[ground] for ground in grounds], pa.string())),
+            "rules.steered": listed(pa.array([keys[number][1] for number in of_key.tolist()], pa.bool_())),
+            **{
+                f"rules.{name}": listed(pa.array(entries[:, place].astype(np.uint64)))
+                for place, name in enumerate(_COUNTS)
+            },
+            "rules.stored_cost": listed(paid),
+        }
+    )
 
 
 @dataclass(slots=True)
