@@ -14,7 +14,7 @@ from tollspan.processor import judged
 from tollspan.processor.decode import decode, fused
 from tollspan.processor.decode.anyvalue import as_text
 from tollspan.processor.judged import Judged
-from tollspan.processor.sample import NEVER, Decision, Fates, faster
+from tollspan.processor.sample import NEVER, Decision, Fates, Plain, TailSampler, faster
 from tollspan.processor.sample.open_traces import KeyIndex, Pool
 from tollspan.processor.sample.telemetry_cost import MINUTE_NS, Part, Rules, Shares, _coded, _grouped
 from tollspan.processor.sample.waiting import traces_of
@@ -199,3 +199,20 @@ def test_an_answer_is_asked_for_once() -> None:
     for start in range(0, 3 * judged.REMEMBERED, 500):
         question(pa.array([f"c{n}" for n in range(start, start + 500)]))
     assert len(question._known) <= judged.REMEMBERED + judged.MOST
+
+
+@relaxed
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 30))
+def test_what_arrives_is_put_down_as_by_numpy(seed: int, traces: int, most: int) -> None:
+    def made() -> Any:
+        rng = np.random.default_rng(seed)
+        sampler = TailSampler(Plain(0.1), wait_s=2.0, timeout_s=9.0, max_trace_spans=most)
+        columns = sampler.open.slots
+        slots = columns.take(60)[:traces]
+        columns["random"][:], columns["waiting"][:] = rng.integers(0, 2**64, columns.room, np.uint64), 5
+        columns["flags"][:], columns["due"][:] = rng.integers(0, 8, columns.room), rng.integers(0, 200, columns.room)
+        came = rng.random(traces) < 0.5, rng.integers(1, 30, traces), rng.integers(0, 2**64, traces, np.uint64)
+        due = sampler._arrive(100, slots, *came, rng.random(traces) < 0.5)
+        return due.tolist(), [columns[name].tolist() for name in ("last", "random", "waiting", "flags", "due")]
+
+    assert made() == by_numpy(made)

@@ -89,10 +89,10 @@ def by_number(texts: Any, numbers: Any) -> Any:
         texts: string array, few and maybe alike.
         numbers: integers, an array of either kind.
     """
-    coded = texts.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(
-        pa.array(np.asarray(coded.indices)[np.asarray(numbers)], pa.int32()), coded.dictionary
-    )
+    coded, numbers = texts.dictionary_encode(), np.asarray(numbers)
+    if len(coded.dictionary) < len(texts):
+        numbers = np.asarray(coded.indices)[numbers]
+    return pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), coded.dictionary)
 
 
 def together(tables: Sequence[pa.Table]) -> pa.Table:

@@ -67,25 +67,79 @@ def put(slots: Any, table: Any, known: Any, places: Any) -> Any:
 
 
 @_brief
-def runs(trace: Any, random: Any, root: Any, heads: Any, lengths: Any, highest: Any, rooted: Any) -> Any:
-    """Neighbouring rows of one trace; how many such runs there are.
+def runs(trace: Any, random: Any, root: Any, heads: Any, lengths: Any, highest: Any, rooted: Any, table: Any) -> Any:
+    """Neighbouring rows of one trace; how many such runs there are, -1 where a trace has several.
 
     Args:
         trace, random: uint64, length n; root: bool of n.
         heads, lengths: int64, room for n, are written: first row and length of each run.
         highest: uint64, rooted: bool; room for n, are written: the maximum of ``random`` and whether any row is a root.
+        table: int32 of zeros, a power of two and more than n of them.
     """
     count = -1
+    mask = np.int64(table.size - 1)
     for row in range(trace.size):
         if row == 0 or trace[row] != trace[row - 1]:
             count += 1
             heads[count], lengths[count] = row, 0
             highest[count], rooted[count] = random[row], False
+            at = np.int64(trace[row] & np.uint64(mask))
+            while table[at] != 0:
+                if trace[heads[table[at] - 1]] == trace[row]:
+                    return -1
+                at = (at + 1) & mask
+            table[at] = count + 1
         lengths[count] += 1
         highest[count] = max(highest[count], random[row])
         if root[row]:
             rooted[count] = True
     return count + 1
+
+
+@_brief
+def arrive(
+    slots: Any,
+    new: Any,
+    counts: Any,
+    highest: Any,
+    rooted: Any,
+    times: Any,
+    last: Any,
+    random: Any,
+    waiting: Any,
+    flags: Any,
+    due: Any,
+    out: Any,
+) -> None:
+    """Put down that spans came, see `sampler.TailSampler.offer`.
+
+    Args:
+        slots: int32 of t, distinct; new: bool of t, whether they were opened for these spans.
+        counts, highest, rooted: int64, uint64 and bool of t, see `runs`.
+        times: int64: the tick now, ticks that a trace waits from its root and from its first span on, most spans of a
+            trace that may wait, and the flags of traces whose root has come, that are known and that were decided in
+            steps.
+        last, random, waiting, flags: columns of `open_traces.OpenTraces.slots`, are written; due: one, is read.
+        out: int32 of t, is written: when each is due.
+    """
+    now, wait, timeout, most = times[0], times[1], times[2], times[3]
+    is_rooted, is_known, is_stepped = times[4], times[5], times[6]
+    for number in range(slots.size):
+        slot = slots[number]
+        last[slot] = now
+        random[slot] = max(random[slot], highest[number])
+        held = np.int64(waiting[slot]) + counts[number]
+        waiting[slot] = held
+        flag = np.int64(flags[slot])
+        at = now + timeout if new[number] else np.int64(due[slot])
+        if (rooted[number] and flag & is_rooted == 0) or flag & is_stepped != 0:
+            at = min(at, now + wait)
+        if rooted[number]:
+            flag |= is_rooted
+            flags[slot] = flag
+        if flag & (is_known | is_stepped) == is_known or held >= most:
+            at = min(at, now)
+        out[number] = at
 
 
 @_brief

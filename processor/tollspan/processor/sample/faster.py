@@ -8,7 +8,7 @@ import numpy as np
 
 from tollspan.processor.decode import fused
 
-_USED: Final = ("find", "put", "runs", "totals", "tally", "shares")
+_USED: Final = ("find", "put", "runs", "arrive", "totals", "tally", "shares")
 
 _compiled: Any = None
 
@@ -41,9 +41,11 @@ def _prepare() -> None:
     used = compiled.put(ints(1, kind=np.int32), table, known, ints(2, kind=np.int32))
     compiled.find(read_only(known[:1], np.uint64), table, known, found)
     words, lengths = read(2, np.uint64), ints(2)
-    count = compiled.runs(
-        words, words, read(2, np.bool_), ints(2), lengths, ints(2, kind=np.uint64), ints(2, kind=np.bool_)
-    )
+    of_runs = ints(2, kind=np.uint64), ints(2, kind=np.bool_), ints(8, kind=np.int32)
+    count = compiled.runs(words, words, read(2, np.bool_), ints(2), lengths, *of_runs)
+    slots = [ints(1, kind=kind) for kind in (np.int32, np.uint64, np.int32, np.uint8, np.int32, np.int32)]
+    one_came = ints(1, kind=np.int32), np.ones(1, np.bool_), np.ones(1, np.int64), ints(1, kind=np.uint64)
+    compiled.arrive(*one_came, np.ones(1, np.bool_), np.arange(1, 8), *slots)
     kinds = np.int64, np.int64, np.bool_, np.int32
     facts = [read(1, kind) for kind in kinds]
     nobody = read(0, np.bool_)
@@ -56,8 +58,8 @@ def _prepare() -> None:
     grouped = compiled.shares(starts, limits, 0, *coded, *coded, sizes, 9, 1, *of_groups)
     wanted = ints(1, kind=np.float64)
     compiled.tally(rows, rows, read(1, np.int32), one, rows, np.ones(1), 1, ints(2, 1), wanted)
-    told = used, found[0], count, lengths[0], roots, *sums[:, 0], grouped, share[0], wanted[0]
-    if told != (1, 0, 1, 2, 1, 1, 1, 1, 1, 9, 1):
+    told = used, found[0], count, lengths[0], roots, *sums[:, 0], grouped, share[0], wanted[0], slots[2][0], slots[5][0]
+    if told != (1, 0, 1, 2, 1, 1, 1, 1, 1, 9, 1, 1, 3):
         raise RuntimeError("the compiled kernels of sampling do not find what they are given")
     for name in _USED:
         getattr(compiled, name).disable_compile()

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tollspan.processor.counters import Counters
-from tollspan.processor.identity import Mask, Rows, trace_keys
+from tollspan.processor.identity import U64, Mask, Rows, trace_keys
+from tollspan.processor.sample.faster import kernels
 from tollspan.processor.sample.in_use import PoliciesInUse
 from tollspan.processor.sample.memory import Memory
 from tollspan.processor.sample.open_traces import I32, KNOWN, ROOTED, STEPPED, TICKS, OpenTraces, ranges
@@ -155,7 +156,26 @@ class TailSampler:
 
         batch = self.waiting.take(pending, order)
         batch.runs = open_.add_runs(batch.number, slots, starts, counts)
-        columns = open_.slots
+        self.waiting_spans += count
+        open_.set_due(slots, self._arrive(now, slots, new, counts, random, rooted))
+
+    def _arrive(
+        self, now: int, slots: I32, new: Mask, counts: Rows, random: U64, rooted: Mask
+    ) -> npt.NDArray[np.integer[Any]]:
+        """Put down that spans of some traces came; when each is due.
+
+        Args:
+            slots: of t traces. new: whether they began.
+            counts, random, rooted: of what came, see `traces_of`.
+        """
+        columns = self.open.slots
+        wait, timeout = round(self.wait_s * TICKS), round(self.timeout_s * TICKS)
+        if (compiled := kernels()) is not None:
+            out = np.empty(len(slots), np.int32)
+            times = np.array([now, wait, timeout, self.max_trace_spans, ROOTED, KNOWN, STEPPED])
+            of_slots = [columns[name] for name in ("last", "random", "waiting", "flags", "due")]
+            compiled.arrive(slots, new, counts, random, rooted, times, *of_slots, out)
+            return out
         columns["last"][slots] = now
         columns["random"][slots] = np.maximum(columns["random"][slots], random)
         waiting = columns["waiting"][slots] + counts
@@ -165,13 +185,12 @@ class TailSampler:
         ended = rooted & (flags & ROOTED == 0)
         flags[rooted] |= ROOTED
         columns["flags"][slots] = flags
-        self.waiting_spans += count
 
-        due = np.where(new, now + round(self.timeout_s * TICKS), columns["due"][slots])
+        due = np.where(new, now + timeout, columns["due"][slots])
         soon = ended | (flags & STEPPED != 0)
-        due = np.where(soon, np.minimum(due, now + round(self.wait_s * TICKS)), due)
+        due = np.where(soon, np.minimum(due, now + wait), due)
         at_once = (flags & (KNOWN | STEPPED) == KNOWN) | (waiting >= self.max_trace_spans)
-        open_.set_due(slots, np.where(at_once, np.minimum(due, now), due))
+        return np.where(at_once, np.minimum(due, now), due)
 
     def _tick_of(self, seconds: float, whole: Callable[[float], int]) -> int:
         if math.isnan(self._base):

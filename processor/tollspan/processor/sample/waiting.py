@@ -299,9 +299,10 @@ def traces_of(
         heads, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
         highest, rooted = np.empty(count, np.uint64), np.empty(count, np.bool_)
         read = (read_only(each, np.uint64) for each in (trace, randomness))
-        found = compiled.runs(*read, read_only(root, np.bool_), heads, lengths, highest, rooted)
-        heads = heads[:found].copy()
-        if len(ascending(trace[heads])) == found:
+        table = np.zeros(1 << (2 * count).bit_length(), np.int32)
+        found = compiled.runs(*read, read_only(root, np.bool_), heads, lengths, highest, rooted, table)
+        if found >= 0:
+            heads = heads[:found].copy()
             return heads, heads, lengths[:found].copy(), None, highest[:found].copy(), rooted[:found].copy()
     first, starts, counts, order = grouped(trace)
     if order is not None:
