@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -371,6 +374,47 @@ def test_a_worker_that_lags_costs_bounded_memory_and_loses_nothing(place: Path) 
     keep(journal, b"fresh")
     assert journal.stats()["memory_bytes"] == RECORD_BYTES + 5
     journal.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=12), st.booleans(), st.data())
+def test_law_any_stretch_of_a_batch_is_read_again_as_it_came(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], from_disk: bool, data: st.DataObject
+) -> None:
+    sent = [os.urandom(size) for size in sizes]
+    with contextlib.closing(
+        Journal(tmp_path_factory.mktemp("journal"), segment_bytes=60_000, memory_bytes=0 if from_disk else MANY)
+    ) as journal:
+        keep(journal, *sent)
+        for batch in drain(journal, 50_000):
+            assert batch.stored is not None
+            assert batch.stored.nbytes == 0
+            joined, bounds = b"".join(batch.payloads), [0, *itertools.accumulate(map(len, batch.payloads))]
+            asked = []
+            for number in data.draw(st.lists(st.integers(0, len(bounds) - 2), max_size=6)):
+                start = data.draw(st.integers(bounds[number], bounds[number + 1]))
+                asked.append((start, data.draw(st.integers(0, bounds[number + 1] - start))))
+            starts, lengths = np.array(asked, np.int64).reshape(-1, 2).T
+            found, at = batch.stored.read(starts, lengths)
+            assert not found.flags.writeable
+            for (start, length), place in zip(asked, at.tolist(), strict=True):
+                assert found[place : place + length].tobytes() == joined[start : start + length]
+                assert place + length + 8 <= len(found)
+
+
+def test_what_cannot_be_read_again_is_an_error(place: Path) -> None:
+    with contextlib.closing(Journal(place)) as journal:
+        keep(journal, b"x" * 1000, b"y" * 1000)
+        batch = take(journal)
+        assert batch.stored is not None
+        everything = np.array([0, 1000]), np.array([1000, 1000])
+        assert batch.stored.read(*everything)[0][:-8].tobytes().count(b"y") == 1000
+        os.truncate(segment_path(place, 1), 1500)
+        with pytest.raises(OSError, match="shorter"):
+            batch.stored.read(*everything)
+        segment_path(place, 1).unlink()
+        with pytest.raises(FileNotFoundError):
+            batch.stored.read(*everything)
 
 
 def test_many_threads_append_at_once(journal: Journal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from service import chat
 from test_pipeline import CALL, Line, total
 
+from tollspan.processor.decode import fused
 from tollspan.processor.pipeline import Settings
 from tollspan.processor.sample import Plain
 from tollspan.processor.store import Store
@@ -110,21 +112,28 @@ def test_an_open_trace_is_decided_after_a_kill_as_if_nothing_had_been(line: Line
     assert counted == [{"c": 3}]
 
 
-def test_bodies_that_waited_on_disk_are_the_same_rows(store: Store, tmp_path: Path) -> None:
+def test_bodies_that_waited_on_disk_are_the_same_rows(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     every = "SELECT * EXCEPT (Timestamp) FROM spans FINAL ORDER BY TraceId, SpanId"
     summary = "SELECT * EXCEPT (start_time, end_time) FROM traces FINAL ORDER BY trace_id"
     found = []
-    for name, room in (("memory", 1 << 30), ("disk", 0)):
+    fused.prepare(wait=True)
+    for name, room, walk in (("memory", 1 << 30, None), ("disk", 0, None), ("journal", 1 << 30, fused.kernels())):
+        monkeypatch.setattr(fused, "_walk", walk)
         line = Line(store, tmp_path / name, keep=0.5)
         now = virtual(line, wait_s=5.0, max_bytes=room)
         line.pipeline.settings = Settings(keep=0.5, linger_s=0.0, batch_bytes=4000)
         for number in range(1, 30):
             line.send(*spans_of(number, 8))
         line.work()
+        waiting = line.pipeline.sampler.waiting
+        assert (line.counters.get("sampling.spilled") > 5) == (name == "disk")
+        assert bool(list((tmp_path / name / "sampling").glob("*.spilled"))) == (name == "disk")
         if name == "disk":
-            assert line.counters.get("sampling.spilled") > 5
-            assert line.pipeline.sampler.waiting.nbytes == 0
-            assert list((tmp_path / name / "sampling").glob("*.spilled"))
+            assert waiting.nbytes == 0
+        if name == "journal":
+            assert all(batch.place[0].decoded.stored.nbytes == 0 for batch in waiting)
         now[0] += 10
         line.work()
         line.drain()
@@ -136,6 +145,37 @@ def test_bodies_that_waited_on_disk_are_the_same_rows(store: Store, tmp_path: Pa
         line.journal.close()
     assert found[0] == found[1]
     assert len(found[0][0]) > 50
+    # What is received of a span is its own bytes there, and a share of its request by its attributes elsewhere.
+    assert [found[2][0], found[2][2]] == [found[0][0], found[0][2]]
+
+
+def test_bodies_that_cannot_be_read_again_come_from_the_journal_after_a_start(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused.prepare(wait=True)
+    now = virtual(line, wait_s=5.0)
+    for number in range(1, 30):
+        line.send(*spans_of(number))
+    line.work()
+    now[0] += 10
+
+    def broken(*_: Any) -> Any:
+        raise OSError(errno.EIO, "no such sector")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tollspan.processor.journal.payloads.os.preadv", broken)
+        line.drain()
+    assert line.counters.get("pipeline.unwritten_rounds") == 1
+    assert line.counters.get("pipeline.faults") == 0
+    assert not kept(line)
+    assert total(line)[1] == 29 * 2 * CALL
+    assert line.journal.stats()["outstanding"] > 0
+    line.crash()
+    line.open()
+    line.drain()
+    assert 5 < len(kept(line)) < 25
+    assert total(line)[1] == 29 * 2 * CALL
+    assert line.journal.stats()["outstanding"] == 0
 
 
 def test_where_there_is_no_disk_content_goes_first(store: Store, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tollspan.processor.bodies import bodies, by_number, together
 from tollspan.processor.charge import Charged, charge, plain, true
 from tollspan.processor.counters import Counters, Laps
 from tollspan.processor.decode import Decoded, decode
+from tollspan.processor.decode.tables import Stored
 from tollspan.processor.errors import ConfigError, JournalError, StoreError, StoreUnavailable
 from tollspan.processor.forward.costs import COLUMNS as FORWARDED
 from tollspan.processor.forward.costs import Costs
@@ -107,7 +108,8 @@ class Settings:
         quiet_timeout_s: how long a trace whose root has not come may be quiet until it counts as over; its spans are
             decided in steps meanwhile, each judged with what is known of the ones before.
         max_trace_spans: spans of one trace that wait for one decision; a longer trace is decided in steps.
-        max_pending_bytes: bodies in memory that wait for a decision; what is beyond waits on disk.
+        max_pending_bytes: memory of spans that wait for a decision; what is beyond waits on disk. Their bodies stay in
+            the journal, where the compiled decoder has read them.
         max_pending_disk_bytes: disk space for them, beside the journal; beyond it the oldest are decided early.
         max_pending_spans: spans that wait, about 70 bytes of memory each; beyond it the oldest are decided early.
         remembered_traces: decisions that are remembered for late spans, also over a restart.
@@ -503,7 +505,8 @@ class Pipeline:
         telemetry, shares = arrived(
             batch.token, part, self.accounts.attempt, batch.received_ns, received, everything, decoded, table
         )
-        held = self._hold(decoded, normalized, charged, who.root, told, shares)
+        # A part's payloads do not stand in the journal as they are here.
+        held = self._hold(decoded, normalized, charged, who.root, told, shares, None if part else batch.stored)
         signs = self.sampler.look(Arrived(decoded, normalized, charged, who))
         billed = charged.rows[(tokens & ~rollups)[charged.rows]]
         starts = np.asarray(table["start_ns"]).astype(np.uint64)
@@ -565,18 +568,30 @@ class Pipeline:
         return _Told(explicit(values, who.trace), incoming, slim)
 
     def _hold(
-        self, decoded: Decoded, normalized: Normalized, charged: Charged, root: Mask, told: _Told, shares: Shares
+        self,
+        decoded: Decoded,
+        normalized: Normalized,
+        charged: Charged,
+        root: Mask,
+        told: _Told,
+        shares: Shares,
+        stored: Stored | None,
     ) -> Held:
         facts = Facts.of(normalized.columns, failed(decoded.spans), root, told.incoming, told.slim)
         columns = FORWARDED if self.forwarder else ("cost", "cost_status")
         costs = Costs.of(charged.ledger, charged.rows, len(decoded), columns)
-        return Held(decoded.waiting(), facts, shares, costs)
+        return Held(decoded.waiting(stored), facts, shares, costs)
 
     def _settle(self, decided: Round) -> None:
         """Write what a round decided, then release the batches that wait for nothing more."""
         if decided.decisions:
             self.laps.lap("sample")
-            kept = kept_of(decided.decisions)
+            try:
+                kept = kept_of(decided.decisions)
+            except OSError:
+                log.exception("spans that waited cannot be read again; their batches stay in the journal")
+                self.counters.add("pipeline.unwritten_rounds")
+                return
             tables = [self._bodies(some) for some in kept]
             spans = together(tables) if tables else None
             self.laps.lap("bodies")

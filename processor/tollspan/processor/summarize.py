@@ -126,10 +126,12 @@ class Held:
         facts = self.facts.select(rows) if self.facts is not None else None
         costs = self.costs.select(rows) if self.costs is not None else None
         shares = self.shares.select(rows) if self.shares is not None else None
-        return Held(self.decoded.select(rows).waiting(), facts, shares, costs)
+        return Held(self.decoded.some(rows), facts, shares, costs)
 
-    def stripped(self, rows: Rows) -> Held:
-        """A copy of some rows without their content."""
+    def stripped(self, rows: Rows) -> Held | None:
+        """A copy of some rows without their content; None where bodies are the smaller part of what is in memory."""
+        if 2 * self.decoded.nbytes < self.nbytes:
+            return None
         made = self.select(rows)
         made.decoded = strip(made.decoded.select(np.arange(len(rows)))).decoded
         return made

@@ -43,6 +43,7 @@ from tollspan.processor.decode.tables import (
     Attributes,
     Checked,
     Decoded,
+    Stored,
     attributes_together,
     rows_together,
 )
@@ -389,7 +390,8 @@ def decode(wire: list[bytes], malformed: list[int]) -> Decoded | None:
 
 def _decode(walk: Any, wire: list[bytes], malformed: list[int]) -> Decoded | None:
     data, odd, arrays = _walked(walk, wire)
-    if odd.any():
+    as_sent = not odd.any()
+    if not as_sent:
         for index in np.flatnonzero(odd).tolist():
             again = rewritten("Request", wire[index])
             if again is None:
@@ -398,7 +400,7 @@ def _decode(walk: Any, wire: list[bytes], malformed: list[int]) -> Decoded | Non
         data, odd, arrays = _walked(walk, wire)
         if odd.any():  # bytes that protobuf itself wrote: none is known
             return None
-    return _Reading(walk, data, arrays).decoded(malformed)
+    return _Reading(walk, data, arrays, as_sent).decoded(malformed)
 
 
 _dense: list[float] = [1 / 256, 1 / 24, 1 / 256, 1 / 256, 1 / 4096, 1 / 1024, 1 / 4096, 1 / 4096]
@@ -431,10 +433,15 @@ def _walked(walk: Any, wire: list[bytes]) -> tuple[Bytes, Mask, _Arrays]:
 
 
 class _Reading:
-    """Columns from the walker's arrays."""
+    """Columns from the walker's arrays.
 
-    def __init__(self, walk: Any, data: Bytes, arrays: _Arrays) -> None:
-        self.walk, self.data, self.arrays = walk, data, arrays
+    Args:
+        data: what was walked.
+        as_sent: it is the payloads as they came.
+    """
+
+    def __init__(self, walk: Any, data: Bytes, arrays: _Arrays, as_sent: bool = False) -> None:
+        self.walk, self.data, self.arrays, self.as_sent = walk, data, arrays, as_sent
         self.counts = arrays.counts[0].tolist()
         self.length = self.counts[walk.SPANS]
         known = arrays.keys.known[:, : self.counts[walk.KEYS]]
@@ -716,21 +723,39 @@ class WireAttributes(Attributes):
 
 
 @dataclass(frozen=True, slots=True)
+class InMemory:
+    """Bytes of a batch, with eight more behind them: `Stored`."""
+
+    data: Bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return int(self.data.nbytes)
+
+    def read(self, starts: Rows, sizes: Rows) -> tuple[Bytes, Rows]:
+        """See `Stored`."""
+        return self.data, starts
+
+
+@dataclass(frozen=True, slots=True)
 class OnTheWire:
-    """Spans as they came, for those that wait: their bytes, where each stands, and their resources and scopes.
+    """Spans as they came, for those that wait: where their bytes stand, and their resources and scopes.
 
     Attributes:
-        data: the batch's bytes.
+        stored: the batch's bytes.
         places: int32 (4, n): position, size, resource and scope of each span.
+        as_sent: the bytes are the payloads as they came, one behind the other.
     """
 
     walk: Any
-    data: Bytes
+    stored: Stored
     places: npt.NDArray[np.int32]
     resources: Attributes
     scopes: Any
     scope_attributes: Attributes
     resource_facts: Any
+    as_sent: bool = False
 
     @classmethod
     def of(cls, reading: _Reading, decoded: Decoded) -> OnTheWire:
@@ -738,25 +763,56 @@ class OnTheWire:
         numbers = [walk.AT, walk.SIZE, walk.RESOURCE, walk.SCOPE]
         return cls(
             walk,
-            reading.data,
+            InMemory(reading.data),
             reading.arrays.fields[numbers, : reading.length],
             decoded.resources,
             decoded.scopes,
             decoded.scope_attributes,
             decoded.resource_facts,
+            reading.as_sent,
         )
 
     @property
     def nbytes(self) -> int:
-        return int(self.data.nbytes + self.places.nbytes)
+        return int(self.stored.nbytes + self.places.nbytes)
 
     def messages(self) -> Any:
-        starts, sizes = self.places[:2].astype(np.int64)
+        sizes = self.places[1].astype(np.int64)
+        data, starts = self.stored.read(self.places[0].astype(np.int64), sizes)
         offsets, out = np.empty(len(starts) + 1, np.int32), np.empty(int(sizes.sum()) + SLACK, np.uint8)
-        if not self.walk.messages(self.data, starts, sizes, offsets, out):
+        if not self.walk.messages(data, starts, sizes, offsets, out):
             return None
         out.flags.writeable = False
         return from_layout(offsets, out)
+
+    def resting(self, stored: Stored) -> OnTheWire:
+        if not self.as_sent:
+            return self
+        # Nothing may be left here that holds the bytes.
+        own = [each.select(np.arange(len(each.offsets) - 1)) for each in (self.resources, self.scope_attributes)]
+        return OnTheWire(self.walk, stored, self.places, own[0], self.scopes, own[1], self.resource_facts, as_sent=True)
+
+    def some(self, rows: Rows) -> OnTheWire:
+        starts, sizes, *numbers = self.places.take(rows, axis=1)
+        stored, as_sent = self.stored, self.as_sent
+        if stored.nbytes:
+            found, at = stored.read(starts.astype(np.int64), sizes.astype(np.int64))
+            offsets, found = layout(gathered(self.walk, found, at, sizes)[0])
+            starts, stored, as_sent = offsets[:-1], InMemory(found), False
+        origins = _Origins(), _Origins()
+        for each, of_row in zip(origins, numbers, strict=True):
+            each.add(of_row)
+        (resources,), (scopes,) = (each.used for each in origins)
+        return OnTheWire(
+            self.walk,
+            stored,
+            np.stack([starts, sizes, *(each.numbers for each in origins)]),
+            self.resources.select(resources),
+            self.scopes.take(pa.array(scopes)),
+            self.scope_attributes.select(scopes),
+            self.resource_facts.take(pa.array(resources)),
+            as_sent,
+        )
 
     def select(self, rows: Rows) -> Decoded:
         return joined([(self, rows)])
@@ -775,8 +831,9 @@ def joined(some: Sequence[tuple[OnTheWire, Rows]]) -> Decoded:
     origins = _Origins(), _Origins()
     for (wire, _), (starts, sizes, *numbers) in zip(some, places, strict=True):
         end = start + len(starts)
-        into = offsets[start : end + 1], data[ends[start] :]
-        walk.gather(wire.data, starts.astype(np.int64), sizes.astype(np.int64), *into)
+        sizes = sizes.astype(np.int64)
+        found, at = wire.stored.read(starts.astype(np.int64), sizes)
+        walk.gather(found, at, sizes, offsets[start : end + 1], data[ends[start] :])
         start = end
         for each, of_row in zip(origins, numbers, strict=True):
             each.add(of_row)

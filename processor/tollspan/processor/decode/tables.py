@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tollspan.processor.decode import anyvalue
 from tollspan.processor.decode.anyvalue import Kinds
-from tollspan.processor.decode.arrow_bytes import Mask, Rows, row_indices
+from tollspan.processor.decode.arrow_bytes import Bytes, Mask, Rows, row_indices
 
 BAD_TRACE_ID: Final = "bad_trace_id"
 BAD_SPAN_ID: Final = "bad_span_id"
@@ -187,6 +187,21 @@ class Attributes:
         )
 
 
+class Stored(Protocol):
+    """Bytes of a batch that are somewhere else, its payloads one behind the other."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+
+    def read(self, starts: Rows, sizes: Rows) -> tuple[Bytes, Rows]:
+        """Stretches of them: bytes, read-only, and where in these each stretch begins; eight bytes follow the last.
+
+        Raises:
+            OSError: they are not to be had.
+        """
+
+
 class Waiting(Protocol):
     """Spans that wait for a decision, in as little memory as they need."""
 
@@ -200,6 +215,16 @@ class Waiting(Protocol):
     def messages(self) -> Any:
         """The spans as they came, in protobuf form without their trace states: binary array; None where they have to
         be written anew."""
+
+    def some(self, rows: Rows) -> Waiting:
+        """The given spans, which go on waiting, in memory of their own."""
+
+    def resting(self, stored: Stored) -> Waiting:
+        """The same spans with their bytes in another place, if they are the same there.
+
+        Args:
+            stored: the payloads that they were decoded from.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +268,23 @@ class Decoded:
         tables = (self.spans, self.scopes, self.resource_facts)
         return sum(map(_nbytes, (*tables, self.attributes, self.resources, self.scope_attributes)))
 
-    def waiting(self) -> Waiting:
-        """These spans for later: in wire form where that is at hand."""
-        return self if self.wire is None else self.wire
+    def waiting(self, stored: Stored | None = None) -> Waiting:
+        """These spans for later: in wire form where that is at hand.
+
+        Args:
+            stored: the payloads that they were decoded from; what waits in wire form is then not in memory.
+        """
+        if self.wire is None:
+            return self
+        return self.wire if stored is None else self.wire.resting(stored)
+
+    def resting(self, stored: Stored) -> Waiting:
+        """See `Waiting`."""
+        return self
+
+    def some(self, rows: Rows) -> Waiting:
+        """See `Waiting`."""
+        return self.select(rows)
 
     def messages(self) -> Any:
         """See `Waiting`."""

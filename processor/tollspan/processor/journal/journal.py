@@ -29,6 +29,7 @@ from tollspan.processor.journal.files import (
     translate,
     unlock,
 )
+from tollspan.processor.journal.payloads import OnDisk
 from tollspan.processor.journal.segment import HEADER_BYTES, PAYLOAD_LIMIT, RECORD_BYTES, Damage, End, Record, Segment
 from tollspan.processor.journal.ticket import OnDone, Ticket
 
@@ -50,6 +51,7 @@ class Batch:
         position: their byte range.
         received_ns: when the first of them was received, ns since the epoch.
         replayed: they were appended before this process opened the journal.
+        stored: the same payloads on disk, where they stay until the batch is released.
     """
 
     token: str
@@ -57,6 +59,7 @@ class Batch:
     position: Range
     received_ns: int = 0
     replayed: bool = False
+    stored: OnDisk | None = None
 
 
 class JournalState(NamedTuple):
@@ -378,8 +381,9 @@ class Journal:
             self._unread -= stop - place.start
             self._read = Position(place.segment, stop)
             self._advance()
+            segment = self._segments[place.segment]
             if self._read.segment != place.segment:
-                self._segments[place.segment].rest()
+                segment.rest()
             if records:
                 self._outstanding[token] = place
                 self._received[token] = records[0].received_ns
@@ -387,7 +391,8 @@ class Journal:
             return None
         if replayed:
             self.counters.add("journal.replayed", len(records))
-        return Batch(token, [record.payload for record in records], place, records[0].received_ns, replayed)
+        payloads = [record.payload for record in records]
+        return Batch(token, payloads, place, records[0].received_ns, replayed, OnDisk(segment.path, records))
 
     def _frozen(self) -> list[Range]:
         """Batches that must stay on file: handed out and not released, or frozen earlier and still to come."""

@@ -103,7 +103,8 @@ class WaitingBatches:
         runs: of `OpenTraces`; where rows of a batch move, they are told.
         max_bytes: bound on what is in memory; what is beyond is spilled.
         spill: where it goes; None: nowhere.
-        strip: makes bodies without content of some rows of bodies; None where that is of no use.
+        strip: makes bodies without content of some rows of bodies, or None where that saves little; None where it is
+            of no use.
         counters: counts ``sampling.content_shed``.
     """
 
@@ -257,7 +258,7 @@ class WaitingBatches:
             return 0
         bodies, spans = batch.place
         made, before = strip(bodies, np.arange(len(spans))), batch.nbytes
-        if int(made.nbytes) * 2 > before:
+        if made is None or int(made.nbytes) * 2 > before:
             # Not worth it: there is little content in it.
             return 0
         batch.place, batch.stripped = (made, spans), True
