@@ -10,6 +10,12 @@ TORCH  ?= torch==2.13.0
 # Leads the decoder's fuzz by coverage; it has wheels for some platforms and Pythons only.
 ATHERIS ?= atheris==3.0.0
 
+# Tests that run at once. Much of their time goes into waiting for programs that they start: one more than two cores has.
+WORKERS ?= 3
+
+# Some images forbid it. Then every program that a test starts compiles all of Tollspan before its first line.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo rag test lint style types unit oldest wheel bench soak clean
 
 demo: $(VENV)/.demo
@@ -36,9 +42,11 @@ style: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# Two processes, a file of tests in one of them: half of the time goes into waiting for programs that the tests start.
+# A file of tests goes to one process. What numba compiles is cached before, or every service that the first tests start
+# compiles it for itself.
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -c "from tollspan.processor import pipeline; from tollspan.processor.decode import fused; fused.prepare(wait=True)"
+	$(BIN)/python -m pytest -q -m "not soak" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The clients' tests with the oldest versions that are supported, each in an environment of its own that is kept.
 oldest: $(VENV)/bin/python

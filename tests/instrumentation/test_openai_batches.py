@@ -236,6 +236,7 @@ def test_a_slow_flush_does_not_end_the_flushing(
     queued: Any, wire: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sending, "_SLOW_S", 0.01)
+    monkeypatch.setattr(sending, "_PAUSE_S", 0.001)
     queued.takes = lambda: time.sleep(0.02)
     fetched(wire, [chat(number) for number in range(5000)]).client().files.content("file-out")
     SENDER.join()
