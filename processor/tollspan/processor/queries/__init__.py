@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from tollspan.processor.errors import ConfigError
+from tollspan.processor.queries import slices
 from tollspan.processor.queries.dimensions import DIMENSIONS, Filter, dimensions, filters
 from tollspan.processor.queries.named import NO_LIMIT, NamedQuery, dimensions_of, find, named_queries
 from tollspan.processor.queries.window import EARLIEST, LATEST, bound, instant, window
@@ -91,7 +92,9 @@ def run(
     """
     query = find(name)
     check_limit(limit)
-    sql, values = query.text(None if by is None else dimensions(by, query.allowed), filters(where, query.allowed))
+    chosen_by, passing = None if by is None else dimensions(by, query.allowed), filters(where, query.allowed)
+    cuts = slices.borders(reader, since, until) if query.sliceable else ()
+    sql, values = query.text(chosen_by, passing, cuts)
     bound_values: dict[str, Any] = {
         "since": bound(since, EARLIEST),
         "until": bound(until, LATEST),

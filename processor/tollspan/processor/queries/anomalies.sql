@@ -43,7 +43,7 @@ FROM
                 ${keys}intDiv(toUInt32(toUnixTimestamp(ledger.start_time)), step) AS slot,
                 ifNull(sum(ledger.cost), toDecimal128(0, 12)) AS usd,
                 countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')) AS n
-            FROM ledger FINAL
+            FROM $ledger
             WHERE $window
             GROUP BY ${by}slot
         )

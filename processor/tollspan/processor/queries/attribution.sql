@@ -29,7 +29,7 @@ FROM
             sumIf(ledger.cost, ledger.workflow = ''),
             sumIf(ledger.cost, ledger.tenant = '' OR ledger.feature = '')
         ] AS untagged
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
     GROUP BY $group
 )

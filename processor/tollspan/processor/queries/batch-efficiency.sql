@@ -34,7 +34,7 @@ FROM
         if(priced_items = 0, NULL,
            divideDecimal(sum(ledger.cost), toDecimal128(greatest(priced_items, 1), 0), 18)) AS cost_per_item,
         intDiv(sum(ledger.duration_ns), items) AS ns_per_item
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
         AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
         AND ledger.batch_size > 0 AND NOT ifNull(ledger.cold_start, false)

@@ -31,7 +31,7 @@ FROM
             [sum(ledger.compute_cost), sum(ledger.network_cost), sum(ledger.storage_cost),
              sum(ledger.telemetry_cost), sum(ledger.overhead_cost)] AS others,
             arrayConcat([ifNull(sum(ledger.cost), toDecimal128(0, 12)) - arraySum(others)], others, [0]) AS parts
-        FROM ledger FINAL
+        FROM $ledger
         WHERE $window
         GROUP BY priced, opened, costed, counts, unknown
     )

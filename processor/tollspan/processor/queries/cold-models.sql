@@ -18,7 +18,7 @@ SELECT
     divideDecimal(toDecimal128(inferences, 0), toDecimal128(greatest(loads, 1), 0), 3) AS inferences_per_load,
     if(inferences = 0 OR isNull(load_cost), NULL, divideDecimal(
         ifNull(load_cost, toDecimal128(0, 12)), toDecimal128(greatest(inferences, 1), 0), 18)) AS load_cost_per_inference
-FROM ledger FINAL
+FROM $ledger
 WHERE $window AND ledger.kind IN ('model_load', 'inference')
 GROUP BY $group
 HAVING loads > 0

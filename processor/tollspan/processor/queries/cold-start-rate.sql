@@ -18,7 +18,7 @@ SELECT
     if(cold_starts = 0, NULL, toUInt64(avgIf(ledger.duration_ns, ledger.kind = 'inference'
         AND ledger.cost_status NOT IN ('rollup', 'not_billed') AND ledger.cold_start))) AS cold_mean_ns,
     countIf(ledger.kind = 'model_load') AS loads
-FROM ledger FINAL
+FROM $ledger
 WHERE $window
 GROUP BY $group
 HAVING inferences > 0 OR loads > 0

@@ -8,7 +8,7 @@ SELECT
     toUInt64(avgIf(duration_ns, cold_start)) AS cold_mean_ns,
     countIf(cold_start = false OR isNull(cold_start)) AS warm_calls,
     if(warm_calls = 0, NULL, toUInt64(avgIf(duration_ns, isNull(cold_start) OR NOT cold_start))) AS warm_mean_ns
-FROM ledger FINAL
+FROM $ledger
 WHERE $window
     AND kind = 'inference'
 GROUP BY provider, model, device

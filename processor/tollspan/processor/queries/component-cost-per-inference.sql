@@ -39,9 +39,9 @@ FROM
         countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
         countIf(bitAnd(ledger.open_parts, bit) != 0) AS open_rows,
         -- A row without a cost has no part in any total, whatever its charges say.
-        countIf(NOT ledger.cost.null AND bitAnd(ledger.priced_parts, bit) != 0) AS known_rows,
+        countIf(NOT $costless AND bitAnd(ledger.priced_parts, bit) != 0) AS known_rows,
         if(known_rows = 0 AND open_rows > 0, NULL, part_cost) AS cost
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
     GROUP BY $group
 )

@@ -9,43 +9,52 @@
 -- pitfall: durations that differ by less than some 1.5 % (64 classes from a duration to its double) stay in one band, the
 --     highest that one of them reaches, so a band can hold a few calls more than its name says. Costs are exact.
 -- pitfall: duration is the span's, which for a stream ends with its last chunk.
+WITH
+    -- Where bands begin, by group. A class is an exponent and the first six binary places, as a Float32 has them. Levels
+    -- are a trifle above the percentiles, as the value at one has the index ⌊p × n⌋, also where p × n is whole. Two looks
+    -- at few groups take less than one at as many groups as there are classes.
+    (
+        SELECT (groupArray(one), groupArray(begins[1]), groupArray(begins[2]), groupArray(begins[3]), groupArray(begins[4]))
+        FROM
+        (
+            SELECT
+                toString($one) AS one,
+                quantilesBFloat16(0.500000000001, 0.900000000001, 0.950000000001, 0.990000000001)(reinterpretAsFloat32(
+                    bitAnd(reinterpretAsUInt32(toFloat32(ledger.duration_ns)), 4294836224))) AS begins
+            FROM $ledger
+            WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+            GROUP BY $one
+        )
+    ) AS edges
 SELECT
     ${by}['below p50', 'p50 to p90', 'p90 to p95', 'p95 to p99', 'p99 and above'][band] AS latency,
-    min(shortest) AS from_ns,
-    max(longest) AS to_ns,
-    sum(calls) AS inferences,
-    if(sum(known) = 0, NULL, sum(usd)) AS cost,
+    from_ns,
+    to_ns,
+    inferences,
+    if(known = 0, NULL, usd) AS cost,
     'USD' AS currency,
-    if(sum(known) = 0, NULL, divideDecimal(
-        ifNull(sum(usd), toDecimal128(0, 12)), toDecimal128(greatest(sum(known), 1), 0), 18)) AS cost_per_inference,
-    if(isNull(cost) OR ifNull(sum(sum(usd)) OVER ($partition), 0) = 0, NULL, divideDecimal(
-        ifNull(cost, toDecimal128(0, 12)), ifNull(nullIf(sum(sum(usd)) OVER ($partition), 0), toDecimal128(1, 12)), 9)) AS cost_share,
-    sum(open) AS unpriced_inferences
+    if(known = 0, NULL, divideDecimal(
+        ifNull(usd, toDecimal128(0, 12)), toDecimal128(greatest(known, 1), 0), 18)) AS cost_per_inference,
+    if(isNull(cost) OR ifNull(sum(usd) OVER ($partition), 0) = 0, NULL, divideDecimal(
+        ifNull(cost, toDecimal128(0, 12)), ifNull(nullIf(sum(usd) OVER ($partition), 0), toDecimal128(1, 12)), 9)) AS cost_share,
+    unpriced_inferences
 FROM
 (
     SELECT
-        *,
-        sum(calls) OVER ($partition ORDER BY class) AS so_far,
-        sum(calls) OVER ($partition) AS every,
-        -- A class that holds the value at a percentile, or lies above it, belongs to the band that begins there.
-        1 + arraySum(arrayMap(level -> so_far > toUInt64(floor(level * every)), [0.5, 0.9, 0.95, 0.99])) AS band
-    FROM
-    (
-        SELECT
-            $keys
-            -- The exponent and the first six binary places, as a Float32 has them: 64 classes from a duration to its double.
-            bitShiftRight(reinterpretAsUInt32(toFloat32(ledger.duration_ns)), 17) AS class,
-            count() AS calls,
-            min(ledger.duration_ns) AS shortest,
-            max(ledger.duration_ns) AS longest,
-            sum(ledger.cost) AS usd,
-            countIf(isNotNull(ledger.cost)) AS known,
-            countIf(ledger.cost_status IN ('unpriced', 'invalid')) AS open
-        FROM ledger FINAL
-        WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
-        GROUP BY ${by}class
-    )
+        ${keys}toUInt8(1
+            + (toFloat32(ledger.duration_ns) >= transform($one, edges.1, edges.2, inf))
+            + (toFloat32(ledger.duration_ns) >= transform($one, edges.1, edges.3, inf))
+            + (toFloat32(ledger.duration_ns) >= transform($one, edges.1, edges.4, inf))
+            + (toFloat32(ledger.duration_ns) >= transform($one, edges.1, edges.5, inf))) AS band,
+        count() AS inferences,
+        min(ledger.duration_ns) AS from_ns,
+        max(ledger.duration_ns) AS to_ns,
+        sum(ledger.cost) AS usd,
+        count(ledger.cost) AS known,
+        countIf(ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences
+    FROM $ledger
+    WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+    GROUP BY ${by}band
 )
-GROUP BY ${by}band
 ORDER BY ${ordered}band
 LIMIT {limit:UInt64}

@@ -23,7 +23,7 @@ FROM
         countIf(ledger.kind = 'inference' AND ledger.cost_status = 'partial') AS partial_inferences,
         if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(ledger.cost_status IN ('unpriced', 'invalid')) > 0,
            NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS cost
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
     GROUP BY $group
 )

@@ -41,7 +41,7 @@ FROM
                 (name, usd, nth) -> (name, if(bitTest(known, nth - 1), toDecimal128(usd, 12), NULL)),
                 ['model', 'compute', 'network', 'storage', 'telemetry', 'overhead'], sums, arrayEnumerate(sums)),
                 arrayEnumerate(sums))) AS parts
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
     GROUP BY $group
 )

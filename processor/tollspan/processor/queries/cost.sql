@@ -11,7 +11,7 @@ SELECT
     countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')) AS inferences,
     countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
     countIf(ledger.kind = 'inference' AND ledger.cost_status = 'partial') AS partial_inferences
-FROM ledger FINAL
+FROM $ledger
 WHERE $window
 GROUP BY $group
 ORDER BY ${times}cost DESC NULLS LAST$last

@@ -14,7 +14,9 @@ A file's first comment line says what it answers. Further lines of its head are 
 
 and what is none of these is notes. The text is a `string.Template` in which ``$window`` stands for the window and the
 filters on ``ledger`` (``$filters`` for the filters alone), and for a query that can be broken down the ``$`` names of
-`_fragments` for its dimensions.
+`_fragments` for its dimensions. ``FROM $ledger`` is ``FROM ledger FINAL``, or the same in slices (`slices`); there
+``$machines`` is every column with those of charges of machines, and ``$costless`` whether a row has no cost, for which
+its cost is not read.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from importlib import resources
 from string import Template
 from typing import Final
 
 from tollspan.processor.errors import ConfigError
+from tollspan.processor.queries import slices
 from tollspan.processor.queries.dimensions import DIMENSIONS, Dimension, Filter, condition, dimensions
 
 NO_LIMIT: Final = 2**63 - 1
@@ -37,6 +41,7 @@ _FIELD: Final = re.compile(r"(measure|single|limit|by|dimensions|parameter|defin
 _PARAMETER: Final = re.compile(r"(\w+)(?: = (\S+))?: (.*)")
 _VALUES: Final = (re.compile(r"[0-9]{1,18}(\.[0-9]{1,12})?"), re.compile(r"[0-9a-f]{32}"))
 """What a parameter can be: a number, and the id of a trace."""
+_MACHINES: Final = "*, machines.meter, machines.quantity, machines.cost, cost.null AS costless"
 _WINDOW: Final = "{0} >= {{since:DateTime64(9, 'UTC')}} AND {0} < {{until:DateTime64(9, 'UTC')}}"
 
 
@@ -87,6 +92,11 @@ class NamedQuery:
         return not {"window", "filters"}.isdisjoint(Template(self.template).get_identifiers())
 
     @property
+    def sliceable(self) -> bool:
+        """Whether a large window can be read in slices."""
+        return "ledger" in Template(self.template).get_identifiers()
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Names of the parameters that have to be given."""
         return tuple(name for name, (default, _) in self.asks.items() if not default)
@@ -96,12 +106,15 @@ class NamedQuery:
         """Its text with the dimensions that it has unless asked otherwise."""
         return self.text()[0]
 
-    def text(self, by: Sequence[Dimension] | None = None, where: Sequence[Filter] = ()) -> tuple[str, dict[str, str]]:
+    def text(
+        self, by: Sequence[Dimension] | None = None, where: Sequence[Filter] = (), cuts: Sequence[datetime] = ()
+    ) -> tuple[str, dict[str, str]]:
         """SQL, and the values to bind that come from filters and from the query itself.
 
         Args:
             by: dimensions in the order of the columns; None for the query's own.
             where: filters.
+            cuts: where the window is cut into slices (`slices.borders`), for a query that is `sliceable`.
 
         Raises:
             ConfigError: it cannot be broken down, or filtered.
@@ -115,13 +128,17 @@ class NamedQuery:
         chosen = dimensions(self.by, self.allowed) if by is None else by
         ours, values = condition(where)
         theirs, _ = condition(where, "telemetry") if not _untold(where) else ("", {})
+        ledger, bounds = slices.source(cuts) if cuts else ("ledger FINAL", {})
         fragments = {
-            "window": _WINDOW.format("ledger.start_time") + ours,
+            "ledger": ledger,
+            "machines": "*" if cuts else _MACHINES,
+            "costless": "ledger.costless" if cuts else "ledger.cost.null",
+            "window": ("true" if cuts else _WINDOW.format("ledger.start_time")) + ours,
             "filters": ours,
             "telemetry_window": _WINDOW.format("telemetry.minute") + theirs,
             **_fragments(chosen),
         }
-        return Template(self.template).substitute(fragments), {**self.parameters, **values}
+        return Template(self.template).substitute(fragments), {**self.parameters, **values, **bounds}
 
     def given(self, texts: Sequence[str]) -> dict[str, str]:
         """Values of its parameters: those that are given as ``name=value``, and defaults.
@@ -169,6 +186,8 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
         # Behind GROUP BY. No row at all comes of grouping nothing.
         "group": ", ".join(names) or "tuple()",
         "partition": f"PARTITION BY {', '.join(names)}" if names else "",
+        # All of them as one text, for looking something up; different ones have different texts.
+        "one": _one(by),
         # For joins, in which NULL would not equal NULL.
         "texts": f"[{', '.join(f'''ifNull(toString({name}), '')''' for name in names)}]"
         if names
@@ -178,6 +197,15 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
         "last": "".join(f", {each}" for each in sorted_names),
         "ordered": "".join(f"{each}, " for each in sorted_names),
     }
+
+
+def _one(by: Sequence[Dimension]) -> str:
+    if not by:
+        return "''"
+    if len(by) == 1 and not by[0].time:
+        # As it is: a function of a column of few texts is asked of each text once.
+        return by[0].sql
+    return f"toString(({', '.join(f'toString({each.sql})' for each in by)}, ''))"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,10 @@ FROM
             toUInt64(0) AS received,
             toUInt64(0) AS stored,
             toUInt64(0) AS open_bytes,
-            toUInt64(countIf(NOT ledger.cost.null AND bitTest(ledger.priced_parts, 4))) AS known,
+            toUInt64(countIf(NOT $costless AND bitTest(ledger.priced_parts, 4))) AS known,
             toUInt64(countIf(bitTest(ledger.open_parts, 4))) AS open,
             toNullable(sum(ledger.telemetry_cost)) AS part
-        FROM ledger FINAL
+        FROM $ledger
         WHERE $window
         GROUP BY $group
         UNION ALL

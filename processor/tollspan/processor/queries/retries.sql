@@ -7,7 +7,7 @@ SELECT
     sum(ledger.retries) AS retries,
     countIf(span_status = 'error') AS failed_calls,
     countIf(cost_status = 'not_billed') AS not_billed
-FROM ledger FINAL
+FROM $ledger
 WHERE $window
 GROUP BY provider, model
 HAVING retried_calls > 0 OR failed_calls > 0

@@ -33,7 +33,7 @@ FROM
         sumIf(ledger.cost, ledger.span_status = 'error') AS failed_cost,
         sum(ledger.cost) - ifNull(failed_cost, toDecimal128(0, 12)) AS succeeded_cost,
         countIf(ledger.span_status = 'error' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_failures
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status != 'rollup'
     GROUP BY $group
 )

@@ -23,5 +23,5 @@ SELECT
     count() AS ledger_rows,
     if(count() = 0, NULL, min(start_time)) AS first_start,
     if(count() = 0, NULL, max(start_time)) AS last_start
-FROM ledger FINAL
+FROM $ledger
 WHERE $window

@@ -10,7 +10,7 @@ SELECT
     count() AS rows,
     min(start_time) AS first_start,
     max(start_time) AS last_start
-FROM ledger FINAL
+FROM $ledger
 WHERE $window
     AND cost_status IN ('unpriced', 'invalid', 'partial')
 GROUP BY provider, model, kind, cost_status, reasons

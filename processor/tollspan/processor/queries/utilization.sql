@@ -45,8 +45,8 @@ FROM
             if(meter = '', ledger.duration_ns, 0) AS unknown_ns
         FROM
         (
-            SELECT *, machines.meter, machines.quantity, machines.cost, cost.null AS costless
-            FROM ledger FINAL
+            SELECT $machines
+            FROM $ledger
             -- Charges of machines, and minutes of which nothing is known.
             WHERE $window AND (notEmpty(ledger.machines.meter)
                 OR (ledger.kind = 'capacity' AND ledger.priced_parts = 0 AND ledger.open_parts = 0))
