@@ -15,9 +15,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from service import BEGAN, chat, payload
 
-from tollspan.pricing import PriceEngine, load_book
+from tollspan.pricing import PriceEngine, faster, load_book
 from tollspan.processor.charge import SELECTORS, charge
-from tollspan.processor.decode import decode
+from tollspan.processor.decode import decode, fused
 from tollspan.processor.normalize import normalize
 from tollspan.processor.store import Store
 from tollspan.processor.write import Writer
@@ -29,6 +29,16 @@ prices:
   - {id: out, provider: openai, sku: gpt-5-mini, meter: tokens.output, amount: '2', per: 1}
   - {id: gpu, provider: aws, sku: H100, meter: gpu.seconds, amount: '3', per: 1}
 """
+
+
+@pytest.fixture(params=["numpy", "kernels"], autouse=True)
+def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this holds with the compiled kernels and without them."""
+    if request.param == "kernels":
+        fused.prepare(wait=True)
+        faster.prepare()
+    else:
+        monkeypatch.setattr(faster, "_compiled", None)
 
 
 @pytest.fixture
@@ -139,3 +149,38 @@ def test_a_call_that_only_asked_for_work_is_not_billed_and_not_missing(engine: P
     )
     assert rows["cost_status"].to_pylist() == ["not_billed", "unpriced", "priced"]
     assert rows["cost_reasons"].to_pylist()[0] == "usage_deferred"
+
+
+def test_kernels_and_numpy_write_the_same_ledger(engine: PriceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: list[dict[str, Any]] = [
+        {},
+        {"tollspan.tenant": "a", "http.response.status_code": 429, "error.type": "rate", "error": True},
+        {"tollspan.retries": 3, "tollspan.cold_start": True, "tollspan.batch.size": 7},
+        {"gen_ai.request.model": "nobody-knows", "tollspan.usage.network.egress.bytes": 10**12},
+        {"gen_ai.provider.name": "aws", "device": "x", "tollspan.usage.gpu.seconds": 2.5},
+        {"tokens": (2**53, 2**53)},
+        {"tokens": None, "tollspan.usage.network.egress.bytes": 5},
+        {"tokens": None, "tollspan.usage_deferred": True},
+        {"gen_ai.operation.name": "execute_tool", "tokens": None},
+    ]
+    spans = [chat(number + 1, **facts[number % 11 % len(facts)]) for number in range(500)]
+    rollups = np.arange(len(spans)) % 7 == 0
+    normalized = normalize(decode([payload(spans)]), received_ns=BEGAN)
+
+    def rows() -> list[dict[str, Any]]:
+        return charge(normalized, rollups, engine, 5).ledger.drop_columns("revision").to_pylist()
+
+    ours = rows()
+    monkeypatch.setattr(faster, "_compiled", None)
+    assert ours == rows()
+    assert len({row["cost_status"] for row in ours}) > 3
+
+
+@pytest.mark.parametrize("words", [100, 200, 40_000])
+def test_the_store_takes_numbers_of_words_of_any_width(engine: PriceEngine, store: Store, words: int) -> None:
+    ledger = charged(engine, *(chat(number, **{"tollspan.tenant": f"t{number}"}) for number in range(1, words + 1)))
+    wide = {100: pa.int8(), 200: pa.int16(), 40_000: pa.int32()}[words]
+    assert ledger["tenant"].type.index_type == wide
+    write(store, ledger)
+    (row,) = store.rows("SELECT uniqExact(tenant) AS tenants, count() AS n, sum(cost) AS cost FROM ledger FINAL")
+    assert row == {"tenants": words, "n": words, "cost": words * 1200}

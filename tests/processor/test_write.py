@@ -11,9 +11,9 @@ import pytest
 
 from tollspan.processor.counters import Counters
 from tollspan.processor.errors import StoreError, StoreUnavailable
-from tollspan.processor.schema import LEDGER, SPANS, TRACES
+from tollspan.processor.schema import LEDGER, SCHEMAS, SPANS, TRACES
 from tollspan.processor.sqlfront import Asked, Fault, SqlFront
-from tollspan.processor.store import Store, open_store
+from tollspan.processor.store import Store, clickhouse, open_store
 from tollspan.processor.write import LONGEST_PAUSE_S, Writer, conform
 
 
@@ -146,6 +146,59 @@ def test_a_span_sent_again_in_another_batch_replaces_itself(store: Store, ledger
     writer.write("first", ledger, None, None)
     writer.write("regrouped", ledger.slice(1), None, None)
     assert store.rows("SELECT count() AS n, sum(cost) AS cost FROM ledger FINAL") == [{"n": 2, "cost": Decimal("0.25")}]
+
+
+def test_what_no_row_says_is_not_sent_and_reads_as_not_given(store: Store, ledger: pa.Table) -> None:
+    at = ledger.column_names.index("tenant")
+    quiet = ledger.set_column(at, "tenant", pa.array(["", ""]).dictionary_encode())
+    sent: list[pa.Table] = []
+
+    class Watched:
+        def insert(self, table: str, rows: pa.Table, token: str) -> None:
+            sent.append(rows)
+            store.insert(table, rows, token)
+
+        def query(self, sql: str) -> pa.Table:
+            return store.query(sql)
+
+    query = "SELECT * FROM ledger FINAL ORDER BY start_time, trace_id, span_id"
+    Writer(Watched(), threading.Event()).write("t", quiet, None, None)
+    assert {"tenant", "reported_cost"}.isdisjoint(sent[0].column_names)
+    assert "cost" in sent[0].column_names
+    read = store.query(query)
+    store.execute("TRUNCATE TABLE ledger")
+    store.insert("ledger", conform(quiet, "ledger"), "whole")
+    assert read.to_pylist() == store.query(query).to_pylist()
+    assert read["tenant"].to_pylist() == ["", ""]
+
+
+def test_no_column_has_a_default_of_its_own(store: Store) -> None:
+    query = "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND default_kind = 'DEFAULT'"
+    assert not [row for row in store.rows(query) if row["table"] in SCHEMAS]
+
+
+@pytest.mark.parametrize(
+    "charges", [[], [("tokens.output", "model", "0.25", "priced"), ("requests", "model", None, "unpriced")]]
+)
+def test_lists_of_one_length_are_sent_with_their_offsets_once(
+    store: Store, ledger_rows: Any, monkeypatch: pytest.MonkeyPatch, charges: list[Any]
+) -> None:
+    rows = ledger_rows([{"charges": charges}, {"charges": []}, {"charges": charges[:1]}])
+    families: list[list[str]] = []
+    nested = clickhouse._nested
+    monkeypatch.setattr(
+        clickhouse, "_nested", lambda table: families.append(nested(table).column_names) or nested(table)
+    )
+    query = "SELECT * FROM ledger FINAL ORDER BY start_time, trace_id, span_id"
+    store.insert("ledger", rows, "once")
+    once = store.query(query)
+    assert "charges" in families[0]
+    assert not any(name.startswith("charges.") for name in families[0])
+    store.execute("TRUNCATE TABLE ledger")
+    monkeypatch.setattr(clickhouse, "_nested", lambda table: table)
+    store.insert("ledger", rows, "each")
+    assert once.to_pylist() == store.query(query).to_pylist()
+    assert once.num_rows == 3
 
 
 class TestConform:

@@ -67,6 +67,15 @@ def integers(array: pa.Array) -> Int64s:
     return np.frombuffer(array.buffers()[1], dtype=np.int64, count=len(array), offset=8 * array.offset)
 
 
+def booleans(array: pa.Array) -> Bools:
+    """Values of a boolean array; anything where they are null. Arrow's own conversion takes ten times as long."""
+    if not len(array):
+        return np.zeros(0, dtype=bool)
+    bits = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    begin = array.offset
+    return np.unpackbits(bits, count=begin + len(array), bitorder="little")[begin:].view(bool)
+
+
 def decimals(low: Int64s, type_: pa.DataType, valid: Bools | None = None, high: Int64s | None = None) -> pa.Array:
     """decimal128 array from two's complement limbs.
 

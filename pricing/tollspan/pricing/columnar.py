@@ -5,8 +5,8 @@ selectors are one combination; the instants of a batch are cut wherever a price 
 combination between two cuts, while the same schedules hold, is a cell, in which every price is constant. Rows of a cell
 that give the same meters, and are at the same steps of their prices, have one shape: their charges differ in nothing
 but quantity and cost. For each shape that occurs, `resolve` is asked once for each meter, with one row's instant: the
-same code, so the same answer, as for a single call. The rest is gathering by the numbers of shapes and of their
-charges.
+same code, so the same answer, as for a single call. The rest is one pass by the numbers of shapes and of their charges,
+by kernels (`compiled`) where they are compiled and by NumPy elsewhere.
 
 Loops here run over selectors, combinations, cells, shapes and meters. Rows are touched one by one only where a cost
 does not fit in 64 bits or its price is graduated.
@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tollspan.pricing.arrays import Bools, Int64s, decimals, integers, put_exact, validity
+from tollspan.pricing import faster
+from tollspan.pricing.arrays import Bools, Int64s, validity
 from tollspan.pricing.cost_columns import (
     CHARGE_STATUS,
-    COST,
+    METER_ORDER,
     REASON_BIT,
     SCHEMA,
     ChargeLists,
@@ -34,8 +35,9 @@ from tollspan.pricing.cost_columns import (
     Template,
     Templates,
     coded,
-    named,
+    same,
 )
+from tollspan.pricing.counted import Counted, Words, counted
 from tollspan.pricing.meters import METERS, Axis
 from tollspan.pricing.names import nearest
 from tollspan.pricing.resolve import INPUT_TOKENS, REASONS, TIER_ASSUMED, USAGE_MISSING, Card, Quote, Situation, has_fee
@@ -64,15 +66,16 @@ class ColumnarEngine:
         self,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
+        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]] | Counted,
         invalid: pa.Array | None,
         of: Int64s | None = None,
     ) -> pa.Table:
         """See `PriceEngine.price_columns`."""
         at = np.ascontiguousarray(at, dtype=np.int64)
         _check(len(at), selectors, quantities, invalid, of)
+        used = quantities if isinstance(quantities, Counted) else counted(quantities, None, len(at))
         with self._lock:
-            return _Batch(self._engine, self._entries, at, selectors, quantities, invalid, of).table()
+            return _Batch(self._engine, self._entries, at, selectors, used, invalid, of).table()
 
 
 class _Shape(NamedTuple):
@@ -87,6 +90,37 @@ class _Shape(NamedTuple):
     invalid: int
 
 
+class _Cells(NamedTuple):
+    """Cells of a batch.
+
+    Attributes:
+        combination, at: of each an index and an instant.
+        of: the cell of each row.
+    """
+
+    combination: list[int]
+    at: list[int]
+    of: Int64s
+
+
+class Classes(NamedTuple):
+    """Rows by cell, by the meters that they are charged, and by why they are invalid.
+
+    Attributes:
+        rows: one of each class.
+        bits: the meters that its rows are charged, as in `Counted`.
+        implied: which of `IMPLIED` they are charged without having counted them, as bits.
+        of: the class of each row.
+        counts: rows of each.
+    """
+
+    rows: Int64s
+    bits: Words
+    implied: NDArray[np.uint8]
+    of: Int64s
+    counts: Int64s
+
+
 class _Batch:
     """One call of `price_columns`, step by step."""
 
@@ -96,7 +130,7 @@ class _Batch:
         entries: Entries,
         at: Int64s,
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
+        counted: Counted,
         invalid: pa.Array | None,
         of: Int64s | None,
     ) -> None:
@@ -104,72 +138,30 @@ class _Batch:
         self.entries = entries
         self.at = at
         self.n = len(at)
-        self.invalid = _invalid_codes(invalid, self.n)
-        given = {meter: _values(quantities[meter]) for meter in quantities}
-        given = {meter: given[meter] for meter in METERS if meter in given}
-        self.given: dict[str, tuple[Int64s, Bools]] = {m: column for m, column in given.items() if column[1].any()}
-        """Quantities by meter, and which rows have them; where none is given, anything stands under it."""
-        self._refuse_negative()
+        self.counted = counted
+        self.reasons, self.invalid = _invalid_codes(invalid, self.n)
         self.combinations, self.combination_of = _combinations(selectors, self.n, of)
-        self.implied: dict[str, Bools] = {}
-        """Rows by meter that are charged one without having counted it."""
         self._situations: dict[Axis, list[Situation]] = {}
 
     def table(self) -> pa.Table:
-        n, (names, _) = self.n, self.invalid
-        one_row, cell_of = self._cells()
-        self._add_implied(one_row, cell_of)
-        input_tokens = self._input_tokens()
-        self._drop_zeros()
-
-        shapes, shape_of = self._shapes(Groups(cell_of, len(one_row)), input_tokens)
-        templates = Templates(self.entries, [charge for shape in shapes for charge in shape.charges])
+        cells = self._cells()
+        shapes, classes = self._shapes(cells, self._classes(cells))
+        templates = Templates(self.entries, self.counted.meters, [each for shape in shapes for each in shape.charges])
         sizes = np.array([len(shape.charges) for shape in shapes], dtype=np.int64)
-        counts = sizes.take(shape_of)
-        offsets = np.zeros(n + 1, dtype=np.int32)
-        np.cumsum(counts, out=offsets[1:])
-        total = int(offsets[-1])
-        # The charges of all rows one after another: the row of each, and its template.
-        row_of = np.repeat(np.arange(n), counts)
-        first = np.cumsum(sizes) - sizes
-        template = np.repeat(first.take(shape_of) - offsets[:-1], counts)
-        template += np.arange(total)
-        lists = ChargeLists(templates, template, self._quantities(templates, template, row_of))
-
-        sums = np.zeros(total + 1, dtype=np.int64)
-        np.cumsum(lists.cost, out=sums[1:])  # where it wraps round, differences are right all the same
-        starts = sums.take(offsets)
-        cost = starts[1:] - starts[:-1]
-        high = None
-        if lists.exact:
-            high = cost >> 63
-            unsafe_rows = {int(row_of[k]) for k in lists.exact}
-            put_exact(cost, high, {row: lists.sum(int(offsets[row]), int(offsets[row + 1])) for row in unsafe_rows})
-        status = np.array([_row_status(shape) for shape in shapes], dtype=np.int32)
-        costed = status < _UNPRICED
+        lists = ChargeLists(templates, sizes, classes.of, int(sizes @ classes.counts), self.counted.values)
+        status = [_row_status(shape) for shape in shapes]
+        costed = np.array(status, dtype=np.int64) < _UNPRICED
         columns = [
-            decimals(cost, COST, None if costed.all() else costed.take(shape_of), high),
-            named(status.take(shape_of), _ROW_STATUSES),
-            coded(shape_of, [_reasons(shape, names) for shape in shapes]),
-            *lists.columns(offsets),
-            named(np.zeros(n, dtype=np.int32), (self.engine.book_version,)),
+            lists.sums(None if costed.all() else costed.take(classes.of)),
+            *coded(
+                classes.of,
+                [_ROW_STATUSES[each] for each in status],
+                [_reasons(shape, self.reasons) for shape in shapes],
+            ),
+            *lists.columns(),
+            same(self.engine.book_version, self.n),
         ]
-        return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-    def _refuse_negative(self) -> None:
-        """Rows with a negative quantity are invalid, whatever else they hold."""
-        from tollspan.pricing.engine import USAGE_NEGATIVE
-
-        names, codes = self.invalid
-        for values, valid in self.given.values():
-            if values.min() >= 0:
-                continue
-            negative = valid & (values < 0) & (codes == 0)
-            if negative.any():
-                if USAGE_NEGATIVE not in names:
-                    names = [*names, USAGE_NEGATIVE]
-                codes[negative] = names.index(USAGE_NEGATIVE)
-        self.invalid = names, codes
+        return pa.Table.from_arrays(columns, names=SCHEMA.names)
 
     def _situation(self, axis: Axis) -> list[Situation]:
         """Situations of an axis by combination."""
@@ -179,118 +171,105 @@ class _Batch:
             self._situations[axis] = found
         return found
 
-    def _card(self, axis: Axis, row: int) -> Card:
-        """Prices of an axis for a row, and for all rows of its cell."""
-        situation = self._situation(axis)[int(self.combination_of[row])]
-        return situation.card(int(self.at[row]))
-
-    def _cells(self) -> tuple[Int64s, Int64s]:
-        """One row of each cell that occurs, and each row's cell number."""
-        axes = dict.fromkeys(METERS[meter].axis for meter in self.given)
+    def _cells(self) -> _Cells:
+        """The cells, and each row's."""
+        axes = dict.fromkeys(METERS[meter].axis for meter in self.counted.meters)
         situations = [self._situation(axis) for axis in axes]
         first, last = (int(self.at.min()), int(self.at.max())) if self.n else (0, 0)
         cuts = sorted({cut for some in situations for each in some for cut in each.cuts if first < cut <= last})
+        schedules = {s: None for some in situations for each in some for s in each.schedules}
+        if not cuts and not schedules:
+            some = len(self.combinations)
+            return _Cells(list(range(some)), [first] * some, self.combination_of)
         cells = Groups(self.combination_of, len(self.combinations))
         if cuts:
             after = np.searchsorted(np.array(cuts, dtype=np.int64), self.at, side="right")
             cells.split(after, len(cuts) + 1)
-        for schedule in {s: None for some in situations for each in some for s in each.schedules}:
+        for schedule in schedules:
             keeps = np.logical_or.reduce([[schedule in each.schedules for each in some] for some in situations])
             rows = np.flatnonzero(keeps.take(self.combination_of))
             holds = np.zeros(self.n, dtype=bool)
             holds[rows] = schedule.holds_many(self.at[rows])
             cells.split(holds, 2)
-        return cells.numbered()
+        one_row, of = cells.numbered()
+        return _Cells(self.combination_of.take(one_row).tolist(), self.at.take(one_row).tolist(), of)
 
-    def _add_implied(self, one_row: Int64s, cell_of: Int64s) -> None:
-        """One request, and one share of overhead, where a model with a fee for it was called and none was counted."""
+    def _card(self, axis: Axis, cells: _Cells, cell: int) -> Card:
+        """Prices of an axis for a cell."""
+        return self._situation(axis)[cells.combination[cell]].card(cells.at[cell])
+
+    def _classes(self, cells: _Cells) -> Classes:
+        """Rows by what they are charged for.
+
+        A row with a negative quantity is invalid, whatever else it holds, and of an invalid one everything is shown. A
+        quantity of 0 is charged only in rows that give nothing else. One request, and one share of overhead, is charged
+        where a model with a fee for it was called and none was counted.
+        """
         from tollspan.pricing.charges import CALL_METERS
+        from tollspan.pricing.engine import IMPLIED, USAGE_NEGATIVE
+
+        meters = self.counted.meters
+        if USAGE_NEGATIVE not in self.reasons:
+            self.reasons = [*self.reasons, USAGE_NEGATIVE]
+        calls = self.counted.mask(CALL_METERS.__contains__)
+        fees = [0] * len(cells.combination)
+        if calls:
+            cards = [self._card("model", cells, cell) for cell in range(len(fees))]
+            fees = [sum(has_fee(card[meter]) << place for place, meter in enumerate(IMPLIED)) for card in cards]
+        own = [1 << meters.index(meter) if meter in meters else 0 for meter in IMPLIED]
+        return classified(
+            cells.of,
+            self.counted,
+            self.invalid,
+            (self.reasons.index(USAGE_NEGATIVE), len(self.reasons)),
+            calls,
+            np.array(own, dtype=np.uint64),
+            np.array(fees, dtype=np.uint8),
+        )
+
+    def _input_tokens(self) -> tuple[Int64s, Bools]:
+        """Input tokens of each row, and whether it gives any; a sum past int64 is held at its end."""
+        total, known = np.zeros(self.n, dtype=np.int64), np.zeros(self.n, dtype=bool)
+        for place, meter in enumerate(self.counted.meters):
+            if meter not in INPUT_TOKENS:
+                continue
+            valid = self.counted.has(np.uint64(1 << place))
+            total += self.counted.values[place] * valid
+            total[total < 0] = 2**63 - 1  # wrapped round: beyond any cliff either way
+            known |= valid
+        return total, known
+
+    def _shapes(self, cells: _Cells, classes: Classes) -> tuple[list[_Shape], Classes]:
+        """The shapes that occur, and the rows by shape: by class, and by the steps of their prices."""
         from tollspan.pricing.engine import IMPLIED
 
-        called = np.zeros(self.n, dtype=bool)
-        for meter, (_, valid) in self.given.items():
-            if meter in CALL_METERS:
-                called |= valid
-        called &= self.invalid[1] == 0
-        if not called.any():
-            return
-        cards = [self._card("model", row) for row in one_row.tolist()]
-        for meter in IMPLIED:
-            fee = np.array([has_fee(card[meter]) for card in cards], dtype=bool)
-            if not fee.any():
-                continue
-            implied = called & fee.take(cell_of)
-            if meter in self.given:
-                implied &= ~self.given[meter][1]
-            if not implied.any():
-                continue
-            zeros = np.zeros(self.n, dtype=np.int64), np.zeros(self.n, dtype=bool)
-            values, valid = self.given.get(meter, zeros)
-            self.given[meter] = np.where(implied, 1, values), valid | implied
-            self.implied[meter] = implied
-        self.given = {meter: self.given[meter] for meter in METERS if meter in self.given}
-
-    def _drop_zeros(self) -> None:
-        """A quantity of 0 is charged only in rows that give nothing else."""
-        zero = {meter: valid & (values == 0) for meter, (values, valid) in self.given.items()}
-        if not any(some.any() for some in zero.values()):
-            return
-        keep_all = self.invalid[1] > 0  # of an invalid row everything is shown
-        something = keep_all.copy()
-        for meter, (_, valid) in self.given.items():
-            something |= valid & ~zero[meter]
-        keep_all |= ~something
-        self.given = {m: (values, valid & (~zero[m] | keep_all)) for m, (values, valid) in self.given.items()}
-
-    def _input_tokens(self) -> tuple[Int64s, Bools] | None:
-        """Input tokens of each row, and whether it gives any; a sum past int64 is held at its end."""
-        total: tuple[Int64s, Bools] | None = None
-        for meter in INPUT_TOKENS:
-            if meter not in self.given:
-                continue
-            values, valid = self.given[meter]
-            counted = values * valid
-            if total is not None:
-                counted += total[0]
-                counted[counted < 0] = 2**63 - 1  # wrapped round: beyond any cliff either way
-                valid = total[1] | valid
-            total = counted, valid
-        return total
-
-    def _shapes(self, groups: Groups, input_tokens: tuple[Int64s, Bools] | None) -> tuple[list[_Shape], Int64s]:
-        """The shapes that occur, and each row's number among them."""
-        names, invalid_code = self.invalid
-        if len(names) > 1:
-            groups.split(invalid_code, len(names))
-        columns = [valid for _, valid in self.given.values()] + list(self.implied.values())
-        for begin in range(0, len(columns), 8):
-            byte = np.zeros(self.n, dtype=np.uint8)
-            some = columns[begin : begin + 8]
-            for bit, column in enumerate(some):
-                byte |= column.view(np.uint8) << np.uint8(bit)
-            groups.split(byte, 1 << len(some))
-        one_row, number_of = groups.numbered()
-        found = [self._quotes(row) for row in one_row.tolist()]
-
+        codes = self.invalid.take(classes.rows).tolist()
+        found = [
+            self._quotes(cells, cell, bits, [meter for place, meter in enumerate(IMPLIED) if implied >> place & 1])
+            for cell, bits, implied in zip(
+                cells.of.take(classes.rows).tolist(), classes.bits.tolist(), classes.implied.tolist(), strict=True
+            )
+        ]
         ladders = {
             each.bounds for quotes in found for _, quote, _ in quotes for each in _levels(quote) if _climbs(each)
         }
         places: dict[tuple[int, ...], Int64s] = {}
         if ladders:
+            groups = Groups(classes.of, len(found))
+            tokens, known = self._input_tokens()
             for bounds in sorted(ladders):
-                place = np.zeros(self.n, dtype=np.int64)
-                if input_tokens is not None:
-                    tokens, known = input_tokens
-                    place = np.searchsorted(np.array(bounds, dtype=np.int64), tokens, side="left") + 1
-                    place[~known] = 0
+                place = np.searchsorted(np.array(bounds, dtype=np.int64), tokens, side="left") + 1
+                place[~known] = 0
                 groups.split(place, len(bounds) + 2)
                 places[bounds] = place
-            base, (one_row, number_of) = number_of, groups.numbered()
-            found = [found[base[row]] for row in one_row.tolist()]
+            base = classes.of
+            rows, of = groups.numbered()
+            classes = classes._replace(rows=rows, of=of, counts=np.bincount(of, minlength=len(rows)))
+            found = [found[base[row]] for row in rows.tolist()]
+            codes = self.invalid.take(rows).tolist()
 
         shapes = []
-        for row, quotes in zip(one_row.tolist(), found, strict=True):
-            invalid = int(invalid_code[row])
+        for row, quotes, invalid in zip(classes.rows.tolist(), found, codes, strict=True):
             charges = []
             for meter, quote, implied in quotes:
                 levels = [self._entry(each, places, row) for each in _levels(quote)]
@@ -302,32 +281,74 @@ class _Batch:
                     status, reasons = CHARGE_STATUS["invalid"], 0
                 charges.append(Template(meter, levels[0], levels[1], levels[2], status, reasons, implied))
             shapes.append(_Shape(charges, invalid))
-        return shapes, number_of
+        return shapes, classes
 
-    def _quotes(self, row: int) -> list[tuple[str, Quote, bool]]:
-        """Meters that a row is charged, with their prices, and whether it did not count them."""
-        return [
-            (
-                meter,
-                self._card(METERS[meter].axis, row)[meter],
-                meter in self.implied and bool(self.implied[meter][row]),
-            )
-            for meter, (_, valid) in self.given.items()
-            if valid[row]
-        ]
+    def _quotes(self, cells: _Cells, cell: int, bits: int, implied: Sequence[str]) -> list[tuple[str, Quote, bool]]:
+        """Meters that rows of a class are charged, with their prices, and whether they did not count them."""
+        meters = [meter for place, meter in enumerate(self.counted.meters) if bits >> place & 1]
+        if implied:
+            meters = sorted([*meters, *implied], key=METER_ORDER.__getitem__)
+        return [(meter, self._card(METERS[meter].axis, cells, cell)[meter], meter in implied) for meter in meters]
 
     def _entry(self, quote: Quote, places: Mapping[tuple[int, ...], Int64s], row: int) -> int:
         """Number of the step that a row is at; the first where it does not tell."""
         first = self.entries.number(quote)
         return first + max(0, int(places[quote.bounds][row]) - 1) if _climbs(quote) else first
 
-    def _quantities(self, templates: Templates, template: Int64s, row_of: Int64s) -> Int64s:
-        """Quantity of each charge."""
-        if not len(template):
-            return np.zeros(0, dtype=np.int64)
-        place = {meter: number * self.n for number, meter in enumerate(self.given)}
-        begins = np.array([place[meter] for meter in templates.meters], dtype=np.int64)
-        return np.concatenate([values for values, _ in self.given.values()]).take(begins.take(template) + row_of)
+
+def classified(
+    cell_of: Int64s,
+    counted: Counted,
+    invalid: NDArray[np.int32],
+    negative: tuple[int, int],
+    calls: np.uint64,
+    own: Words,
+    fees: NDArray[np.uint8],
+) -> Classes:
+    """Rows by cell, by the meters that they are charged, and by why they are invalid; see `_Batch._classes`.
+
+    Args:
+        cell_of: of each of n rows.
+        counted: what they used.
+        invalid: codes of why they are invalid, is written.
+        negative: code for those with a negative quantity, and how many codes there are.
+        calls: bits of the meters that only a call of a model has.
+        own: bits of the meters that may be implied; 0: nobody counted any.
+        fees: by cell which of these have a fee, as bits.
+    """
+    n, walk = len(cell_of), faster.kernels()
+    if walk is not None:
+        rows, counts, of = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+        bits, implied = np.empty(n, np.uint64), np.empty(n, np.uint8)
+        slots = np.zeros(1 << (2 * n).bit_length(), np.int32)
+        given = faster.read(cell_of), faster.read(counted.values), faster.read(counted.bits, np.uint64)
+        rules = negative[0], calls, faster.read(own, np.uint64), faster.read(fees, np.uint8)
+        found = walk.classify(*given, *rules, invalid, slots, rows, bits, implied, counts, of)
+        return Classes(rows[:found], bits[:found], implied[:found], of, counts[:found])
+    given_bits = counted.bits
+    zero, below = np.zeros(n, dtype=np.uint64), np.zeros(n, dtype=bool)
+    for place, values in enumerate(counted.values):
+        bit = np.uint64(1 << place)
+        valid = counted.has(bit)
+        zero[valid & (values == 0)] |= bit
+        below |= valid & (values < 0)
+    invalid[below & (invalid == 0)] = negative[0]
+    right = invalid == 0
+    implied = np.zeros(n, dtype=np.uint8)
+    if calls and fees.any():
+        called = right & counted.has(calls)
+        for place, bit in enumerate(own):
+            fee = (fees >> np.uint8(place) & 1).astype(bool)
+            implied[called & fee.take(cell_of) & ~counted.has(bit)] |= np.uint8(1 << place)
+    something = given_bits & ~zero
+    bits = np.where(right & ((something != 0) | (implied > 0)), something, given_bits)
+    groups = Groups(cell_of, max(1, len(fees)))
+    groups.split(invalid, negative[1])
+    groups.split(implied, 1 << len(own))
+    for begin in range(0, len(counted.meters), 8):
+        groups.split((bits >> np.uint64(begin) & np.uint64(255)).astype(np.int64), 256)
+    rows, of = groups.numbered()
+    return Classes(rows, bits.take(rows), implied.take(rows), of, np.bincount(of, minlength=len(rows)))
 
 
 def _levels(quote: Quote) -> tuple[Quote, Quote, Quote]:
@@ -343,10 +364,14 @@ def _climbs(quote: Quote) -> bool:
 def _check(
     n: int,
     selectors: Mapping[str, pa.Array],
-    quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]],
+    quantities: Mapping[str, pa.Array | tuple[Int64s, Bools]] | Counted,
     invalid: pa.Array | None,
     of: Int64s | None,
 ) -> None:
+    if isinstance(quantities, Counted):
+        if len(quantities.bits) != n:
+            raise ValueError(f"quantities have {len(quantities.bits)} rows, the instants are {n}")
+        quantities = {}
     lengths = {len(array) for array in selectors.values()}
     if of is not None and (len(of) != n or len(lengths) > 1 or (n and lengths and int(of.max()) >= min(lengths))):
         raise ValueError(f"'of' is {len(of)} rows of selectors that have {sorted(lengths)}, the instants are {n}")
@@ -359,16 +384,6 @@ def _check(
                 raise ValueError(f"{kind} {name} has {rows} rows, the instants are {n}")
     if invalid is not None and len(invalid) != n:
         raise ValueError(f"'invalid' has {len(invalid)} rows, the instants are {n}")
-
-
-def _values(array: pa.Array | tuple[Int64s, Bools]) -> tuple[Int64s, Bools]:
-    """An int64 array as values (anything under nulls) and validity."""
-    if isinstance(array, tuple):
-        return array
-    array = _whole(array)
-    if not pa.types.is_int64(array.type):
-        array = array.cast(pa.int64())
-    return integers(array), validity(array)
 
 
 def _whole(array: pa.Array) -> pa.Array:
@@ -395,10 +410,10 @@ def _codes(array: pa.Array) -> tuple[list[str | None], NDArray[np.int32]]:
 
 def _invalid_codes(invalid: pa.Array | None, n: int) -> tuple[list[str], NDArray[np.int32]]:
     """Reasons by code, the first of them empty, and each row's code; 0 = not invalid."""
-    if invalid is None:
+    if invalid is None or invalid.null_count == n:
         return [""], np.zeros(n, dtype=np.int32)
     names, codes = _codes(invalid)
-    return [name or "" for name in names], codes
+    return [name or "" for name in names], codes.astype(np.int32)
 
 
 def _combinations(selectors: Mapping[str, pa.Array], n: int, of: Int64s | None) -> tuple[list[Selectors], Int64s]:

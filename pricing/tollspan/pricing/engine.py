@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from tollspan.pricing.counted import Counted
+
 USAGE_NEGATIVE: Final = INVALID_REASONS[1] or ""
 USAGE_TOO_LARGE: Final = INVALID_REASONS[2] or ""
 REQUESTS: Final = "requests"
@@ -186,7 +188,7 @@ class PriceEngine:
         self,
         at: NDArray[np.int64],
         selectors: Mapping[str, pa.Array],
-        quantities: Mapping[str, pa.Array | tuple[NDArray[np.int64], NDArray[np.bool_]]],
+        quantities: Mapping[str, pa.Array | tuple[NDArray[np.int64], NDArray[np.bool_]]] | Counted,
         invalid: pa.Array | None = None,
         of: NDArray[np.int64] | None = None,
     ) -> pa.Table:
@@ -197,7 +199,7 @@ class PriceEngine:
             selectors: by name of a field of `Selectors`: string or dictionary arrays of length n, nulls allowed; a name
                 that is absent is null for every row.
             quantities: int64 array of base steps by meter, length n; null = not given. Or such values (anything where
-                none is given) and which rows have them, as NumPy arrays.
+                none is given) and which rows have them, as NumPy arrays; or all of it as `Counted`.
             invalid: string array of length n or None; a row with a value is ``invalid`` for that reason.
             of: for each call the row of the selectors that is its own, where calls share them and the selectors have
                 another length; None: its own number.

@@ -217,7 +217,13 @@ def late_rows(ledger: pa.Table, late: Mask) -> pa.Table | None:
     """
     if not late.any():
         return None
-    return ledger.select(SCHEMAS["late_rows"].names).filter(pa.array(late)).combine_chunks()
+    rows = ledger.select(SCHEMAS["late_rows"].names).filter(pa.array(late)).combine_chunks()
+    # Batches share an insert, and the numbers of their dictionaries differ in width.
+    return pa.table({name: _text(rows[name]) for name in rows.column_names})
+
+
+def _text(column: Any) -> Any:
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
 def _table(accounts: Sequence[Account]) -> pa.Table:

@@ -7,6 +7,7 @@ In: `Normalized` of a batch and the roll-up mask. Out: the ledger table, and whi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,13 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollspan.pricing import PriceEngine
-from tollspan.pricing.arrays import integers, validity
+from tollspan.pricing.arrays import booleans, validity
+from tollspan.pricing.cost_columns import coded, dense, same, worded
+from tollspan.pricing.counted import Counted, counted
+from tollspan.pricing.faster import kernels, nothing, prepare, read, spread, width
 from tollspan.pricing.meters import METERS
 from tollspan.processor import revisions
 from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_model
-from tollspan.processor.identity import Mask, Rows
+from tollspan.processor.decode import fused
+from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.normalize import Normalized
-from tollspan.processor.pivot import says
+from tollspan.processor.pivot import codes_of, dictionary, says
 
 PROVIDER_ASSUMED: Final = "provider_assumed"
 """Reason of a row whose provider nothing but the name of its model told, see `tollspan.processor.providers`."""
@@ -60,20 +65,8 @@ _TEXT: Final = (
     *SELECTORS,
 )
 
-_USED: Final = sorted(
-    {"start_ns", "trace_id", "span_id", "parent_span_id", "duration_ns", "http_status", "retries", "cold_start"}
-    | {
-        "batch_size",
-        "invalid",
-        "incomplete",
-        "sent",
-        "deferred",
-        "estimated",
-        "provider_assumed",
-        "reported_cost",
-        *_TEXT,
-    }
-)
+_MOVED: Final = ("span_id", "parent_span_id", "start_ns", "duration_ns")
+"""Columns of eight bytes that come into the ledger as they are, like ``trace_id``, which has sixteen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,79 +100,64 @@ def charge(normalized: Normalized, rollups: Mask, engine: PriceEngine, batch: in
 
     The rows' revision says that they arrived now: the first price of a span is the one that stays.
     """
-    billable = np.asarray(normalized.columns["billable"])
-    rows = np.flatnonzero(billable)
+    rows = np.flatnonzero(_true(plain(normalized.columns["billable"])))
     pick = _Picked(normalized, rows)
-    table = {name: pick(name) for name in _USED if name not in normalized.said}
+    columns: dict[str, Any] = pick.moved()
+    start_ns = columns.pop("start_ns")
     rolled = rollups[rows]
-    quantities = {
-        meter: (integers(values).take(rows), validity(values).take(rows))
-        for meter, values in normalized.quantities.items()
-    }
-    quantities = _beside_usage(quantities, table["kind"])
+    used = _beside_usage(counted(normalized.quantities, rows, len(rows)), lambda: says(pick("kind"), "inference"))
     if rolled.any():
-        for meter, (values, valid) in quantities.items():
-            if is_model(meter):
-                quantities[meter] = values, valid & ~rolled
-    shapes = normalized.shapes
+        used = used.without(used.mask(is_model), rolled)
+    invalid = pick("invalid")
     costs = engine.price_columns(
-        np.asarray(table["start_ns"]),
-        {name: normalized.said[name] if name in normalized.said else table[name] for name in SELECTORS},
-        quantities,
-        invalid=table["invalid"],
-        of=None if shapes is None else rows if shapes.of is None else shapes.of.take(rows),
+        np.asarray(start_ns),
+        {name: normalized.said[name] if name in normalized.said else pick(name) for name in SELECTORS},
+        used,
+        invalid=invalid,
+        of=pick.shapes,
     )
 
-    empty = np.ones(len(rows), np.bool_)
-    for _, given_here in quantities.values():
-        empty &= ~given_here
-    valid = ~validity(table["invalid"])
-    status, reasons = settled(
-        costs,
-        np.asarray(table["incomplete"]) & ~rolled & ~empty & valid,
-        true(table["estimated"]) & ~rolled & ~empty & valid,
-        rolled,
-        np.asarray(table["provider_assumed"]) & ~rolled & ~empty & valid,
-    )
+    empty, valid = used.bits == 0, ~validity(invalid)
+    told = ~rolled & ~empty & valid
+    instead: list[tuple[Mask, str, str]] = []
     if empty.any():
-        refused = (
-            empty & (np.asarray(pc.fill_null(table["http_status"], 0)) >= 400) & says(table["span_status"], "error")
-        )
-        unsent = empty & ~true(table["sent"], null=True)
-        deferred = empty & true(table["deferred"])
-        for mask, state, reason in (
+        http_status = np.asarray(pc.fill_null(pick("http_status"), 0))
+        refused = empty & (http_status >= 400) & says(pick("span_status"), "error")
+        instead = [
             (empty & valid, "unpriced", "usage_missing"),
             (refused & valid, "not_billed", "refused_by_provider"),
-            (unsent & valid, "not_billed", "not_sent"),
-            (deferred & valid, "not_billed", "usage_deferred"),
-            (rolled & empty, "rollup", "rollup"),
-        ):
-            if mask.any():
-                chosen = pa.array(mask)
-                status = pc.if_else(chosen, state, _text(status))
-                reasons = pc.if_else(chosen, reason, _text(reasons))
+            (empty & valid & ~pick.true("sent", null=True), "not_billed", "not_sent"),
+            (empty & valid & pick.true("deferred"), "not_billed", "usage_deferred"),
+            (empty & rolled, "rollup", "rollup"),
+        ]
+    status, reasons = settled(
+        costs,
+        pick.true("incomplete") & told,
+        pick.true("estimated") & told,
+        rolled,
+        pick.true("provider_assumed") & told,
+        instead,
+    )
 
-    columns: dict[str, Any] = {
-        "start_time": pc.cast(table["start_ns"], pa.timestamp("ns", "UTC")),
-        "trace_id": table["trace_id"],
-        "span_id": table["span_id"],
-        "parent_span_id": table["parent_span_id"],
-        "duration_ns": table["duration_ns"],
-    }
-    columns.update({name: pick.text(name) if name in normalized.said else given(table[name]) for name in _TEXT})
-    columns["retries"] = counted(table["retries"])
-    columns["cold_start"] = table["cold_start"]
-    columns["batch_size"] = counted(table["batch_size"])
+    columns["start_time"] = start_ns.view(pa.timestamp("ns", "UTC"))
+    columns.update(pick.texts(_TEXT))
+    columns["retries"] = whole(pick("retries"))
+    columns["cold_start"] = pick("cold_start")
+    columns["batch_size"] = whole(pick("batch_size"))
     columns["cost_status"] = status
     columns["cost_reasons"] = reasons
     columns.update({name: costs[name] for name in costs.column_names if name not in ("cost_status", "cost_reasons")})
-    columns["reported_cost"] = table["reported_cost"]
+    columns["reported_cost"] = pick("reported_cost")
     revision = revisions.arrived()
-    columns["revision"] = pa.array(np.where(rolled, revisions.rolled_up(revision), revision).astype(np.uint64))
-    columns["revised"] = pa.array(np.zeros(len(rows), np.bool_))
+    revised = np.full(len(rows), revision, np.uint64)
+    revised[rolled] = revisions.rolled_up(revision)
+    columns["revision"] = pa.array(revised)
+    columns["revised"] = pa.Array.from_buffers(
+        pa.bool_(), len(rows), [None, pa.py_buffer(nothing(len(rows), np.uint8))]
+    )
     columns["arrival_cost"] = pa.nulls(len(rows), pa.decimal128(38, 12))
     columns["batch"] = pa.array(np.full(len(rows), batch, np.uint64))
-    return Charged(pa.table(columns), rows)
+    return Charged(pa.Table.from_arrays(list(columns.values()), names=list(columns)), rows)
 
 
 class _Picked:
@@ -188,13 +166,16 @@ class _Picked:
     Args:
         normalized: of all of them.
         rows: which, ascending.
+
+    Attributes:
+        shapes: the shape of each; None where columns are not known by shape.
     """
 
     def __init__(self, normalized: Normalized, rows: Rows) -> None:
         self._normalized, self._rows = normalized, rows
         self._all = len(rows) == len(normalized)
-        self._index = pa.array(rows)
-        self._nowhere: Any = None
+        shapes = normalized.shapes
+        self.shapes = None if shapes is None else rows if shapes.of is None else shapes.of.take(rows)
 
     def __call__(self, name: str) -> Any:
         """A column; most columns of most batches say nothing, and those are made and not taken."""
@@ -203,59 +184,135 @@ class _Picked:
             return column
         if column.null_count == len(column):
             return pa.nulls(len(self._rows), column.type)
-        width = _WIDE.get(column.type)
-        if width is None or column.null_count:
-            return column.take(self._index)
-        values = np.frombuffer(column.buffers()[1], width, len(column), column.offset * width().itemsize)
-        return pa.Array.from_buffers(column.type, len(self._rows), [None, pa.py_buffer(values.take(self._rows))])
+        if pa.types.is_dictionary(column.type):
+            codes, said = codes_of(column)
+            return dictionary(
+                codes.take(self._rows), None if said is None else said.take(self._rows), column.dictionary
+            )
+        kind = _NUMBERS.get(column.type)
+        if kind is None:
+            return column.take(pa.array(self._rows))
+        values = np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind().itemsize)
+        return nullable(values.take(self._rows), validity(column).take(self._rows), column.type)
 
-    def text(self, name: str) -> Any:
-        """A text column known by shape, with '' for null."""
-        shapes, column = self._normalized.shapes, self._normalized.said[name]
-        assert shapes is not None
+    def true(self, name: str, *, null: bool = False) -> Mask:
+        """Where a boolean column is true, or null and ``null``."""
+        column = plain(self._normalized.columns[name])
         if column.null_count == len(column):
-            if self._nowhere is None:
-                self._nowhere = given(pa.nulls(len(self._rows), column.type))
-            return self._nowhere
-        return shapes.column(column, self._rows, null="")
+            return np.full(len(self._rows), null, np.bool_)
+        return _true(column, null=null).take(self._rows)
+
+    def moved(self) -> dict[str, Any]:
+        """Identifiers and times, which are only moved."""
+        columns = {name: plain(self._normalized.columns[name]) for name in ("trace_id", *_MOVED)}
+        walk = kernels()
+        if self._all or not len(self._rows):
+            return {name: self(name) for name in columns}
+        if walk is None or any(column.null_count for column in columns.values()):
+            index = pa.array(self._rows)
+            return {name: column.take(index) for name, column in columns.items()}
+        pairs, words = np.empty((len(self._rows), 2), np.uint64), np.empty((len(_MOVED), len(self._rows)), np.uint64)
+        first, *others = (_words(column) for column in columns.values())
+        walk.pick(
+            read(self._rows), read(first.reshape(-1, 2), np.uint64), tuple(map(_read_words, others)), pairs, words
+        )
+        return {
+            name: pa.Array.from_buffers(column.type, len(self._rows), [None, pa.py_buffer(values)])
+            for (name, column), values in zip(columns.items(), (pairs, *words), strict=True)
+        }
+
+    def texts(self, names: Iterable[str]) -> dict[str, Any]:
+        """Text columns, with '' for null; those that are known by shape are made together, and so are the others."""
+        out: dict[str, Any] = {}
+        by_shape: dict[str, tuple[Any, Any]] = {}
+        by_span: dict[str, tuple[Any, Any]] = {}
+        for name in names:
+            column = self._normalized.said.get(name)
+            group = by_span if column is None else by_shape
+            if column is None:
+                column = plain(self._normalized.columns[name])
+                if not pa.types.is_dictionary(column.type) or column.type.index_type != pa.int32():
+                    out[name] = given(self(name))
+                    continue
+            if column.null_count == len(column):
+                out[name] = same("", len(self._rows))
+                continue
+            codes, said = codes_of(column)
+            words = column.dictionary
+            if said is not None:
+                codes = np.where(said, codes, np.int32(len(words)))
+                words = pa.concat_arrays([words, _NOTHING_SAID])
+            if len(words) == 1:
+                out[name] = same(words[0].as_py(), len(self._rows))
+            else:
+                out[name] = None
+                group[name] = codes, words
+        for of, group in ((self.shapes, by_shape), (self._rows, by_span)):
+            if not group:
+                continue
+            widths = [width(len(words)) for _, words in group.values()]
+            made = spread(self._rows if of is None else of, [codes for codes, _ in group.values()], widths)
+            for (name, (_, words)), codes in zip(group.items(), made, strict=True):
+                out[name] = worded(codes, words)
+        return out
 
 
-_WIDE: Final[dict[Any, Any]] = {
-    pa.binary(16): np.complex128,  # sixteen bytes that are only moved
-    pa.binary(8): np.uint64,
-    pa.int64(): np.uint64,
-    pa.uint64(): np.uint64,
-}
-"""Types of columns whose values are taken as words: Arrow's own ``take`` needs several times as long."""
+_NOTHING_SAID: Final = pa.array([""], pa.string())
+_NUMBERS: Final[dict[Any, Any]] = {pa.int32(): np.int32, pa.int64(): np.int64}
+"""Types of columns that Arrow's own ``take`` needs several times as long for."""
+
+
+def nullable(values: Any, valid: Mask, type_: Any) -> Any:
+    """A column of numbers, null where they are not valid."""
+    nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(type_, len(values), [nulls, pa.py_buffer(values)])
+
+
+def _words(column: Any) -> U64:
+    """Values of a column without nulls, eight bytes at a time."""
+    size = column.type.bit_width // 64
+    return np.frombuffer(column.buffers()[1], np.uint64, size * len(column), 8 * size * column.offset)
+
+
+def _read_words(words: U64) -> Any:
+    return read(words, np.uint64)
+
+
+def _true(column: Any, *, null: bool = False) -> Mask:
+    """Where a boolean Array is true, or null and ``null``."""
+    values = booleans(column)
+    if column.null_count:
+        values = np.where(validity(column), values, null)
+    return values
 
 
 def true(column: Any, *, null: bool = False) -> Mask:
     """Where a boolean column is true, or null and ``null``."""
     if column.null_count == len(column):
         return np.full(len(column), null, np.bool_)
-    found: Mask = np.asarray(pc.fill_null(column, null))
-    return found
+    return _true(plain(column), null=null)
 
 
-def _beside_usage(quantities: dict[str, tuple[Rows, Mask]], kind: Any) -> dict[str, tuple[Rows, Mask]]:
+def _beside_usage(used: Counted, inference: Callable[[], Mask]) -> Counted:
     """Quantities without the network bytes of calls of models that tell nothing else.
 
     Such a call was refused, asked for work that is billed elsewhere, or lost its usage: priced by its bytes alone it
     would look as if it had cost next to nothing, and is what a call without usage is.
     """
-    network = {meter for meter in quantities if METERS[meter].component == "network"}
+    network = used.mask(lambda meter: METERS[meter].component == "network")
     if not network:
-        return quantities
-    bare = says(plain(kind), "inference")
-    for meter in quantities.keys() - network:
-        bare = bare & ~quantities[meter][1]
-    return {
-        meter: (values, valid & ~bare) if meter in network else (values, valid)
-        for meter, (values, valid) in quantities.items()
-    }
+        return used
+    return used.without(network, inference() & ~used.has(~network))
 
 
-def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask, assumed: Mask) -> tuple[Any, Any]:
+def settled(
+    costs: pa.Table,
+    incomplete: Mask,
+    estimated: Mask,
+    rolled: Mask,
+    assumed: Mask,
+    instead: Iterable[tuple[Mask, str, str]] = (),
+) -> tuple[Any, Any]:
     """Status and reasons of priced rows, with what only the processor knows about them.
 
     Args:
@@ -264,33 +321,60 @@ def settled(costs: pa.Table, incomplete: Mask, estimated: Mask, rolled: Mask, as
         estimated: shape (n,), calls whose usage is an estimate, and not counted or measured.
         rolled: shape (n,), roll-ups, whose remaining charges are priced.
         assumed: shape (n,), calls whose provider only the name of their model tells.
+        instead: which rows, shape (n,), have another status and another reason whatever their prices say; of several
+            the last.
 
     Returns:
-        ``cost_status`` and ``cost_reasons``, string or dictionary arrays.
+        ``cost_status`` and ``cost_reasons``, dictionary arrays.
     """
     status, reasons = plain(costs["cost_status"]), plain(costs["cost_reasons"])
-    if incomplete.any():
-        whole = np.asarray(pc.is_in(_text(status), pa.array(["priced", "free", "included"])))
-        status = pc.if_else(pa.array(incomplete & whole), "partial", _text(status))
-    for mask, reason in (
-        (incomplete, USAGE_INCOMPLETE),
-        (estimated, USAGE_ESTIMATED),
-        (assumed, PROVIDER_ASSUMED),
-        (rolled, "rollup"),
-    ):
-        if mask.any():
-            known = _text(reasons)
-            joined = pc.if_else(pc.equal(known, ""), reason, pc.binary_join_element_wise(known, reason, ","))
-            reasons = pc.if_else(pa.array(mask), joined, known)
-    return status, reasons
+    instead = list(instead)
+    masks = [
+        (mask, reason)
+        for mask, reason in (
+            (incomplete, USAGE_INCOMPLETE),
+            (estimated, USAGE_ESTIMATED),
+            (assumed, PROVIDER_ASSUMED),
+            (rolled, "rollup"),
+        )
+        if mask.any()
+    ]
+    others = [("", ""), *((state, reason) for _, state, reason in instead)]
+    other = np.zeros(len(status), np.int64)
+    for place, (mask, _, _) in enumerate(instead, 1):
+        other[mask] = place
+    if not masks and not other.any():
+        return status, reasons
+    # What rows say differently is said once for each combination.
+    statuses, known = (column.dictionary.to_pylist() for column in (status, reasons))
+    key = np.asarray(status.indices) * np.int64(len(known)) + np.asarray(reasons.indices)
+    for mask, _ in masks:
+        key = key * 2 + mask
+    rows, number = dense(key * len(others) + other, len(statuses) * len(known) * len(others) << len(masks))
+    says_status, says_reasons = [], []
+    for row in rows.tolist():
+        if other[row]:
+            state, said = others[other[row]]
+        else:
+            state, said = statuses[status.indices[row].as_py()], known[reasons.indices[row].as_py()]
+            more = [reason for mask, reason in masks if mask[row]]
+            if USAGE_INCOMPLETE in more and state in ("priced", "free", "included"):
+                state = "partial"
+            said = ",".join(filter(None, (said, *more)))
+        says_status.append(state)
+        says_reasons.append(said)
+    made = coded(number, says_status, says_reasons)
+    return made[0], made[1]
 
 
-def counted(column: Any) -> Any:
+def whole(column: Any) -> Any:
     """A count as uint32, null where it cannot be one: an odd number on one span must not stop its whole batch."""
     if column.null_count == len(column):
         return pa.nulls(len(column), pa.uint32())
-    right = pc.and_(pc.greater_equal(column, 0), pc.less_equal(pc.cast(column, pa.int64()), 2**32 - 1))
-    return pc.cast(pc.if_else(right, pc.cast(column, pa.int64()), None), pa.uint32())
+    column = plain(column)
+    kind = _NUMBERS[column.type]
+    values = np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind().itemsize)
+    return nullable(values.astype(np.uint32), validity(column) & (values >= 0) & (values <= 2**32 - 1), pa.uint32())
 
 
 def given(column: Any) -> Any:
@@ -301,12 +385,9 @@ def given(column: Any) -> Any:
         return pc.fill_null(column, "")
     values = column.dictionary
     if column.null_count == len(column):
-        nowhere = pa.array(np.zeros(len(column), np.int32))
-        return pa.DictionaryArray.from_arrays(nowhere, pa.array([""], values.type))
+        return same("", len(column))
     indices = pc.fill_null(column.indices, pa.scalar(len(values), column.indices.type))
     return pa.DictionaryArray.from_arrays(indices, pa.concat_arrays([values, pa.array([""], values.type)]))
 
 
-def _text(column: Any) -> Any:
-    """A string column, dictionaries decoded."""
-    return pc.cast(column, pa.string()) if pa.types.is_dictionary(column.type) else column
+fused.also(prepare)

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,10 +33,9 @@ REFUSED_PAUSE_S: Final = 5.0
 T = TypeVar("T")
 
 _TEXTS: Final = pa.list_(pa.string())
-_CODED: Final = pa.dictionary(pa.int32(), pa.string())
-_CODED_TEXTS: Final = pa.list_(_CODED)
 _MAP: Final = pa.map_(pa.string(), pa.string())
-_CODED_MAPS: Final = (pa.map_(_CODED, pa.string()), pa.map_(_CODED, _CODED))
+_WORDS: Final = pa.dictionary(pa.int32(), pa.string())
+_CODED_MAPS: Final = (pa.map_(_WORDS, pa.string()), pa.map_(_WORDS, _WORDS))
 
 
 class Counts(Protocol):
@@ -93,12 +92,12 @@ class Writer:
         # Money first: if this stops half-way, what is missing are bodies and summaries, which come again.
         for name, rows in (("ledger", ledger), ("traces", traces), ("spans", spans)):
             if rows is not None and rows.num_rows:
-                self._insert(name, conform(rows, name), f"{token}:{name}")
+                self._insert(name, conform(rows, name, spoken=True), f"{token}:{name}")
 
     def put(self, table: str, rows: pa.Table, token: str) -> None:
         """Insert into any table of `SCHEMAS`; otherwise as `write`."""
         if rows.num_rows:
-            self._insert(table, conform(rows, table), token)
+            self._insert(table, conform(rows, table, spoken=True), token)
 
     def read(self, sql: str) -> pa.Table:
         """Rows of a SELECT, as they are when all that was written is in the store.
@@ -155,44 +154,83 @@ class Writer:
             self.counters.add(name, count)
 
 
-def conform(rows: pa.Table, table: str) -> pa.Table:
+def conform(rows: pa.Table, table: str, *, spoken: bool = False) -> pa.Table:
     """Rows with exactly the columns of a table, in its order and of its types.
 
     Args:
         rows: columns by name. Strings may be dictionaries, and null where the column says '' for not given.
         table: a name in `SCHEMAS`.
+        spoken: leave out columns in which no row says anything: what is not inserted is '' or null (no column of ours
+            has another default), and need neither be written nor read.
 
     Raises:
         StoreError: a column is missing, unknown, of a type that does not fit, or null where that is not allowed.
     """
     schema = SCHEMAS[table]
-    unknown = set(rows.column_names) - set(schema.names)
-    missing = set(schema.names) - set(rows.column_names)
-    if unknown or missing:
-        wrong = [f"no {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(unknown)]
+    given = rows.column_names
+    if len(given) != len(schema) or set(given) != set(schema.names):
+        wrong = [f"no {name}" for name in sorted(set(schema.names) - set(given))]
+        wrong += [f"unknown {name}" for name in sorted(set(given) - set(schema.names))]
+        wrong += [f"{name} twice" for name in sorted(set(given)) if given.count(name) > 1]
         raise StoreError(f"Rows for {table} do not have its columns: {', '.join(wrong)}.")
+    by_name = dict(zip(given, rows.columns, strict=True))
     columns, fields = [], []
-    for field in schema:
+    for field in _FIELDS[table]:
+        column = by_name[field.name]
         try:
-            column = _column(rows[field.name], field)
+            column = _column(column, field)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise StoreError(f"Rows for {table}: column {field.name} does not fit: {error}.") from error
-        if not field.nullable and column.null_count:
-            raise StoreError(f"Rows for {table}: column {field.name} has {column.null_count} nulls.")
+        nulls = column.null_count
+        if nulls and not field.nullable:
+            raise StoreError(f"Rows for {table}: column {field.name} has {nulls} nulls.")
+        if spoken and _says_nothing(column, nulls):
+            continue
         columns.append(column)
         fields.append(pa.field(field.name, column.type, nullable=field.nullable))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _column(column: Any, field: pa.Field) -> Any:
-    if field.type == _TEXTS and column.type == _CODED_TEXTS:
-        return column  # dictionaries go fastest inside of lists too
-    if field.type == _MAP and column.type in _CODED_MAPS:
-        return column
-    if field.type == pa.string():
-        if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type) and not column.null_count:
-            # As it is: into a LowCardinality column a dictionary goes fastest.
+class _Field(NamedTuple):
+    """A column of a table; looked at for every column of every batch, and Arrow's own takes long to ask."""
+
+    name: str
+    type: Any
+    id: int
+    nullable: bool
+
+
+_FIELDS: Final = {
+    table: [_Field(field.name, field.type, field.type.id, field.nullable) for field in schema]
+    for table, schema in SCHEMAS.items()
+}
+_STRING: Final = pa.string().id
+_CODED: Final = pa.dictionary(pa.int8(), pa.string()).id
+_LIST: Final = _TEXTS.id
+
+
+def _column(column: Any, field: _Field) -> Any:
+    type_ = column.type
+    if field.id == _STRING:
+        if type_.id == _CODED and type_.value_type.id == _STRING and not column.null_count:
+            # As it is, whatever its numbers' width: into a LowCardinality column a dictionary goes fastest.
             return column
         column = column.cast(pa.string())
         return column if field.nullable or not column.null_count else pc.fill_null(column, "")
-    return column if column.type == field.type else column.cast(field.type)
+    if field.id == _LIST and type_.id == _LIST:
+        inner = type_.value_type
+        if inner.id == _CODED and inner.value_type.id == _STRING and field.type.value_type.id == _STRING:
+            return column  # dictionaries go fastest inside of lists too
+    if type_ == field.type or (field.id == _MAP.id and field.type == _MAP and type_ in _CODED_MAPS):
+        return column
+    return column.cast(field.type)
+
+
+def _says_nothing(column: Any, nulls: int) -> bool:
+    """Whether each value is null, or ''."""
+    if nulls:
+        return bool(nulls == len(column))
+    if column.type.id != _CODED or column.num_chunks != 1:
+        return False
+    words = column.chunk(0).dictionary
+    return len(words) == 1 and not words[0].as_py()
