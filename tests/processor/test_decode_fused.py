@@ -273,6 +273,25 @@ def test_keys_and_values_of_every_size_are_told_apart() -> None:
     assert everything(decode([request(several)])) == everything(by_the_other([request(several)]))
 
 
+few_values = st.sampled_from(["a", "b", "x" * 40, "x" * 39 + "y", "", 1, 2, -1, 300, 2**40, True, 0.5, None, ["a"]])
+few_keys = st.sampled_from(["k", "k2", "some.longer.key", "some.longer.kez", "q" * 130])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(few_keys, few_values), max_size=6), max_size=12), st.data())
+def test_attributes_that_come_again_are_the_same_as_the_first_time(made: list[Any], data: st.DataObject) -> None:
+    spans = []
+    for number, pairs in enumerate(made):
+        # A span without a good id is taken back, with the attributes that others could be like.
+        bad = {"span_id": b"short"} if data.draw(st.integers(0, 4)) == 0 else {}
+        spans.append(span(dict(pairs), number=number + 1, **bad))
+    whole = request(spans)
+    broken = request(spans[:2]) + request(spans)[:-1]
+    for payloads in ([whole], [whole, whole], [broken, whole], [whole, broken, whole]):
+        assert everything(decode(payloads)) == everything(by_the_other(payloads))
+        assert contents(decode(payloads)).tolist() == contents(by_the_other(payloads)).tolist()
+
+
 # -- bounds --------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +355,24 @@ def test_a_kernel_does_not_read_or_write_outside_of_its_arrays() -> None:
         with pytest.raises(IndexError):
             walker.put(np.zeros(16, np.uint8), at, np.uint64(1))
     assert walker.word(data, 8) == 0
+    for one, other, size in ((0, 0, 7), (-1, 0, 8), (0, -1, 8), (9, 0, 8), (0, 9, 8), (0, 0, 17), (0, 1, 2**62)):
+        with pytest.raises(IndexError):
+            walker._equal(data, one, other, size)
+    for place, whole in ((-1, 8), (0, 7), (9, 8), (0, 17), (2**62, 2**62)):
+        with pytest.raises(IndexError):
+            walker._looks_like(data, place, whole, walker.MULTIPLIERS)
+    assert walker._equal(data, 0, 8, 8)
+
+
+@pytest.mark.parametrize("size", [*range(8, 20), 31, 32, 33, 63, 64, 65, 100])
+def test_stretches_are_equal_when_every_byte_is(size: int) -> None:
+    data = np.zeros(2 * size + 8, np.uint8)
+    data[:size] = data[size : 2 * size] = np.frombuffer(random.Random(size).randbytes(size), np.uint8)
+    assert walker._equal(data, 0, size, size)
+    for at in range(size):
+        data[at] ^= 1
+        assert not walker._equal(data, 0, size, size)
+        data[at] ^= 1
 
 
 # -- what stands behind it -----------------------------------------------------------------------------------------

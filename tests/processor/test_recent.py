@@ -349,6 +349,25 @@ def test_a_log_of_another_store_or_journal_is_left_aside(tmp_path: Path, caplog:
         assert not list((tmp_path / "recent").iterdir())
 
 
+def test_contents_that_an_older_version_put_down_are_not_known(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "recent")
+    log, _ = disk.open()
+    log.append(record(0))
+    log.close()
+    (path,) = (tmp_path / "recent").iterdir()
+    written = path.read_bytes()
+    path.write_bytes(written[:8] + (1).to_bytes(4, "little") + written[12:])
+    _, known = disk.open()
+    (found,) = known.records
+    assert found.spans[:, 1].tolist() == [0] * 5
+    assert found.spans[:, 0].tolist() == record(0).spans[:, 0].tolist()
+    for of_width in (Generations, index):
+        recent = of_width(2)
+        recent.add(found.keys, found.spans, 1.0)
+        sifted = sift(recent, 1, found.keys, found.keys + np.uint64(7))
+        assert (len(sifted.fresh), sifted.duplicates, len(sifted.conflicts)) == (0, 5, 0)
+
+
 def test_files_are_removed_when_the_window_is_over_or_they_are_too_large(tmp_path: Path) -> None:
     folder = tmp_path / "recent"
     disk = Disk(folder, window_s=120.0)

@@ -32,6 +32,7 @@ from tollspan.processor.decode.anyvalue import (
 )
 from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
 from tollspan.processor.decode.fused import kernels, numbered_rows, placed
+from tollspan.processor.decode.tables import Said
 from tollspan.processor.dialects import TEXT, Source
 from tollspan.processor.rounding import EXACT, MONEY, to_money
 
@@ -252,7 +253,7 @@ class Pivot:
         each = Shapes(np.arange(self.length), None)
         said = self._spans.attributes.first_said([s.keys if s.span else () for s in sources.values()])
         if said is not None:
-            return self._texts(sources, *said, each if by_span else None)
+            return self._texts(sources, said, each if by_span else None)
         # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
         nobody = (_NO_ROWS, _NO_ROWS)
         spans = [self._spans.candidates(s.keys) if s.span else nobody for s in sources.values()]
@@ -280,13 +281,12 @@ class Pivot:
     def _texts(
         self,
         sources: Mapping[str, Source],
-        places: dict[int, int],
-        said: npt.NDArray[np.int32],
-        values: Any,
+        found_: Said,
         shapes: Shapes | None,
     ) -> tuple[dict[str, Any], Shapes]:
         """`texts`, from what `Attributes.first_said` found."""
         nobody = (_NO_ROWS, _NO_ROWS)
+        places, said, values, heads, number_of = found_
         resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
         vocabulary, codes = _vocabulary(
             [(np.arange(len(values), dtype=np.int32), values), self._resources.encoded(resources)],
@@ -306,32 +306,45 @@ class Pivot:
             table = edit(of_value)
             if number in places and source.ignore and (table[of_value >= 0] < 0).any():
                 # A value that is ignored may hide one of a key that is less preferred.
-                said[:, places[number]] = self._unignored(source, values, table)
+                said[:, places[number]] = self._unignored(source, values, table)[heads]
                 table = np.arange(len(vocabulary), dtype=np.int32)
             found[column] = places.get(number), table, of_resource
         if shapes is None:
-            said[:, -1] = self._origins([of_resource for *_, of_resource in found.values() if of_resource is not None])
-            shapes = Shapes(*numbered_rows(kernels(), said))
+            origins = self._origins([of_resource for *_, of_resource in found.values() if of_resource is not None])
+            if origins is None:
+                shapes = Shapes(heads, number_of)
+            else:
+                pairs = np.column_stack([number_of.astype(np.int32), origins])
+                shapes = Shapes(*numbered_rows(kernels(), pairs))
+        number_of = number_of.take(shapes.rows)
         out = {column: pa.nulls(len(shapes.rows), TEXT_TYPE) for column in sources}
         nothing, of_row = np.full(len(shapes.rows), -1, np.int32), self._resource_of.take(shapes.rows)
         for column, (place, table, of_resource) in found.items():
-            mine = nothing if place is None else said[shapes.rows, place]
+            mine = nothing if place is None else said[number_of, place]
             indices, words = placed(kernels(), mine, table, of_resource, of_row, len(vocabulary))
             if len(words):
                 out[column] = pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
         return out, shapes
 
-    def _origins(self, of_resource: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    def _origins(self, of_resource: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32] | None:
         """A number for each span: alike where the scopes have one name and version, and the resources say the same.
 
         Args:
             of_resource: what each resource says, by column.
+
+        Returns:
+            None where all spans are alike.
         """
         resource = np.zeros(self._resource_count, np.int64)
         if of_resource and self._resource_count:
-            _, resource = np.unique(np.stack(of_resource), axis=1, return_inverse=True)
+            said = np.stack(of_resource)
+            if (said != said[:, :1]).any():
+                _, resource = np.unique(said, axis=1, return_inverse=True)
         scopes = self.scopes
-        pairs = resource.reshape(-1).take(self._resource_of) * len(scopes.names) + scopes.of
+        resource = resource.reshape(-1)
+        if len(scopes.names) <= 1 and not resource.any():
+            return None
+        pairs = resource.take(self._resource_of) * len(scopes.names) + scopes.of
         if self._resource_count * len(scopes.names) > np.iinfo(np.int32).max:
             _, pairs = np.unique(pairs, return_inverse=True)
         return pairs.astype(np.int32)

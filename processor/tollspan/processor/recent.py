@@ -28,8 +28,10 @@ from tollspan.processor.identity import MULTIPLIERS, U64, Rows, find, repeated, 
 log = logging.getLogger(__name__)
 
 MOST_HASHED: Final = 1 << 20
-"""Bytes of a span's attribute values (and of each other text of it) that its content is told by; beyond them, by their
-length alone."""
+"""Bytes of a span's values, of each, that its content is told by; beyond them, by their length alone."""
+
+UNKNOWN: Final = 0
+"""Content of a span whose content nobody knows any more: one that comes again is a duplicate."""
 
 NAMED: Final = 5
 """Conflicts that one line of the log names."""
@@ -346,7 +348,8 @@ def sift(known: Known, column: int, keys: U64, contents: U64) -> Sifted:
     again = np.zeros(len(keys), np.bool_)
     other = np.zeros(len(keys), np.bool_)
     again[rows] = True
-    other[rows] = values[:, column] != contents[rows]
+    before = values[:, column]
+    other[rows] = (before != contents[rows]) & (before != UNKNOWN)
     within = repeated(keys) & ~again
     if within.any():
         _, first, number = np.unique(keys, return_index=True, return_inverse=True)
@@ -397,8 +400,10 @@ def _attributes(attributes: Any, owners: int) -> U64:
     made: U64 | None = attributes.content(keys, MOST_HASHED, _CONSTANTS)
     if made is not None:
         return made
-    # Each key with its place, so that values that changed places are other content.
-    return _ranges(attributes.raw, offsets) + _sums(keys[attributes.codes], offsets) * _A
+    with np.errstate(over="ignore"):
+        each = _mixed(_ranges(attributes.raw, None) + keys[attributes.codes])
+    # Each in its place, so that attributes that changed places are other content.
+    return _sums(each, offsets)
 
 
 def _add_texts(column: Any, factor: np.uint64, out: U64) -> None:

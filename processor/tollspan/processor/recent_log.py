@@ -35,10 +35,13 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.crc import crc32
 from tollspan.processor.identity import U64, new_seed
 from tollspan.processor.journal.files import Position, Range, sync_directory, write_all
+from tollspan.processor.recent import UNKNOWN
 
 log = logging.getLogger(__name__)
 
-VERSION: Final = 1
+VERSION: Final = 2
+_OTHER_CONTENT: Final = 1
+"""A version in which contents were hashed otherwise: they are not known (`recent.UNKNOWN`), all else is as now."""
 MINUTE_NS: Final = 60 * 10**9
 
 _MAGIC: Final = b"TOLLRECT"
@@ -48,6 +51,8 @@ _FRAME: Final = struct.Struct("<8sII")
 _BODY: Final = struct.Struct("<QQQqqIIIIII")
 _NAME: Final = re.compile(r"recent-(\d{10})\.log")
 _BATCH, _VOID = 0, 1
+CONTENT: Final = 1
+"""Column of ``Record.spans``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +248,8 @@ class RecentLog:
             path.unlink()
             return
         magic, version, _, journal, store, seed, process = _HEADER.unpack_from(data)
-        if magic != _MAGIC or version != VERSION or journal != self._journal or store != self._store:
+        known_version = version in (VERSION, _OTHER_CONTENT)
+        if magic != _MAGIC or not known_version or journal != self._journal or store != self._store:
             log.warning("%s is another store's, journal's or version's; it is not taken up", path)
             path.unlink()
             return
@@ -256,6 +262,8 @@ class RecentLog:
                 log.warning("%s is damaged at byte %d of %d; what is behind is not known", path, at, len(data))
                 self.counters.add("recent.log_damaged")
                 break
+            if version == _OTHER_CONTENT:
+                record.spans[:, CONTENT] = UNKNOWN
             into.append((process, record, kind))
             newest, at = max(newest, record.received_ns), at_next
         self._done.append((path, newest, len(data)))

@@ -43,6 +43,7 @@ from tollspan.processor.decode.tables import (
     Attributes,
     Checked,
     Decoded,
+    Said,
     Stored,
     attributes_together,
     rows_together,
@@ -71,7 +72,9 @@ _USED: Final = (
     "numbers",
     "encode",
     "content",
-    "first_said",
+    "said_values",
+    "said_shapes",
+    "said",
     "shapes",
     "put_codes",
     "renumber",
@@ -222,12 +225,11 @@ def _try(walk: ModuleType) -> None:
         codes, values = found.attributes.encode(rows)
         found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
         said = found.attributes.first_said([["k"], ["x"]])
-        if said is None or said[0] != {0: 0} or said[1][:, 0] != np.zeros(1, np.int32) or said[2] != values:
+        if said is None or said.places != {0: 0} or said.said.tolist() != [[0]] or said.values != values:
             raise RuntimeError("the compiled decoder does not find what it is given")
-        said[1][:, 1] = 0
-        if [each.tolist() for each in numbered_rows(walk, said[1])] != [[0], [0]]:
+        if [each.tolist() for each in (said.heads, said.of, *numbered_rows(walk, said.said))] != 4 * [[0]]:
             raise RuntimeError("the compiled decoder does not number what it is given")
-        placed(walk, said[1][:, 0].copy(), np.zeros(1, np.int32), None, None, 1)
+        placed(walk, said.said[:, 0].copy(), np.zeros(1, np.int32), None, None, 1)
         if found.attributes.maps().to_pylist() != [[("k", "v")]] or values.take(codes) != found.attributes.raw:
             raise RuntimeError("the compiled decoder does not read what it is given")
 
@@ -292,17 +294,18 @@ class _Arrays:
     """What the walker writes into.
 
     Args:
-        spans, attributes, events, links, resources, resource_attributes, scopes, scope_attributes, keys: for how many
-            of each there is room.
+        spans, attributes, events, links, resources, resource_attributes, scopes, scope_attributes, entries, keys: for
+            how many of each there is room; entries are distinct attributes of spans.
     """
 
     def __init__(self, walk: Any, room: list[int]) -> None:
-        spans, attributes, events, links, resources, resource_attributes, scopes, scope_attributes, keys = room
+        spans, attributes, events, links, resources, resource_attributes, scopes, scope_attributes, entries, keys = room
         self.walk = walk
         self.counts = np.zeros((2, walk.COUNTERS), np.int64)
         self.traces, self.ids = _empty(spans, 2, kind=np.uint64), _empty(2, spans, kind=np.uint64)
         self.times, self.fields = _empty(2, spans, kind=np.uint64), _empty(walk.SPAN_FIELDS, spans)
-        self.attributes = _Table(attributes)
+        self.rows, self.attributes = _empty(attributes), _Table(entries)
+        self.recent = np.zeros(walk.RECENT, np.uint64)
         self.events, self.links = _empty(2, events), _empty(2, links)
         self.resources, self.resource_attributes = _empty(8, resources), _Table(resource_attributes)
         self.scopes, self.scope_attributes = _empty(8, scopes), _Table(scope_attributes)
@@ -315,7 +318,9 @@ class _Arrays:
             self.ids,
             self.times,
             self.fields,
+            self.rows,
             *self.attributes.arguments(),
+            self.recent,
             self.events,
             self.links,
         )
@@ -358,6 +363,7 @@ _DUMMIES: Final = (
     _empty(0),
     _empty(0, kind=np.uint8),
     _empty(0, kind=np.int64),
+    _empty(0, kind=np.uint64),
 )
 """Arrays of every type that a walk takes, for one that writes nothing."""
 
@@ -403,7 +409,7 @@ def _decode(walk: Any, wire: list[bytes], malformed: list[int]) -> Decoded | Non
     return _Reading(walk, data, arrays, as_sent).decoded(malformed)
 
 
-_dense: list[float] = [1 / 256, 1 / 24, 1 / 256, 1 / 256, 1 / 4096, 1 / 1024, 1 / 4096, 1 / 4096]
+_dense: list[float] = [1 / 256, 1 / 24, 1 / 256, 1 / 256, 1 / 4096, 1 / 1024, 1 / 4096, 1 / 4096, 1 / 64]
 """Rows of each table in a byte, as seen lately: a guess at how much room a batch needs."""
 
 
@@ -422,11 +428,13 @@ def _walked(walk: Any, wire: list[bytes]) -> tuple[Bytes, Mask, _Arrays]:
         # Counted without writing; then only the keys can be too many.
         counts = np.zeros((2, walk.COUNTERS), np.int64)
         walk.examine(data, ends, odd, counts, *_DUMMIES, walk.MULTIPLIERS)
-        exact = [int(count) + 1 for count in counts[0, : len(room)]]
+        exact = [int(count) + 1 for count in counts[0, : walk.KEYS]]
+        exact.append(exact[walk.ATTRIBUTES])  # none of them like another
         if all(have >= need for have, need in zip(room, exact, strict=True)):
             keys *= 8
         room = [max(have, need) for have, need in zip(room, exact, strict=True)]
-    for table, count in enumerate(arrays.counts[0, : len(room)].tolist()):
+    found = arrays.counts[0]
+    for table, count in enumerate([*found[: walk.KEYS].tolist(), int(found[walk.ENTRIES])]):
         share = count / max(len(blob), 1)
         _dense[table] = max(share, 0.9 * _dense[table])
     return data, odd, arrays
@@ -453,7 +461,7 @@ class _Reading:
         resources = arrays.resources[:, : self.counts[walk.RESOURCES]]
         made = Decoded(
             self.spans(),
-            self.attributes(arrays.attributes, self.field(walk.ATTRIBUTES_END)),
+            self.of_spans(),
             self.attributes(arrays.resource_attributes, resources[walk.ENDS]),
             pa.RecordBatch.from_arrays(
                 [
@@ -514,19 +522,20 @@ class _Reading:
         offsets[1:] = ends
         return pa.ListArray.from_arrays(pa.array(offsets), gathered(self.walk, self.data, refs[0], refs[1])[0])
 
+    def of_spans(self) -> Attributes:
+        """The spans' attributes."""
+        walk, arrays = self.walk, self.arrays
+        offsets = np.zeros(self.length + 1, np.int64)
+        offsets[1:] = self.field(walk.ATTRIBUTES_END)
+        rows, entries = arrays.rows[: self.counts[walk.ATTRIBUTES]], self.counts[walk.ENTRIES]
+        return WireAttributes.of(walk, self.data, offsets, self.keys, rows, arrays.attributes, entries)
+
     def attributes(self, table: _Table, ends: Any) -> Attributes:
+        """Attributes of others: all of them are in the table."""
         offsets = np.zeros(len(ends) + 1, np.int64)
         offsets[1:] = ends
-        count = int(offsets[-1])
-        return WireAttributes.of(
-            self.walk,
-            self.data,
-            offsets,
-            self.keys,
-            table.fields,
-            table.kinds[:count],
-            table.contents[:count],
-        )
+        rows = np.arange(offsets[-1], dtype=np.int32)
+        return WireAttributes.of(self.walk, self.data, offsets, self.keys, rows, table, len(rows))
 
 
 def _identifiers(words: Any, width: int) -> Any:
@@ -560,14 +569,25 @@ def text(walk: Any, data: Bytes, starts: Any, sizes: Any) -> Any:
 
 
 class WireAttributes(Attributes):
-    """Attributes whose values stand in the bytes of their batch; ``raw`` is made when it is asked for."""
+    """Attributes whose values stand in the bytes of their batch, those of the same bytes numbered alike.
 
-    __slots__ = ("contents", "data", "fields", "walk")
+    What `Attributes` has for each row is made when it is asked for.
+
+    Attributes:
+        rows: int32, m: number of each attribute in
+        fields, kinds_of, contents: see `walk`; e attributes.
+    """
+
+    __slots__ = ("_codes", "_kinds", "contents", "data", "fields", "kinds_of", "rows", "walk")
 
     walk: Any
     data: Bytes
+    rows: npt.NDArray[np.int32]
     fields: npt.NDArray[np.int32]
+    kinds_of: npt.NDArray[np.uint8]
     contents: npt.NDArray[np.int64]
+    _codes: npt.NDArray[np.int32] | None
+    _kinds: npt.NDArray[np.uint8] | None
 
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
         # `dataclasses.replace` calls the class with columns, and what it gets has them.
@@ -583,9 +603,9 @@ class WireAttributes(Attributes):
         data: Bytes,
         offsets: npt.NDArray[np.int64],
         keys: Any,
-        fields: npt.NDArray[np.int32],
-        kinds: Any,
-        contents: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int32],
+        table: _Table,
+        entries: int,
     ) -> WireAttributes:
         made: WireAttributes = cls()
         for name, value in (
@@ -593,56 +613,76 @@ class WireAttributes(Attributes):
             ("data", data),
             ("offsets", offsets),
             ("keys", keys),
-            ("codes", fields[walk.CODE, : len(kinds)]),
-            ("fields", fields),
-            ("kinds", kinds),
-            ("contents", contents),
+            ("rows", rows),
+            ("fields", table.fields),  # the kernels take it whole: another layout would be another type
+            ("kinds_of", table.kinds[:entries]),
+            ("contents", table.contents[:entries]),
+            ("_codes", None),
+            ("_kinds", None),
         ):
             object.__setattr__(made, name, value)
         return made
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def codes(self) -> npt.NDArray[np.int32]:  # type: ignore[override]
+        if self._codes is None:
+            object.__setattr__(self, "_codes", self.fields[self.walk.CODE].take(self.rows))
+        assert self._codes is not None
+        return self._codes
+
+    @property
+    def kinds(self) -> npt.NDArray[np.uint8]:  # type: ignore[override]
+        if self._kinds is None:
+            object.__setattr__(self, "_kinds", self.kinds_of.take(self.rows))
+        assert self._kinds is not None
+        return self._kinds
+
     @property
     def raw(self) -> Any:  # type: ignore[override]
-        fields = self.fields[:, : len(self)]  # the kernels take it whole: another layout would be another type
-        return gathered(self.walk, self.data, fields[self.walk.VALUE], fields[self.walk.VALUE_SIZE])[0]
+        return self._gathered(self.rows)
 
     @property
     def nbytes(self) -> int:
-        return int(
-            self.offsets.nbytes + self.keys.nbytes + self.fields.nbytes + self.kinds.nbytes + self.contents.nbytes
-        )
+        held = (self.offsets, self.keys, self.rows, self.fields, self.kinds_of, self.contents)
+        return sum(int(each.nbytes) for each in held)
+
+    def _gathered(self, entries: Any) -> Any:
+        walk, fields = self.walk, self.fields
+        return gathered(walk, self.data, fields[walk.VALUE].take(entries), fields[walk.VALUE_SIZE].take(entries))[0]
 
     def take(self, rows: Rows) -> Any:
-        walk, fields = self.walk, self.fields
-        return gathered(walk, self.data, fields[walk.VALUE].take(rows), fields[walk.VALUE_SIZE].take(rows))[0]
+        return self._gathered(self.rows.take(rows))
 
     def owners_of(self, rows: Rows) -> Rows:
-        found: Rows = self.fields[self.walk.OWNER].take(rows).astype(np.int64)
-        return found
+        return np.searchsorted(self.offsets, rows, side="right") - 1
 
-    def by_key(self, codes: Rows) -> list[Rows]:
+    def _places(self, codes: Rows) -> tuple[Any, Any]:
         place = np.full(len(self.keys), -1, np.int32)
         place[codes] = np.arange(len(codes), dtype=np.int32)
+        return place, _empty(len(self.kinds_of))
+
+    def by_key(self, codes: Rows) -> list[Rows]:
         starts, rows = np.zeros(len(codes) + 1, np.int64), np.empty(len(self), np.int64)
-        self.walk.by_key(self.codes, self.kinds, place, starts, rows)
+        self.walk.by_key(self.rows, self.fields, self.kinds_of, *self._places(codes), starts, rows)
         ends = starts.tolist()
         return [rows[start:end] for start, end in itertools.pairwise(ends)]
 
     def numbers(self, codes: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-        place = np.full(len(self.keys), -1, np.int32)
-        place[codes] = np.arange(len(codes), dtype=np.int32)
         shape, seen = (len(codes), len(self.offsets) - 1), np.zeros(len(codes), np.int64)
         given, values = np.zeros(shape, np.uint8), np.zeros(shape, np.int64)
-        self.walk.numbers(self.fields, self.kinds, self.contents, place, given, values, seen)
+        table = self.fields, self.kinds_of, self.contents
+        self.walk.numbers(self.rows, self.offsets, *table, *self._places(codes), given, values, seen)
         return given, values, seen
 
     def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
-        codes = np.empty(len(rows), np.int32)
-        rows = np.ascontiguousarray(rows)
-        return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, rows, codes, *keys))
+        codes, entries = np.empty(len(rows), np.int32), self.rows.take(rows)
+        return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, entries, codes, *keys))
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, int], npt.NDArray[np.int32], Any] | None:
-        wanted: dict[str, list[tuple[int, int]]] = {}
+    def first_said(self, columns: Sequence[Sequence[str]]) -> Said | None:
+        walk, wanted = self.walk, dict[str, list[tuple[int, int]]]()
         for number, keys in enumerate(columns):
             for rank, key in enumerate(keys[:_MOST_PREFERENCES]):
                 wanted.setdefault(key, []).append((number, rank))
@@ -659,16 +699,31 @@ class WireAttributes(Attributes):
             np.array([place[number] for number, _ in found], np.int32),
             np.array([preference for _, preference in found], np.uint8),
         )
-        best, said = np.empty(len(place), np.uint8), _empty(len(self.offsets) - 1, len(place) + 1)
+        ids = np.empty(len(self.kinds_of), np.int64)
 
         def number_them(*keys: Any) -> Any:
             last = np.full(len(self.keys), -1, np.int32)
-            return self.walk.first_said(
-                self.data, self.offsets, self.fields, self.kinds, first, column, ranks, best, last, said, *keys
-            )
+            return walk.said_values(self.data, self.fields, self.kinds_of, first, last, ids, *keys)
 
         values = self.numbered(number_them)
-        return place, said, values
+        heads, shape = self._shapes(ids)
+        best, said = np.empty(len(place), np.uint8), _empty(len(heads), len(place))
+        walk.said(heads, self.rows, self.offsets, ids, first, column, ranks, best, said)
+        return Said(place, said, values, heads, shape)
+
+    def _shapes(self, ids: Any) -> tuple[Rows, Rows]:
+        """Owners by what they say, as `numbered_rows` gives them; ``ids`` as in the kernel `said_shapes`."""
+        shape, words = np.empty(len(self.offsets) - 1, np.int64), np.empty(len(self), np.int64)
+        room = _KEYS
+        while True:
+            heads, bounds = np.empty(room, np.int64), np.empty(room + 1, np.int64)
+            slots, follow = np.zeros(1 << (4 * room - 1).bit_length(), np.int32), np.full(room + 1, -1, np.int32)
+            count = self.walk.said_shapes(
+                self.rows, self.offsets, ids, slots, heads, bounds, follow, words, self.walk.MULTIPLIERS, shape
+            )
+            if count >= 0:
+                return heads[:count], shape
+            room *= 16
 
     def numbered(self, number: Callable[..., int]) -> Any:
         """Distinct values that a kernel numbers, with as much room as it needs."""
@@ -682,29 +737,29 @@ class WireAttributes(Attributes):
             room *= 16
 
     def content(self, keys: npt.NDArray[np.uint64], most: int, constants: npt.NDArray[np.uint64]) -> Any:
-        out = np.empty(len(self.offsets) - 1, np.uint64)
-        self.walk.content(self.data, self.fields, self.offsets, keys, most, constants, out)
+        out, sums = np.empty(len(self.offsets) - 1, np.uint64), np.empty(len(self.kinds_of), np.uint64)
+        self.walk.content(self.data, self.rows, self.offsets, self.fields, keys, most, constants, sums, out)
         return out
 
     def integers(self, rows: Rows) -> npt.NDArray[np.int64]:
-        found: npt.NDArray[np.int64] = self.contents.take(rows)
+        found: npt.NDArray[np.int64] = self.contents.take(self.rows.take(rows))
         return found
 
     def doubles(self, rows: Rows) -> npt.NDArray[np.float64]:
-        return self.contents.take(rows).view(np.float64)
+        return self.contents.take(self.rows.take(rows)).view(np.float64)
 
     def booleans(self, rows: Rows) -> Mask:
-        found: Mask = self.contents.take(rows) != 0
+        found: Mask = self.contents.take(self.rows.take(rows)) != 0
         return found
 
     def strings(self, rows: Rows) -> Any:
-        walk = self.walk
-        starts = self.contents.take(rows)
-        ends = self.fields[walk.VALUE].take(rows).astype(np.int64) + self.fields[walk.VALUE_SIZE].take(rows)
+        walk, entries = self.walk, self.rows.take(rows)
+        starts = self.contents.take(entries)
+        ends = self.fields[walk.VALUE].take(entries).astype(np.int64) + self.fields[walk.VALUE_SIZE].take(entries)
         return text(walk, self.data, starts, ends - starts)
 
     def texts(self) -> Any:
-        walk, fields = self.walk, self.fields
+        walk, table = self.walk, (self.rows, self.fields, self.kinds_of, self.contents)
         rest = np.flatnonzero((self.kinds > INT) & (self.kinds != EMPTY))
 
         def write(kind: int, rows: Rows) -> Any:
@@ -714,11 +769,11 @@ class WireAttributes(Attributes):
         ends, known = layout(others)
         first, last = int(ends[0]), int(ends[-1])
         ends, known = ends - np.int32(first), np.concatenate((known[first:last], _SLACK))
-        room = walk.texts_room(fields, self.kinds, self.contents, ends)
+        room = walk.texts_room(*table, ends)
         if not 0 <= room <= np.iinfo(np.int32).max:
             raise ValueError("more than two gigabytes in one column")
         offsets, out = np.empty(len(self) + 1, np.int32), np.empty(room + SLACK, np.uint8)
-        wide = walk.texts(self.data, fields, self.kinds, self.contents, ends, known, offsets, out)
+        wide = walk.texts(self.data, *table, ends, known, offsets, out)
         return from_layout(offsets, out, pa.string()) if not wide else checked_text(from_layout(offsets, out))
 
 
@@ -843,7 +898,7 @@ def joined(some: Sequence[tuple[OnTheWire, Rows]]) -> Decoded:
     resources, scopes = ([(wire, used) for (wire, _), used in zip(some, each.used, strict=True)] for each in origins)
     made = Decoded(
         reading.spans(),
-        reading.attributes(reading.arrays.attributes, reading.field(walk.ATTRIBUTES_END)),
+        reading.of_spans(),
         attributes_together([wire.resources.select(used) for wire, used in resources]),
         rows_together([wire.scopes.take(pa.array(used)) for wire, used in scopes]),
         attributes_together([wire.scope_attributes.select(used) for wire, used in scopes]),
@@ -887,13 +942,15 @@ def _read_spans(walk: Any, data: Bytes, offsets: Rows, resource: Any, scope: Any
     """Spans that were read before, from their bytes behind each other."""
     spans = len(offsets) - 1
     room = [spans, *(int(len(data) * share * 1.1) + 64 for share in _dense[1:4])]
+    entries = room[1]
     keys = _KEYS
     while True:
-        arrays = _Arrays(walk, [*room, 0, 0, 0, 0, keys])
+        arrays = _Arrays(walk, [*room, 0, 0, 0, 0, entries, keys])
         if walk.walk_spans(data, offsets, resource, scope, *arrays.of_spans(), *arrays.of_keys()) != walk.FULL:
             return _Reading(walk, data, arrays)
         # At most one for every two bytes.
         room = [spans, *(4 * count for count in room[1:])]
+        entries = room[1]
         keys *= 4
 
 

@@ -62,6 +62,24 @@ class Checked(NamedTuple):
     rejected: dict[str, int] = {}  # noqa: RUF012  (nobody writes into it)
 
 
+class Said(NamedTuple):
+    """What n owners say; those that say the same, under the same keys and in the same order, share a number.
+
+    Attributes:
+        places: the columns of which some key occurs, with their places in
+        said: int32, a row for each number: what is said in each of these columns, by number of the value; -1 = nothing.
+        values: the distinct values, as in `Attributes.raw`.
+        heads: int64, the first owner of each number.
+        of: int64, n: the number of each owner.
+    """
+
+    places: dict[int, int]
+    said: npt.NDArray[np.int32]
+    values: Any
+    heads: Rows
+    of: Rows
+
+
 @dataclass(frozen=True, slots=True)
 class Attributes:
     """Attributes of n owners (spans, resources or events), one row each, an owner's rows next to each other.
@@ -123,18 +141,16 @@ class Attributes:
         encoded = self.take(rows).dictionary_encode()
         return np.asarray(encoded.indices), encoded.dictionary
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> tuple[dict[int, int], npt.NDArray[np.int32], Any] | None:
+    def first_said(self, columns: Sequence[Sequence[str]]) -> Said | None:
         """For each owner and column the first of the column's keys that says something.
 
-        Texts that are not empty, numbers and booleans say something.
+        Texts that are not empty, numbers and booleans say something; of two values of one key the later counts.
 
         Args:
             columns: keys of each column, the preferred one first.
 
         Returns:
-            The columns of which some key occurs, with their places in what comes next: numbers of values, int32, a row
-            for each owner with one place more, which is for the caller to write; -1 = nothing. And the distinct values,
-            as in ``raw``, by number. None where the reading is no faster at it than `by_key` is.
+            None where the reading is no faster at it than `by_key` is.
         """
         return None
 
@@ -143,8 +159,8 @@ class Attributes:
 
         Args:
             keys: a hash of each key.
-            most: bytes of an owner's values that are looked at.
-            constants: the base, and what lengths and keys are multiplied with.
+            most: bytes of a value that are looked at.
+            constants: the base, what lengths are multiplied with, and what is mixed with.
         """
         return None
 

@@ -11,9 +11,10 @@ of validity by itself.
 
 **Safety.** Positions are signed 64-bit integers that never leave ``[0, end]``: a length is compared with what is left
 before it is added, and lengths of 2**31 and more are odd. There is no recursion (nested values are skipped whole). All
-arrays are indexed under numba's bounds checks; `_load` and `_store`, which move eight bytes at once, are reached only
-through `word` and `put`, which check theirs. What does not fit into the given arrays ends the walk with `FULL`, and the
-caller comes again with larger ones: memory is a small multiple of the input, for an attribute has at least two bytes.
+arrays are indexed under numba's bounds checks; `_load`, `_store` and what `_comparing` makes, which move several bytes
+at once, are reached only where the stretch they are in was checked. What does not fit into the given arrays ends the
+walk with `FULL`, and the caller comes again with larger ones: memory is a small multiple of the input, for an attribute
+has at least two bytes.
 
 **Keys** are numbered through a hash table under a strongly universal hash (multilinear over 32-bit words; Lemire and
 Kaser, "Strongly universal string hashing is fast", 2014) with keys that are drawn at random in each process, so nobody
@@ -45,8 +46,10 @@ _BROKEN: Final = 255
 
 SPANS, ATTRIBUTES, EVENTS, LINKS, RESOURCES, RESOURCE_ATTRIBUTES, SCOPES, SCOPE_ATTRIBUTES, KEYS = range(9)
 BAD_TRACE, BAD_SPAN, BAD_PARENT, SEEN = range(9, 13)
-COUNTERS: Final = 13
-"""Positions in ``counts``: rows written by table, spans left out by reason, and spans seen."""
+ENTRIES, CURSOR = range(13, 15)
+COUNTERS: Final = 15
+"""Positions in ``counts``: rows written by table, spans left out by reason, spans seen, attributes of spans of which
+none (or few) is like another, and the row that stood behind the one that was found last."""
 
 (
     RESOURCE,
@@ -72,8 +75,13 @@ COUNTERS: Final = 13
 SPAN_FIELDS: Final = 19
 """Rows of ``fields``: a column for each span."""
 
-CODE, OWNER, VALUE, VALUE_SIZE = range(4)
-"""Rows of an attribute table: a column for each attribute."""
+CODE, VALUE, VALUE_SIZE, PLACE = range(4)
+ENTRY_FIELDS: Final = 4
+"""Rows of a table of attributes: number of the key, the value, and (of spans' attributes) where the field begins."""
+
+_RECENT_BITS: Final = 13
+RECENT: Final = 1 << _RECENT_BITS
+"""Slots in which attributes are looked for by what they look like."""
 
 ENDS, URL, URL_SIZE, DROPPED, LABEL, LABEL_SIZE, VERSION, VERSION_SIZE = range(8)
 """Rows of ``resources`` and ``scopes``; the last four are a scope's name and version."""
@@ -81,6 +89,8 @@ ENDS, URL, URL_SIZE, DROPPED, LABEL, LABEL_SIZE, VERSION, VERSION_SIZE = range(8
 _MULTIPLIERS: Final = 68
 MULTIPLIERS: Final = np.frombuffer(secrets.token_bytes(8 * _MULTIPLIERS), np.uint64).copy()
 """The hash's random keys. An argument of the kernels, or they would be compiled into what is cached on disk."""
+_LOW: Final = 0xFFFFFFFF
+_HIGH: Final = np.uint64(0x8080808080808080)
 _BLOCK: Final = 256
 """Bytes of a key that are hashed under one set of random keys; longer ones in blocks, each carrying the last's hash."""
 
@@ -133,6 +143,30 @@ def _store(_: Any, data: Any, at: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(data, types.int64, types.uint64), build
+
+
+def _comparing(size: int) -> Any:
+    """A function of an array and two places: whether ``size`` bytes there are the same, unchecked."""
+    wide, bits = ir.VectorType(ir.IntType(8), size), ir.IntType(size)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def alike(_: Any, data: Any, one: Any, other: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
+            found = []
+            for at in arguments[1:]:
+                loaded = builder.load(builder.bitcast(builder.gep(array.data, [at]), wide.as_pointer()))
+                loaded.align = 1
+                found.append(loaded)
+            differ = builder.bitcast(builder.icmp_unsigned("!=", *found), bits)
+            return builder.icmp_unsigned("==", differ, ir.Constant(bits, 0))
+
+        return types.boolean(data, types.int64, types.int64), build
+
+    return alike
+
+
+_alike_16, _alike_32 = _comparing(16), _comparing(32)
 
 
 @_inlined
@@ -281,6 +315,26 @@ def same(data: Any, one: int, other: int, size: int) -> Any:
     return (word(data, one) ^ word(data, other)) << np.uint64(64 - 8 * size) == 0
 
 
+@_inlined
+def _equal(data: Any, one: int, other: int, size: int) -> Any:
+    """Whether two stretches of ``size`` >= 8 bytes are equal."""
+    if size < 8 or one < 0 or other < 0 or one > data.size - size or other > data.size - size:
+        raise IndexError("a stretch outside of its array")
+    if size < 32:
+        if size < 16:
+            last = size - 8
+            return _load(data, one) == _load(data, other) and _load(data, one + last) == _load(data, other + last)
+        last = size - 16
+        return _alike_16(data, one, other) and _alike_16(data, one + last, other + last)
+    last = size - 32
+    at = np.int64(0)
+    while at < last:
+        if not _alike_32(data, one + at, other + at):
+            return False
+        at += 32
+    return _alike_32(data, one + last, other + last)
+
+
 @_jit
 def hashed(data: Any, at: int, size: int, multipliers: Any) -> Any:
     """A hash below 2**32 of ``size`` bytes; eight bytes after them must exist."""
@@ -329,7 +383,6 @@ def _attribute(
     data: Any,
     p: int,
     end: int,
-    owner: int,
     store: bool,
     before: int,
     rows: int,
@@ -342,7 +395,7 @@ def _attribute(
     follow: Any,
     multipliers: Any,
 ) -> Any:
-    """Read a ``KeyValue`` into row ``counts[rows]`` of a table: the number of its key, or -1 (odd) or -2 (full).
+    """Read a ``KeyValue`` into column ``counts[rows]`` of a table: the number of its key, or -1 (odd) or -2 (full).
 
     ``before`` is the key of the attribute before, -1 for an owner's first.
     """
@@ -367,11 +420,152 @@ def _attribute(
         if code == count:
             counts[KEYS] = count + 1
         follow[before + 1] = code
-    table[CODE, row], table[OWNER, row] = code, owner
+    table[CODE, row] = code
     table[VALUE, row], table[VALUE_SIZE, row] = value, value_size
     kinds[row], contents[row] = kind, content
     counts[rows] = row + 1
     return code
+
+
+@_inlined
+def _looks_like(data: Any, place: int, whole: int, multipliers: Any) -> Any:
+    """A hash of a field of ``whole`` >= 8 bytes at ``place`` by its size, and its middle and last bytes."""
+    if place < 0 or whole < 8 or whole > data.size - place:
+        raise IndexError("a field outside of its array")
+    middle, last = _load(data, place + (whole >> 1) - 4), _load(data, place + whole - 8)
+    return np.uint64(whole) * multipliers[0] + middle * multipliers[1] + last * multipliers[2]
+
+
+@_inlined
+def _repeats(data: Any, table: Any, entry: int, place: int, whole: int) -> Any:
+    """Whether the field of ``whole`` >= 8 bytes at ``place`` has the bytes of one that was read before."""
+    other = np.int64(table[PLACE, entry])
+    return other < place and _equal(data, other, place, whole)
+
+
+@_inlined
+def _attributes(
+    data: Any,
+    place: int,
+    end: int,
+    before: Any,
+    rows: Any,
+    table: Any,
+    kinds: Any,
+    contents: Any,
+    recent: Any,
+    counts: Any,
+    slots: Any,
+    known: Any,
+    follow: Any,
+    multipliers: Any,
+) -> Any:
+    """Read the attributes of a span that stand behind each other from ``place`` on, one at least.
+
+    Spans repeat what others said. So an attribute is first compared with the one that stood behind the one before it
+    the last time, and then with one that looks like it; those of the same bytes have one number, and every other one is
+    read. In ``rows``, a number stands inverted where it was given first: such an attribute may be like no other, and to
+    look at it again would be in vain.
+
+    Returns:
+        The position after them, -1 (odd) or -2 (full); and the key of the last.
+    """
+    at, cursor = np.int64(counts[ATTRIBUTES]), np.int64(counts[CURSOR])
+    while True:
+        if at >= rows.size:
+            return np.int64(-2), before
+        size, p = _length(data, place + 1, end)
+        if p < 0:
+            return np.int64(-1), before
+        after = p + size
+        whole = after - place
+        entry = np.int64(-1)
+        if whole >= 8:
+            if cursor < at:
+                entry = np.int64(rows[cursor])
+                if entry >= 0 and not _repeats(data, table, entry, place, whole):
+                    entry = np.int64(-1)
+            cursor += 1
+            if entry < 0:
+                looks = _looks_like(data, place, whole, multipliers)
+                slot = looks >> np.uint64(64 - _RECENT_BITS)
+                lately = recent[slot]
+                recent[slot] = (looks >> np.uint64(32) << np.uint64(32)) | np.uint64(at)
+                seen = np.int64(lately & np.uint64(_LOW))
+                if lately >> np.uint64(32) == looks >> np.uint64(32) and seen < at:
+                    entry = np.int64(rows[seen])
+                    entry = entry if entry >= 0 else ~entry
+                    if _repeats(data, table, entry, place, whole):
+                        cursor = seen + 1
+                    else:
+                        entry = np.int64(-1)
+        if entry >= 0:
+            before = np.int64(table[CODE, entry])
+            rows[at] = entry
+        else:
+            entry = np.int64(counts[ENTRIES])
+            code = _attribute(
+                data,
+                p,
+                after,
+                True,
+                before,
+                ENTRIES,
+                table,
+                kinds,
+                contents,
+                counts,
+                slots,
+                known,
+                follow,
+                multipliers,
+            )
+            if code < 0:
+                return np.int64(code), before
+            before = np.int64(code)
+            table[PLACE, entry] = place
+            rows[at] = ~entry
+        at += 1
+        place = after
+        if place >= end or data[place] != 0x4A:
+            break
+    counts[ATTRIBUTES], counts[CURSOR] = at, cursor
+    return place, before
+
+
+@_jit
+def _upright(rows: Any, count: int) -> None:
+    """Turn the numbers that stand inverted in the first ``count`` rows."""
+    for row in range(count):
+        rows[row] ^= rows[row] >> 31
+
+
+@_inlined
+def _ordinary(data: Any, place: int, end: int) -> Any:
+    """The position after an attribute of a span, field and all, that is short and a text or a small number; -1 for
+    every other one."""
+    if place < 0 or place > data.size - 8:
+        return np.int64(-1)
+    bits = _load(data, place)
+    if bits & np.uint64(0x80FF80FF) != np.uint64(0x000A004A):  # a field, its length, a key, its length
+        return np.int64(-1)
+    after = place + 2 + np.int64((bits >> np.uint64(8)) & np.uint64(0x7F))
+    value = place + 4 + np.int64((bits >> np.uint64(24)) & np.uint64(0x7F))
+    if after > end or value > after - 4 or value > data.size - 8:
+        return np.int64(-1)
+    bits = _load(data, value)
+    size = np.int64((bits >> np.uint64(8)) & np.uint64(0xFF))
+    if bits & np.uint64(0xFF) != np.uint64(0x12) or value + 2 + size != after:
+        return np.int64(-1)
+    tag, rest = (bits >> np.uint64(16)) & np.uint64(0xFF), bits >> np.uint64(24)
+    if tag == np.uint64(0x0A) and rest & np.uint64(0xFF) == np.uint64(size - 2):
+        return after
+    if tag == np.uint64(0x18) and size <= 6:
+        # The first byte without the uppermost bit is the last.
+        last = np.uint64(8 * (size - 2))
+        if (rest >> last) & np.uint64(0x80) == 0 and ~rest & (_HIGH & ((np.uint64(1) << last) - np.uint64(1))) == 0:
+            return after
+    return np.int64(-1)
 
 
 @_jit
@@ -417,9 +611,11 @@ def _span(
     ids: Any,
     times: Any,
     fields: Any,
+    rows: Any,
     attributes: Any,
     kinds: Any,
     contents: Any,
+    recent: Any,
     events: Any,
     links: Any,
     slots: Any,
@@ -429,7 +625,7 @@ def _span(
 ) -> Any:
     """Read a ``Span``; one with an impossible identifier is counted and leaves nothing."""
     row = counts[SPANS]
-    first, first_event, first_link = counts[ATTRIBUTES], counts[EVENTS], counts[LINKS]
+    first, first_event, first_link, first_entry = counts[ATTRIBUTES], counts[EVENTS], counts[LINKS], counts[ENTRIES]
     if store:
         if row >= ids.shape[1]:
             return FULL
@@ -445,28 +641,37 @@ def _span(
         tag = np.int64(data[p])
         p += 1
         if tag == 0x4A:
+            if store:
+                p, before = _attributes(
+                    data,
+                    p - 1,
+                    end,
+                    before,
+                    rows,
+                    attributes,
+                    kinds,
+                    contents,
+                    recent,
+                    counts,
+                    slots,
+                    known,
+                    follow,
+                    multipliers,
+                )
+                if p < 0:
+                    return ODD if p == -1 else FULL
+                continue
+            counts[ATTRIBUTES] += 1
+            after = _ordinary(data, p - 1, end)
+            if after >= 0:
+                p = after
+                continue
             size, p = _length(data, p, end)
             if p < 0:
                 return ODD
-            before = _attribute(
-                data,
-                p,
-                p + size,
-                row,
-                store,
-                before,
-                ATTRIBUTES,
-                attributes,
-                kinds,
-                contents,
-                counts,
-                slots,
-                known,
-                follow,
-                multipliers,
-            )
-            if before < 0:
-                return ODD if before == -1 else FULL
+            key, _, place, size_ = _pair(data, p, p + size)
+            if key < 0 or _value(data, place, place + size_)[0] == _BROKEN:
+                return ODD
             p += size
             continue
         if tag >= 0x80:
@@ -585,6 +790,7 @@ def _span(
         counts[wrong] += 1
         if store:
             counts[ATTRIBUTES], counts[EVENTS], counts[LINKS] = first, first_event, first_link
+            counts[ENTRIES] = first_entry
         return DONE
     if store:
         traces[row, 0], traces[row, 1], ids[0, row], ids[1, row] = high, low, own, above
@@ -629,7 +835,6 @@ def _origin(
                 data,
                 p,
                 p + size,
-                row,
                 store,
                 before,
                 SCOPE_ATTRIBUTES if scope else RESOURCE_ATTRIBUTES,
@@ -680,9 +885,11 @@ def _payload(
     ids: Any,
     times: Any,
     fields: Any,
+    rows: Any,
     attributes: Any,
     kinds: Any,
     contents: Any,
+    recent: Any,
     events: Any,
     links: Any,
     resources: Any,
@@ -803,9 +1010,11 @@ def _payload(
                         ids,
                         times,
                         fields,
+                        rows,
                         attributes,
                         kinds,
                         contents,
+                        recent,
                         events,
                         links,
                         slots,
@@ -860,9 +1069,11 @@ def walk(
     ids: Any,
     times: Any,
     fields: Any,
+    rows: Any,
     attributes: Any,
     kinds: Any,
     contents: Any,
+    recent: Any,
     events: Any,
     links: Any,
     resources: Any,
@@ -891,7 +1102,10 @@ def walk(
         traces, ids: uint64 (n, 2) and (2, n): trace ids; span ids and parents; as they stand in memory.
         times: uint64 (2, n): start and end, ns.
         fields: int32 (`SPAN_FIELDS`, n).
-        attributes, kinds, contents: int32 (4, m), uint8 m, int64 m (see `_value`); the same of resources and scopes.
+        rows: int32, m: for each attribute of a span the number of one with the same bytes, or of itself.
+        attributes, kinds, contents: int32 (`ENTRY_FIELDS`, e), uint8 e, int64 e (see `_value`): the attributes that are
+            numbered so; those of resources and scopes are all here.
+        recent: uint64, `RECENT`, zeros: the upper half of what an attribute looks like, and the row where it stood.
         events, links: int32 (2, e): position and size.
         resources, scopes: int32 (8, r).
         slots, known, follow: the table of keys (`number_of`), and the key that follows each; -1 = none yet.
@@ -917,9 +1131,11 @@ def walk(
             ids,
             times,
             fields,
+            rows,
             attributes,
             kinds,
             contents,
+            recent,
             events,
             links,
             resources,
@@ -944,6 +1160,8 @@ def walk(
                 if number != KEYS:
                     counts[0, number] = counts[1, number]
         start = end
+    if store:
+        _upright(rows, now[ATTRIBUTES])
     return DONE
 
 
@@ -958,6 +1176,7 @@ def examine(
     codes: Any,
     kinds: Any,
     contents: Any,
+    recent: Any,
     multipliers: Any,
 ) -> Any:
     """`walk` that writes nothing but ``counts`` and ``odd``, and looks into events and links."""
@@ -972,9 +1191,11 @@ def examine(
         words,
         words,
         integers,
+        codes,
         integers,
         kinds,
         contents,
+        recent,
         integers,
         integers,
         integers,
@@ -1006,9 +1227,11 @@ def walk_spans(
     ids: Any,
     times: Any,
     fields: Any,
+    rows: Any,
     attributes: Any,
     kinds: Any,
     contents: Any,
+    recent: Any,
     events: Any,
     links: Any,
     slots: Any,
@@ -1032,9 +1255,11 @@ def walk_spans(
             ids,
             times,
             fields,
+            rows,
             attributes,
             kinds,
             contents,
+            recent,
             events,
             links,
             slots,
@@ -1044,6 +1269,7 @@ def walk_spans(
         )
         if ended != DONE:
             return ended
+    _upright(rows, now[ATTRIBUTES])
     return DONE
 
 
@@ -1147,17 +1373,18 @@ def messages(data: Any, starts: Any, sizes: Any, offsets: Any, out: Any) -> Any:
 
 
 @_jit
-def texts_room(table: Any, kinds: Any, contents: Any, ends: Any) -> Any:
+def texts_room(rows: Any, table: Any, kinds: Any, contents: Any, ends: Any) -> Any:
     """Bytes that `texts` writes at the most; -1 where a text ends before it begins, which none does that was walked.
 
     Args:
-        table, kinds, contents, ends: as for `texts`.
+        rows, table, kinds, contents, ends: as for `texts`.
     """
     total = np.int64(ends[ends.size - 1])
-    for row in range(kinds.size):
-        kind = kinds[row]
+    for row in range(rows.size):
+        entry = rows[row]
+        kind = kinds[entry]
         if kind == STRING:
-            size = np.int64(table[VALUE, row]) + np.int64(table[VALUE_SIZE, row]) - contents[row]
+            size = np.int64(table[VALUE, entry]) + np.int64(table[VALUE_SIZE, entry]) - contents[entry]
             if size < 0:
                 return -1
             total += size
@@ -1169,12 +1396,15 @@ def texts_room(table: Any, kinds: Any, contents: Any, ends: Any) -> Any:
 
 
 @_jit
-def texts(data: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: Any, offsets: Any, out: Any) -> Any:
+def texts(
+    data: Any, rows: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: Any, offsets: Any, out: Any
+) -> Any:
     """Write values of attributes as text: strings as they are, integers and booleans as JSON has them.
 
     Args:
         data: uint8; eight bytes after each value must exist.
-        table, kinds, contents: int32 (4, m), uint8 and int64 of m attributes.
+        rows: int32, m: the number of each attribute.
+        table, kinds, contents: int32 (`ENTRY_FIELDS`, e), uint8 and int64 of the attributes that are numbered.
         ends, others: int32 of k + 1 and uint8: the texts of the k values of other kinds that are not empty, behind each
             other; eight bytes after them must exist.
         offsets: int32, length m + 1, is written: where each text begins in ``out``.
@@ -1187,11 +1417,12 @@ def texts(data: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: A
     high = np.uint64(0)
     other = np.int64(0)
     offsets[0] = 0
-    for row in range(kinds.size):
-        kind = kinds[row]
+    for row in range(rows.size):
+        entry = rows[row]
+        kind = kinds[entry]
         if kind == STRING:
-            start = contents[row]
-            left = np.int64(table[VALUE, row]) + np.int64(table[VALUE_SIZE, row]) - start
+            start = contents[entry]
+            left = np.int64(table[VALUE, entry]) + np.int64(table[VALUE_SIZE, entry]) - start
             end = at + left
             while left > 0:
                 bits = word(data, start)
@@ -1202,7 +1433,7 @@ def texts(data: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: A
                 start, at, left = start + 8, at + 8, left - 8
             at = end
         elif kind == INT:
-            value = contents[row]
+            value = contents[entry]
             rest = np.uint64(value)
             if value < 0:
                 out[at] = 45
@@ -1219,7 +1450,7 @@ def texts(data: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: A
                 rest = tenth
             at += digits
         elif kind == BOOL:
-            if contents[row] != 0:
+            if contents[entry] != 0:
                 put(out, at, np.uint64(0x65757274))  # true
                 at += 4
             else:
@@ -1237,26 +1468,35 @@ def texts(data: Any, table: Any, kinds: Any, contents: Any, ends: Any, others: A
     return 1 if high & np.uint64(0x8080808080808080) else 0
 
 
-@_brief
-def by_key(codes: Any, kinds: Any, place: Any, starts: Any, rows: Any) -> None:
+@_inlined
+def _placed(table: Any, kinds: Any, place: Any, where: Any) -> None:
+    """Write for each of the numbered attributes the place of its key, -1 where it is not wanted or has no value."""
+    for entry in range(kinds.size):
+        where[entry] = place[table[CODE, entry]] if kinds[entry] != EMPTY else -1
+
+
+@_jit
+def by_key(rows: Any, table: Any, kinds: Any, place: Any, where: Any, starts: Any, out: Any) -> None:
     """Rows of attributes by key, those without a value left out.
 
     Args:
-        codes, kinds: int32 and uint8 of m attributes.
+        rows, table, kinds: int32, int32 (`ENTRY_FIELDS`, e) and uint8 e, as of `walk`.
         place: int32, for each key its place among the wanted ones, -1 = not wanted.
+        where: int32, e, for the kernel's own use.
         starts: int64, one more than there are places, zeros; is written: where the rows of each place begin.
-        rows: int64, room for m, is written: rows in ascending order, place after place.
+        out: int64, room for all rows, is written: rows in ascending order, place after place.
     """
-    for row in range(codes.size):
-        at = place[codes[row]]
-        if at >= 0 and kinds[row] != EMPTY:
+    _placed(table, kinds, place, where)
+    for row in range(rows.size):
+        at = where[rows[row]]
+        if at >= 0:
             starts[at + 1] += 1
     for at in range(1, starts.size):
         starts[at] += starts[at - 1]
-    for row in range(codes.size):
-        at = place[codes[row]]
-        if at >= 0 and kinds[row] != EMPTY:
-            rows[starts[at]] = row
+    for row in range(rows.size):
+        at = where[rows[row]]
+        if at >= 0:
+            out[starts[at]] = row
             starts[at] += 1
     for at in range(starts.size - 1, 0, -1):
         starts[at] = starts[at - 1]
@@ -1264,33 +1504,50 @@ def by_key(codes: Any, kinds: Any, place: Any, starts: Any, rows: Any) -> None:
 
 
 @_jit
-def numbers(table: Any, kinds: Any, contents: Any, place: Any, given: Any, values: Any, seen: Any) -> None:
+def numbers(
+    rows: Any,
+    offsets: Any,
+    table: Any,
+    kinds: Any,
+    contents: Any,
+    place: Any,
+    where: Any,
+    given: Any,
+    values: Any,
+    seen: Any,
+) -> None:
     """Values of attributes by key and owner; of two values of one key the later counts.
 
     Args:
-        table, kinds, contents: int32 (4, m or more), uint8 m and int64 m.
+        rows, table, kinds, contents: int32, int32 (`ENTRY_FIELDS`, e), uint8 e and int64 e, as of `walk`.
+        offsets: int64, n + 1: the rows of each owner.
         place: int32, for each key its place among the wanted ones, -1 = not wanted.
+        where: int32, e, for the kernel's own use.
         given: uint8 (places, n), zeros; is written: the kind of each value.
         values: int64 (places, n), zeros; is written: their contents, see `_value`.
         seen: int64, zeros; is written: the kinds that occur at each place, as bits.
     """
-    for row in range(kinds.size):
-        at = place[table[CODE, row]]
-        if at >= 0 and kinds[row] != EMPTY:
-            owner = table[OWNER, row]
-            given[at, owner] = kinds[row]
-            values[at, owner] = contents[row]
-            seen[at] |= 1 << kinds[row]
+    _placed(table, kinds, place, where)
+    for entry in range(kinds.size):
+        if where[entry] >= 0:
+            seen[where[entry]] |= 1 << kinds[entry]
+    for owner in range(offsets.size - 1):
+        for row in range(offsets[owner], offsets[owner + 1]):
+            entry = rows[row]
+            at = where[entry]
+            if at >= 0:
+                given[at, owner] = kinds[entry]
+                values[at, owner] = contents[entry]
 
 
 @_jit
 def encode(data: Any, table: Any, rows: Any, codes: Any, slots: Any, known: Any, follow: Any, multipliers: Any) -> Any:
-    """Number the values at some rows of an attribute table, equal ones alike, in the order in which they first occur.
+    """Number the values of some attributes, equal ones alike, in the order in which they first occur.
 
     Args:
         data: uint8; eight bytes after each value must exist.
-        table: int32 (4, m).
-        rows: int64, length n.
+        table: int32 (`ENTRY_FIELDS`, e).
+        rows: int32, length n: their columns in ``table``.
         codes: int32, length n, is written.
         slots, known, follow, multipliers: as in `walk`, for values instead of keys.
 
@@ -1314,116 +1571,250 @@ def encode(data: Any, table: Any, rows: Any, codes: Any, slots: Any, known: Any,
     return count
 
 
+@_inlined
+def _tail(data: Any, at: int, left: int) -> Any:
+    """The next bytes of a stretch as one integer, zeros behind its end; ``left`` > 0 of them are its own."""
+    if left >= 8:
+        return word(data, at)
+    if at <= data.size - 8:
+        return word(data, at) & ((np.uint64(1) << np.uint64(8 * left)) - np.uint64(1))
+    bits = np.uint64(0)
+    for number in range(left):
+        bits |= np.uint64(data[at + number]) << np.uint64(8 * number)
+    return bits
+
+
+@_inlined
+def _mixed(h: Any, multiplier: Any) -> Any:
+    h = (h ^ (h >> np.uint64(32))) * multiplier
+    return h ^ (h >> np.uint64(29))
+
+
+@_inlined
+def _polynomial(data: Any, at: int, left: int, base: Any) -> Any:
+    """A hash of ``left`` > 0 bytes: a polynomial over their 64-bit words, the last one filled up with zeros."""
+    total, power = np.uint64(0), np.uint64(1)
+    while left > 0:
+        bits = _tail(data, at, left)
+        total += (bits ^ (bits >> np.uint64(29))) * power
+        power *= base
+        at, left = at + 8, left - 8
+    return total
+
+
 @_jit
-def content(data: Any, table: Any, offsets: Any, keys: Any, most: int, constants: Any, out: Any) -> None:
+def content(
+    data: Any, rows: Any, offsets: Any, table: Any, keys: Any, most: int, constants: Any, sums: Any, out: Any
+) -> None:
     """Hash the attributes of each owner: `tollspan.processor.recent` says how, and does the same with NumPy.
 
     Args:
         data: uint8; eight bytes after each value must exist.
-        table: int32 (4, m).
+        rows: int32, m.
         offsets: int64, n + 1: the rows of each owner.
+        table: int32 (`ENTRY_FIELDS`, e or more).
         keys: uint64, a hash of each key.
-        most: bytes of an owner's values that are looked at.
-        constants: uint64: the polynomials' base, and what lengths and keys are multiplied with.
+        most: bytes of a value that are looked at.
+        constants: uint64: the polynomials' base, what lengths are multiplied with, and what is mixed with.
+        sums: uint64, e, for the kernel's own use.
         out: uint64, n, is written.
     """
     base = constants[0]
+    for entry in range(sums.size):
+        at, size = np.int64(table[VALUE, entry]), np.int64(table[VALUE_SIZE, entry])
+        total = np.uint64(size) * constants[1]
+        if size > 0:
+            total += _polynomial(data, at, min(size, np.int64(most)), base)
+        sums[entry] = _mixed(total + keys[table[CODE, entry]], constants[2])
     for owner in range(out.size):
-        total = keyed = held = np.uint64(0)
-        power = key_power = np.uint64(1)
-        filled = length = np.int64(0)
+        total = np.uint64(0)
+        power = np.uint64(1)
         for row in range(offsets[owner], offsets[owner + 1]):
-            keyed += keys[table[CODE, row]] * key_power
-            key_power *= base
-            at, left = np.int64(table[VALUE, row]), np.int64(table[VALUE_SIZE, row])
-            looked = min(left, max(np.int64(0), most - length))
-            length += left
-            while looked > 0:
-                bits = word(data, at)
-                taken = np.int64(8)
-                if looked < 8:
-                    taken = looked
-                    bits &= (np.uint64(1) << np.uint64(8 * taken)) - np.uint64(1)
-                held |= bits << np.uint64(8 * filled)
-                if filled + taken >= 8:
-                    total += (held ^ (held >> np.uint64(29))) * power
-                    power *= base
-                    held = bits >> np.uint64(64 - 8 * filled) if filled > 0 else np.uint64(0)
-                    filled += taken - 8
-                else:
-                    filled += taken
-                at, looked = at + taken, looked - taken
-        if filled > 0:
-            total += (held ^ (held >> np.uint64(29))) * power
-        out[owner] = total + np.uint64(length) * constants[1] + keyed * constants[2]
+            total += sums[rows[row]] * power
+            power *= base
+        out[owner] = total
 
 
 @_jit
-def first_said(
+def said_values(
     data: Any,
-    offsets: Any,
     table: Any,
     kinds: Any,
     first: Any,
-    column: Any,
-    rank: Any,
-    best: Any,
     last: Any,
-    said: Any,
+    ids: Any,
     slots: Any,
     known: Any,
     follow: Any,
     multipliers: Any,
 ) -> Any:
-    """For each owner and column the value of the most preferred key that says something, as `encode` numbers them.
+    """Number the values of the attributes that say something under a key that is asked for.
 
-    Texts that are not empty, numbers and booleans say something; of two values of one key the later counts.
+    Texts that are not empty, numbers and booleans say something.
 
     Args:
         data: uint8; eight bytes after each value must exist.
-        offsets: int64, n + 1: the rows of each owner.
-        table, kinds: int32 (4, m) and uint8 m.
-        first: int32, one more than there are keys: where a key's entries in ``column`` and ``rank`` begin.
-        column, rank: int32 and uint8: a column that is read from the key, and how much others are preferred to it.
-        best: uint8, a byte for each column, for the walker's own use.
-        last: int32, one for each key, -1.
-        said: int32 (n, columns or more), is written as far as there are columns; -1 = nothing.
+        table, kinds: int32 (`ENTRY_FIELDS`, e or more) and uint8 e.
+        first: int32, one more than there are keys: where a key's entries begin, see `said`.
+        last: int32, one for each key, -1; for the kernel's own use.
+        ids: int64, e, is written: the key's number and, in the lower 32 bits, the value's; -1 = says nothing.
         slots, known, follow, multipliers: as in `encode`.
 
     Returns:
         How many are distinct; -1 when ``known`` has no room for them.
     """
     count = np.int64(0)
-    for owner in range(offsets.size - 1):
+    for entry in range(kinds.size):
+        ids[entry] = -1
+        key = np.int64(table[CODE, entry])
+        kind = kinds[entry]
+        if first[key] == first[key + 1] or kind == EMPTY or kind > DOUBLE:
+            continue
+        at, size = np.int64(table[VALUE, entry]), np.int64(table[VALUE_SIZE, entry])
+        if kind == STRING and size == 2:
+            continue
+        before = np.int64(last[key])
+        code = np.int64(follow[before + 1])
+        if code < 0 or known[1, code] != size or not same(data, np.int64(known[0, code]), at, size):
+            code = number_of(data, at, size, slots, known, count, multipliers)
+            if code < 0:
+                return -1
+            if code == count:
+                count += 1
+            follow[before + 1] = code
+        last[key] = code
+        ids[entry] = (key << 32) | code
+    return count
+
+
+@_inlined
+def _spoken(rows: Any, start: int, end: int, ids: Any, words: Any, begin: int, stop: int) -> Any:
+    """Whether what some rows say is what stands in ``words`` from ``begin`` to ``stop``."""
+    for row in range(start, end):
+        said_ = ids[rows[row]]
+        if said_ < 0:
+            continue
+        if begin >= stop or words[begin] != said_:
+            return False
+        begin += 1
+    return begin == stop
+
+
+@_jit
+def said_shapes(
+    rows: Any,
+    offsets: Any,
+    ids: Any,
+    slots: Any,
+    heads: Any,
+    bounds: Any,
+    follow: Any,
+    words: Any,
+    multipliers: Any,
+    shape: Any,
+) -> Any:
+    """Number owners by what their attributes say, in the order in which they first occur.
+
+    Args:
+        rows: int32, m.
+        offsets: int64, n + 1: the rows of each owner.
+        ids: int64, e, see `said_values`.
+        slots: int32, a power of two of them, 0 = free, else a number + 1; more than there are ``heads``.
+        heads: int64, is written: the first owner of each number.
+        bounds: int64, one more than there are ``heads``, for the kernel's own use; as are
+        follow: int32, one more than there are ``heads``, -1: which number came after which the last time; and
+        words: int64, m.
+        multipliers: random keys, as in `walk`.
+        shape: int64, n, is written.
+
+    Returns:
+        How many are distinct; -1 when ``heads`` has no room for them.
+    """
+    count = before = np.int64(0)  # the number before, + 1
+    low, mask = np.uint64(0xFFFFFFFF), np.int64(slots.size - 1)
+    bounds[0] = 0
+    for owner in range(shape.size):
+        start, end = offsets[owner], offsets[owner + 1]
+        number = np.int64(follow[before])
+        if number < 0 or not _spoken(rows, start, end, ids, words, bounds[number], bounds[number + 1]):
+            total = multipliers[0]
+            place = 1
+            stop = np.int64(bounds[count])
+            for row in range(start, end):
+                said_ = ids[rows[row]]
+                if said_ < 0:
+                    continue
+                bits = np.uint64(said_)
+                total += multipliers[place] * (bits & low) + multipliers[place + 1] * (bits >> np.uint64(32))
+                place += 2
+                if place > 60:
+                    total = multipliers[61] + multipliers[62] * (total >> np.uint64(32))
+                    place = 1
+                words[stop] = said_
+                stop += 1
+            slot = np.int64(total >> np.uint64(32)) & mask
+            number = np.int64(-1)
+            while slots[slot] != 0:
+                known = np.int64(slots[slot]) - 1
+                if _spoken(rows, start, end, ids, words, bounds[known], bounds[known + 1]):
+                    number = known
+                    break
+                slot = (slot + 1) & mask
+            if number < 0:
+                if count >= heads.size:
+                    return -1
+                number = count
+                slots[slot] = count + 1
+                heads[count] = owner
+                count += 1
+                bounds[count] = stop
+            follow[before] = number
+        shape[owner] = number
+        before = number + 1
+    return count
+
+
+@_jit
+def said(
+    owners: Any,
+    rows: Any,
+    offsets: Any,
+    ids: Any,
+    first: Any,
+    column: Any,
+    rank: Any,
+    best: Any,
+    out: Any,
+) -> None:
+    """For some owners and each column the value of the most preferred key that says something.
+
+    Of two values of one key the later counts.
+
+    Args:
+        owners: int64, k.
+        rows: int32, m.
+        offsets: int64, n + 1: the rows of each owner.
+        ids: int64, e, see `said_values`.
+        first: int32, one more than there are keys: where a key's entries in ``column`` and ``rank`` begin.
+        column, rank: int32 and uint8: a column that is read from the key, and how much others are preferred to it.
+        best: uint8, a byte for each column, for the kernel's own use.
+        out: int32 (k, columns), is written; -1 = nothing.
+    """
+    for place in range(owners.size):
+        owner = owners[place]
         for number in range(best.size):
             best[number] = 255
-            said[owner, number] = -1
+            out[place, number] = -1
         for row in range(offsets[owner], offsets[owner + 1]):
-            key = table[CODE, row]
-            entry, end = first[key], first[key + 1]
-            kind = kinds[row]
-            if entry == end or kind == EMPTY or kind > DOUBLE:
+            said_ = ids[rows[row]]
+            if said_ < 0:
                 continue
-            at, size = np.int64(table[VALUE, row]), np.int64(table[VALUE_SIZE, row])
-            if kind == STRING and size == 2:
-                continue
-            before = np.int64(last[key])
-            code = np.int64(follow[before + 1])
-            if code < 0 or known[1, code] != size or not same(data, np.int64(known[0, code]), at, size):
-                code = number_of(data, at, size, slots, known, count, multipliers)
-                if code < 0:
-                    return -1
-                if code == count:
-                    count += 1
-                follow[before + 1] = code
-            last[key] = code
-            while entry < end:
+            key = said_ >> 32
+            for entry in range(first[key], first[key + 1]):
                 number = column[entry]
                 if rank[entry] <= best[number]:
                     best[number] = rank[entry]
-                    said[owner, number] = code
-                entry += 1
-    return count
+                    out[place, number] = said_ & _LOW
 
 
 @_jit
@@ -1521,19 +1912,6 @@ def renumber(codes: Any, place: Any, said: Any) -> None:
         codes[row] = place[code] if code >= 0 else 0
 
 
-@_inlined
-def _tail(data: Any, at: int, left: int) -> Any:
-    """The next bytes of a stretch as one integer, zeros behind its end; ``left`` > 0 of them are its own."""
-    if left >= 8:
-        return word(data, at)
-    if at <= data.size - 8:
-        return word(data, at) & ((np.uint64(1) << np.uint64(8 * left)) - np.uint64(1))
-    bits = np.uint64(0)
-    for number in range(left):
-        bits |= np.uint64(data[at + number]) << np.uint64(8 * number)
-    return bits
-
-
 @_jit
 def add_ranges(data: Any, offsets: Any, most: int, constants: Any, factor: Any, out: Any) -> None:
     """Add a hash of each stretch of bytes, times ``factor``, to ``out``; `tollspan.processor.recent` does the same.
@@ -1550,16 +1928,9 @@ def add_ranges(data: Any, offsets: Any, most: int, constants: Any, factor: Any, 
     for row in range(out.size):
         at = np.int64(offsets[row])
         size = np.int64(offsets[row + 1]) - at
-        if size == 0:
-            continue
-        total, power = np.uint64(size) * constants[1], np.uint64(1)
-        left = size if size < most else np.int64(most)
-        while left > 0:
-            bits = _tail(data, at, left)
-            total += (bits ^ (bits >> np.uint64(29))) * power
-            power *= base
-            at, left = at + 8, left - 8
-        out[row] += total * factor
+        if size > 0:
+            total = np.uint64(size) * constants[1] + _polynomial(data, at, min(size, np.int64(most)), base)
+            out[row] += total * factor
 
 
 @_inlined
@@ -1576,12 +1947,6 @@ def _finished(h: Any, multipliers: Any) -> Any:
     h = (h ^ (h >> np.uint64(30))) * multipliers[1]
     h = (h ^ (h >> np.uint64(27))) * multipliers[2]
     return h ^ (h >> np.uint64(31))
-
-
-@_inlined
-def _mixed(h: Any, multiplier: Any) -> Any:
-    h = (h ^ (h >> np.uint64(32))) * multiplier
-    return h ^ (h >> np.uint64(29))
 
 
 @_jit
@@ -1630,7 +1995,6 @@ def identify(
 HEAD, LENGTH = range(2)
 """Of an index: number of the oldest entry, and how many there are."""
 _NUMBERS: Final = 0x7FFFFFFF
-_LOW: Final = 0xFFFFFFFF
 
 
 @_inlined
