@@ -25,7 +25,7 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.decode import decode, fused
 from tollspan.processor.journal.files import Position, Range
 from tollspan.processor.journal.inspection import inspect
-from tollspan.processor.recent import ConflictLog, Generations, Index, Keys, Known, contents, faster, sift
+from tollspan.processor.recent import UNKNOWN, ConflictLog, Generations, Index, Keys, Known, contents, faster, sift
 from tollspan.processor.recent_log import RecentLog, Record
 from tollspan.processor.reconcile import reconcile
 from tollspan.processor.store import open_store
@@ -359,7 +359,7 @@ def test_contents_that_an_older_version_put_down_are_not_known(tmp_path: Path) -
     path.write_bytes(written[:8] + (1).to_bytes(4, "little") + written[12:])
     _, known = disk.open()
     (found,) = known.records
-    assert found.spans[:, 1].tolist() == [0] * 5
+    assert found.spans[:, 1].tolist() == [UNKNOWN] * 5
     assert found.spans[:, 0].tolist() == record(0).spans[:, 0].tolist()
     for of_width in (Generations, index):
         recent = of_width(2)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 MOST_HASHED: Final = 1 << 20
 """Bytes of a span's values, of each, that its content is told by; beyond them, by their length alone."""
 
-UNKNOWN: Final = 0
+UNKNOWN: Final = 2**64 - 1
 """Content of a span whose content nobody knows any more: one that comes again is a duplicate."""
 
 NAMED: Final = 5
