@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tollspan.processor.queries import LATEST, dimensions_of, extent, find, named_queries, run, slices
+from tollspan.processor.sqlfront import SqlFront
 from tollspan.processor.store import Store, open_store
 
 from .small_world import small_world
@@ -60,6 +61,18 @@ def test_every_query_says_the_same_of_slices_as_of_the_whole(
             assert len(slices.borders(world, since, until)) == (slices.SLICES - 1 if enough == 1 else 0)
             found.append(run(world, name, since, until, **more))
         assert found[0] == found[1], (since, until, by)
+
+
+def test_slices_pass_the_read_only_port(world: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch, 1)
+    front = SqlFront(world, "127.0.0.1:0")
+    try:
+        with open_store(f"clickhouse://{front.start()}/{world.database}", create=False) as through:
+            assert slices.borders(through, None, None) == slices.borders(world, None, None) != ()
+            for name in ("cost-per-1000", "cost-by-latency", "utilization"):
+                assert run(through, name, by=["service"]) == run(world, name, by=["service"]) != []
+    finally:
+        front.stop()
 
 
 def test_every_measure_is_read_in_slices() -> None:
