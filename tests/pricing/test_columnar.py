@@ -23,6 +23,8 @@ from tollspan.pricing.schedule import Schedule
 
 from .books import INPUT, NOON, OUTPUT, book_of
 
+pytestmark = pytest.mark.timeout(600)  # where nothing is cached, the first test waits for the compiler
+
 
 @pytest.fixture(params=["numpy", "kernels"], autouse=True, scope="module")
 def twin(request: pytest.FixtureRequest) -> Iterator[None]:

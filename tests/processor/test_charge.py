@@ -22,6 +22,8 @@ from tollspan.processor.normalize import normalize
 from tollspan.processor.store import Store
 from tollspan.processor.write import Writer
 
+pytestmark = pytest.mark.timeout(600)  # where nothing is cached, the first test waits for the compiler
+
 BOOK = """
 price_book: {id: b, version: 1, currency: USD}
 prices:

@@ -139,8 +139,6 @@ class Assembler:
         used = tokens if used is None else used
         if embeddings is not None and (embeddings & tokens).any():
             self._embeds = True
-        own = keys if embeddings is None else billing_keys(keys, embeddings)
-
         carriers = used if embeddings is None else used & ~embeddings
         walk = kernels()
         if walk is not None:
@@ -150,6 +148,7 @@ class Assembler:
                 small, more = self._climb(batch, used & embeddings, _EMBEDDING)
                 marked, announced = np.where(embeddings, small, marked), ascending(np.concatenate([announced, more]))
             return tokens & marked, announced
+        own = keys if embeddings is None else billing_keys(keys, embeddings)
         frontier = parents[(carriers | self._ancestors.member(keys)) & above]
         if self._embeds:
             small = self._ancestors.member(keys ^ _EMBEDDING)

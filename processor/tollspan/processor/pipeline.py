@@ -479,7 +479,7 @@ class Pipeline:
         self.unknown.see(decoded, normalized, batch.received_ns)
         self.laps.lap("normalize")
         table = normalized.columns
-        tokens = np.asarray(table["token_bearing"]) | silent(normalized)
+        tokens = true(plain(table["token_bearing"])) | silent(normalized)
         embeddings = _embeddings(normalized)
         # What stands elsewhere accounts for nobody's bill, or a call with such a span beneath it would have none.
         elsewhere = true(plain(table["elsewhere"]))
