@@ -22,6 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from tollspan.processor import receive
 from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Checked
 from tollspan.processor.errors import ConfigError, JournalError, JournalFull
@@ -228,7 +229,11 @@ def test_a_check_that_fails_is_our_fault_and_nothing_is_acknowledged(tmp_path: P
     line.close()
 
 
-def test_too_large_a_request_is_refused_also_when_it_is_small_on_the_wire(line: Line) -> None:
+def test_too_large_a_request_is_refused_also_when_it_is_small_on_the_wire(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(receive, "give_back", lambda: given_back.append(1))
     bomb = request(name="z" * LIMIT)
     assert len(gzip.compress(bomb)) < LIMIT // 50
     for options in ({}, {"compression": grpc.Compression.Gzip}):
@@ -238,6 +243,7 @@ def test_too_large_a_request_is_refused_also_when_it_is_small_on_the_wire(line: 
     line.send(request())
     assert line.counters.get("receive.calls") == 3
     assert line.counters.get("receive.requests") == 1
+    assert len(given_back) == 2, "what gRPC decompressed is free, and to go back to the kernel"
 
 
 def test_a_full_disk_asks_to_try_again_and_then_takes_it(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.decode import Checked, check
 from tollspan.processor.errors import JournalError, JournalFull
 from tollspan.processor.journal import Journal, Ticket
+from tollspan.processor.memory import LARGE_BYTES, give_back
 from tollspan.processor.rejects import BAD_JSON, MAX_SPANS, describe, split
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,8 @@ class Bodies:
         """Undo `hold`."""
         with self._lock:
             self._held -= size
+        if size >= LARGE_BYTES:
+            give_back()
 
 
 class Intake:

@@ -6,9 +6,11 @@ which took a tenth of the service's CPU time. For `tollspan serve` only: a user'
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
+import threading
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -46,3 +48,30 @@ def settle_objects() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+LARGE_BYTES: Final = 8 << 20
+"""What is freed at once and is more than this is seldom: `give_back` is worth its few milliseconds."""
+_GIVE_BACK_S: Final = 1.0
+_waiting = threading.Lock()
+
+
+def give_back() -> None:
+    """Have what is free go back to the kernel within a second, at most once a second; returns at once.
+
+    Each thread's heap keeps what was freed in it. After large requests on many threads, or decompressed bombs, that is
+    as much again as the service holds, for good.
+    """
+    if _waiting.acquire(blocking=False):
+        timer = threading.Timer(_GIVE_BACK_S, _trim)
+        timer.name, timer.daemon = "tollspan-memory", True
+        try:
+            timer.start()
+        except RuntimeError:  # not one thread is to be had
+            _waiting.release()
+
+
+def _trim() -> None:
+    _waiting.release()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)

@@ -69,6 +69,7 @@ from tollspan.processor.intake import (
     Partial,
     Refusal,
 )
+from tollspan.processor.memory import give_back
 from tollspan.processor.patience import Patience
 from tollspan.processor.senders import Sender, Senders
 from tollspan.processor.tls import Tls
@@ -322,6 +323,7 @@ class Receiver:
             payload = None
         if payload is None:
             self._counters.add("receive.broken")
+            give_back()  # it may have been too large when decompressed
             return _BROKEN
         if not self._intake.bodies.hold(len(payload)):
             self._intake.refuse(TOO_MUCH)
@@ -394,6 +396,7 @@ class Receiver:
         self._patience.end(call)
         if payload is None:
             self._counters.add("receive.broken")
+            give_back()
             self._end(call, 0, _BROKEN)
             return
         size = len(payload)

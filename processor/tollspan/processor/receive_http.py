@@ -302,11 +302,12 @@ class HttpReceiver:
 
     def _decompressed(self, body: bytes, encoding: str) -> bytes:
         """The body as it was, held in `Intake.bodies` by its length; never more of it than may be."""
-        parts: list[bytes] = []
+        parts: list[pa.Buffer] = []
         size = 0
         try:
             stream = pa.CompressedInputStream(pa.BufferReader(body), CODECS[encoding])
-            while part := stream.read(min(PIECE_BYTES, self._max_bytes + 1 - size)):
+            # Buffers of Arrow's pool, which go back to the kernel; a thread's heap would keep what a bomb left.
+            while len(part := stream.read_buffer(min(PIECE_BYTES, self._max_bytes + 1 - size))):
                 if not self._bodies.hold(len(part)):
                     raise _too_much()
                 size += len(part)
