@@ -54,6 +54,9 @@ def record() -> Callable[[Scenario, World, bool], None]:
             figures = scenario(world, long)
         except Exception as error:
             figures.problems = [f"{type(error).__name__}: {error}"[:300]]
+            for line in world.lines:
+                ended = line.process.poll() if line.process is not None else "never begun"
+                print(f"{line.folder.name}: exit code {ended} (None: it runs); it said last:\n{line.said()}")
             raise
         except pytest.skip.Exception as skipped:
             figures.problems, figures.not_run = [], str(skipped)
