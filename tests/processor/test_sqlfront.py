@@ -101,6 +101,20 @@ class TestAsClickHouse:
             assert port.raw("GET", path).text == "Ok.\n"
         assert port.raw("GET", "/play").status == 404
 
+    def test_a_fault_of_ours_is_answered_and_logged(
+        self, rows: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        front = SqlFront(rows, "127.0.0.1:0")
+        monkeypatch.setattr(front, "_execute", lambda *_: 1 // 0)
+        try:
+            reply = Port(front.start()).ask("SELECT 1")
+        finally:
+            front.stop()
+        assert (reply.status, reply.headers["X-ClickHouse-Exception-Code"]) == (500, "1002")
+        assert "UNKNOWN_EXCEPTION" in reply.text
+        assert "ZeroDivisionError" in caplog.text
+        assert "Division" not in reply.text
+
     def test_the_query_may_be_in_the_url_the_body_or_both(self, port: Port) -> None:
         assert port.ask("SELECT 2").text == "2\n"
         assert port.ask(body=b"SELECT 3").text == "3\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.parser
 import email.policy
 import json
+import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,11 @@ from tollspan.processor.addresses import host_name
 from tollspan.processor.senders import credentials
 from tollspan.processor.sqlfront.statement import Refused
 
+log = logging.getLogger(__name__)
+
 REQUIRED_PASSWORD: Final = 194
 AUTHENTICATION_FAILED: Final = 516
+UNKNOWN_EXCEPTION: Final = 1002
 """ClickHouse's error codes."""
 
 CODINGS: Final[dict[str, str]] = {"zstd": "zstd", "lz4": "lz4", "gzip": "gzip", "br": "brotli"}
@@ -176,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
             headers = {name.lower(): value for name, value in self.headers.items()}
             if headers.get("content-type", "").startswith("multipart/form-data"):
                 params, body = {**params, **_form(headers["content-type"], body)}, b""
-            result = type(self).answer(Request(self.command, params, headers, body))
+            result = self._answered(Request(self.command, params, headers, body))
         except Malformed as error:
             self.close_connection = True
             self._plain(error.status, f"{error}\n")
@@ -193,6 +197,21 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._send(result, params)
+
+    def _answered(self, request: Request) -> Answer:
+        """What the front answers.
+
+        Raises:
+            Refused: by the front, or because of a fault of ours, which is not to end as a connection without an answer.
+        """
+        try:
+            return type(self).answer(request)
+        except Refused:
+            raise
+        except Exception:
+            log.exception("a query met a fault of ours")
+            said = "Internal error; the log of the service says more."
+            raise Refused(UNKNOWN_EXCEPTION, "UNKNOWN_EXCEPTION", said) from None
 
     def _check_origin(self) -> None:
         """Keep web pages out: neither a name that was rebound to this machine, nor another site's script."""
