@@ -22,6 +22,7 @@ from types import FunctionType, SimpleNamespace
 from typing import Any, Final
 
 import atheris
+import numpy as np
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tollspan.processor.decode import decode, fused
@@ -55,12 +56,34 @@ NORMALIZED: Final = 16
 """Of so many requests that are taken, one goes through `normalize` too."""
 
 
+class Word(int):
+    """An unsigned integer of 64 bits."""
+
+
+def _wrapped(operator: str) -> Any:
+    plain = getattr(int, operator)
+    return lambda *operands: Word(plain(*map(int, operands)) & (2**64 - 1))
+
+
+for _name in ("add", "sub", "mul", "and", "or", "xor"):
+    for _operator in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Word, _operator, _wrapped(_operator))
+for _operator in ("__lshift__", "__rshift__", "__invert__"):
+    setattr(Word, _operator, _wrapped(_operator))
+
+
 def in_python(walk: Any) -> Any:
     """The walker's functions as instrumented Python."""
-    own: dict[str, Any] = dict(vars(walk))
-    # Integers of Python's have no last bit: the walker's own bounds are what keeps them small.
-    own["np"] = SimpleNamespace(int64=int, uint64=int, uint8=int, int32=int)
-    own["_load"] = lambda data, at: int.from_bytes(data[at : at + 8].tobytes(), "little")
+    own: dict[str, Any] = {
+        name: Word(value) if isinstance(value, np.uint64) else value for name, value in vars(walk).items()
+    }
+    own["np"] = SimpleNamespace(
+        uint64=lambda value: Word(int(value) & (2**64 - 1)),
+        int64=lambda value: (int(value) + 2**63) % 2**64 - 2**63,
+        int32=int,
+        uint8=int,
+    )
+    own["_load"] = lambda data, at: Word.from_bytes(data[at : at + 8].tobytes(), "little")
     for name, kernel in vars(walk).items():
         if hasattr(kernel, "py_func"):
             code = kernel.py_func
