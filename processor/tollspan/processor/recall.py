@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ class Recall:
         """The spans of a batch that did not come before; who they are; and how many came before, where any did."""
         spans, seen = decoded.spans, dict[str, int]()
         who = Keys(decoded, self.seed)
-        sifted = sift(self.assembler.spans, CONTENT, who.keys, who.content)
+        order = np.argsort(who.keys)
+        sifted = sift(self.assembler.spans, CONTENT, who.keys, who.content, order)
         if len(sifted.fresh) < len(decoded):
             if len(sifted.conflicts):
                 rows = pa.array(sifted.conflicts)
@@ -108,7 +109,8 @@ class Recall:
             seen = {"duplicates": sifted.duplicates, "conflicts": len(sifted.conflicts)}
             decoded = decoded.select(sifted.fresh)
             who.select(sifted.fresh)
-        order, root = np.argsort(who.keys), who.parent == 0
+            order = np.argsort(who.keys)
+        root = who.parent == 0
         return (
             decoded,
             Identities(who.trace, who.span, who.traces, who.keys, who.parents, root, who.content, order),
@@ -149,9 +151,15 @@ class Recall:
             embeddings: which embed.
             starts: start times as in the ledger, ns.
         """
-        keys = billing_keys(who.keys, embeddings)[billed]
-        order = np.argsort(keys)
-        at = billed[order]
+        if embeddings.any():
+            keys = billing_keys(who.keys, embeddings)[billed]
+            order = np.argsort(keys)
+            keys, at = keys[order], billed[order]
+        else:
+            chosen = np.zeros(len(who.keys), np.bool_)
+            chosen[billed] = True
+            at = who.order[chosen.take(who.order)]
+            keys = who.keys.take(at)
         parents = np.where(who.root | (who.keys == who.parents), NO_PARENT, who.parents)
         record = Record(
             place=batch.position,
@@ -159,11 +167,11 @@ class Recall:
             received_ns=batch.received_ns,
             since_ns=self._since_ns(batch),
             account=account,
-            keys=who.keys[who.order],
-            spans=np.column_stack([parents, who.content])[who.order],
+            keys=who.keys.take(who.order),
+            spans=_beside([parents, who.content], who.order),
             ancestors=announced,
-            billed=keys[order],
-            rows=np.column_stack([starts[at], who.trace[at], who.span[at]]),
+            billed=keys,
+            rows=_beside([starts, who.trace[:, 0], who.trace[:, 1], who.span], at),
         )
         if self._log is not None:
             self._log.append(record)
@@ -214,3 +222,11 @@ class Recall:
         self._owed = places[:0]
         self.counters.add("ledger.corrections", rows.num_rows)
         return int(rows.num_rows)
+
+
+def _beside(columns: Sequence[U64], rows: Rows) -> U64:
+    """Some rows of columns that stand beside each other, shape (rows, columns)."""
+    out = np.empty((len(rows), len(columns)), np.uint64)
+    for place, column in enumerate(columns):
+        out[:, place] = column.take(rows)
+    return out

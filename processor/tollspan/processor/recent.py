@@ -336,22 +336,26 @@ class Sifted:
     conflicts: Rows
 
 
-def sift(known: Known, column: int, keys: U64, contents: U64) -> Sifted:
+def sift(known: Known, column: int, keys: U64, contents: U64, order: Rows | None = None) -> Sifted:
     """Tell new spans from those that came before, in the batch itself or among ``known``.
 
     Args:
         known: earlier spans.
         column: of its values, the one with their content.
         keys, contents: of the batch, shape (n,).
+        order: what sorts the keys, where that is known.
     """
-    rows, values = known.find(keys)
+    order = np.argsort(keys) if order is None else order
+    in_order = keys.take(order)
+    # Asked for in order, keys pass through an index's slots as they stand in memory.
+    rows, values = known.find(in_order)
+    rows = order.take(rows)
     again = np.zeros(len(keys), np.bool_)
     other = np.zeros(len(keys), np.bool_)
     again[rows] = True
     before = values[:, column]
     other[rows] = (before != contents[rows]) & (before != UNKNOWN)
-    within = repeated(keys) & ~again
-    if within.any():
+    if (in_order[1:] == in_order[:-1]).any() and (within := repeated(keys) & ~again).any():
         _, first, number = np.unique(keys, return_index=True, return_inverse=True)
         again |= within
         other |= within & (contents != contents[first[number.reshape(-1)]])

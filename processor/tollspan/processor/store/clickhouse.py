@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import clickhouse_connect
 import pyarrow as pa
+from clickhouse_connect.driver.binding import quote_identifier
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.httputil import get_pool_manager
@@ -186,13 +187,16 @@ class Store:
             return
         self._guarded()
         try:
-            self._writer.raw_insert(
-                table,
-                rows.column_names,
-                _arrow_file(rows, self._writer.write_compression),
-                settings={**self._insert_settings, "insert_deduplication_token": token},
-                fmt="Arrow",
-            )
+            body = _arrow_file(rows, self._writer.write_compression)
+            settings = {**self._insert_settings, "insert_deduplication_token": token}
+            if self.directory is not None:
+                self._writer.raw_insert(table, rows.column_names, body, settings=settings, fmt="Arrow")
+                return
+            # Ahead of the rows and not in the URL, of which every character is looked at in Python, several times.
+            statement = f"INSERT INTO {table} ({', '.join(map(quote_identifier, rows.column_names))}) FORMAT Arrow\n"
+            parts: Any = [statement.encode(), body]
+            length = {"Content-Length": str(sum(map(len, parts)))}
+            self._writer.raw_insert("", None, parts, settings=settings, fmt="Arrow", transport_settings=length)
         except (ClickHouseError, OSError) as error:
             raise translate(error, f"insert into {table}", insert=True) from error
 
