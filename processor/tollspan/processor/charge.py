@@ -26,7 +26,7 @@ from tollspan.processor.assemble import USAGE_ESTIMATED, USAGE_INCOMPLETE, is_mo
 from tollspan.processor.decode import fused
 from tollspan.processor.identity import U64, Mask, Rows
 from tollspan.processor.normalize import Normalized
-from tollspan.processor.pivot import codes_of, dictionary, says
+from tollspan.processor.pivot import codes_of, dictionary, nullable, says
 
 PROVIDER_ASSUMED: Final = "provider_assumed"
 """Reason of a row whose provider nothing but the name of its model told, see `tollspan.processor.providers`."""
@@ -260,12 +260,6 @@ class _Picked:
 _NOTHING_SAID: Final = pa.array([""], pa.string())
 _NUMBERS: Final[dict[Any, Any]] = {pa.int32(): np.int32, pa.int64(): np.int64}
 """Types of columns that Arrow's own ``take`` needs several times as long for."""
-
-
-def nullable(values: Any, valid: Mask, type_: Any) -> Any:
-    """A column of numbers, null where they are not valid."""
-    nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-    return pa.Array.from_buffers(type_, len(values), [nulls, pa.py_buffer(values)])
 
 
 def _words(column: Any) -> U64:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tollspan.pricing.arrays import validity
 from tollspan.pricing.attributes import USAGE_PREFIX, usage
 from tollspan.pricing.conventions import INVALID_REASONS
 from tollspan.pricing.meters import METERS
@@ -51,6 +52,7 @@ from tollspan.processor.pivot import (
     Pivot,
     Shapes,
     dictionary,
+    nullable,
 )
 from tollspan.processor.providers import provided
 from tollspan.processor.usage_counts import CONVENTION_NAMES, Counts, counts_of
@@ -99,7 +101,7 @@ WANTED: Final = pa.array(
 _WHOLES: Final = ("tokens.input.uncached", "tokens.output")
 """Meters that a span has exactly when it tells its input and its output."""
 _KINDS: Final = ("inference", "model_load", "feature_read", "capacity", "other")
-_BILLED_ANYWAY: Final = (_KINDS.index("inference"), _KINDS.index("capacity"))
+_BILLED_ANYWAY: Final = np.isin(_KINDS, ("inference", "capacity"))
 """Kinds that are rows of the ledger also without any usage: what they cost is then not known."""
 _STATUSES: Final = ("unset", "ok", "error")
 
@@ -222,10 +224,10 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": _invalid(invalid),
             "convention": _dictionary(counts.convention, CONVENTION_NAMES),
-            "billable": pa.array(given | np.isin(kind, _BILLED_ANYWAY)),
-            "token_bearing": pa.array(tokens),
-            "incomplete": pa.array(incomplete),
-            "provider_assumed": pa.array(shapes.spread(assumed)),
+            "billable": _truths(given | _BILLED_ANYWAY.take(kind)),
+            "token_bearing": _truths(tokens),
+            "incomplete": _truths(incomplete),
+            "provider_assumed": _truths(shapes.spread(assumed)),
             "reported_cost": pivot.money(COSTS),
         },
     )
@@ -243,12 +245,6 @@ def _mark(invalid: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> None:
     """Give the rows that have no reason yet the given one."""
     if codes.any():
         np.copyto(invalid, codes, where=invalid == 0)
-
-
-def _nullable(values: npt.NDArray[np.int64], valid: Mask) -> Any:
-    """An int64 array of some values."""
-    nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-    return pa.Array.from_buffers(pa.int64(), len(values), [nulls, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _quantities(
@@ -289,7 +285,9 @@ def _quantities(
         spans = pivot.having(unknown)
         any_usage |= spans
         _mark(invalid, np.where(spans, _UNKNOWN_METER, 0).astype(np.uint8))
-    quantities = {meter: _nullable(*columns[meter]) for meter in METERS if meter in columns and columns[meter][1].any()}
+    quantities = {
+        meter: nullable(*columns[meter], pa.int64()) for meter in METERS if meter in columns and columns[meter][1].any()
+    }
     return quantities, tokens, any_usage
 
 
@@ -328,6 +326,12 @@ def _times(decoded: Decoded, received_ns: int, invalid: npt.NDArray[np.uint8]) -
     start, end = np.asarray(decoded.spans["start_ns"]), np.asarray(decoded.spans["end_ns"])
     backwards = end < start
     latest = np.uint64(min(max(received_ns, 0) + CLOCK_SKEW_NS, int(_LAST_INSTANT)))
+    if len(start) and start.min() > 0 and start.max() <= latest and end.max() <= _LAST_INSTANT and not backwards.any():
+        return {
+            "start_ns": pa.array(start.astype(np.int64)),
+            "end_ns": pa.array(end.astype(np.int64)),
+            "duration_ns": pa.array(end - start),
+        }
     wrong = (start == 0) | (start > latest) | (end > _LAST_INSTANT) | backwards
     _mark(invalid, np.where(wrong, _TIME, 0).astype(np.uint8))
     return {
@@ -425,8 +429,13 @@ def _whole(quantities: dict[str, Any], length: int) -> Mask:
     """Which spans tell both their input and their output."""
     whole: Mask = np.ones(length, np.bool_)
     for meter in _WHOLES:
-        whole &= np.asarray(pc.is_valid(quantities[meter])) if meter in quantities else np.False_
+        whole &= validity(quantities[meter]) if meter in quantities else np.False_
     return whole
+
+
+def _truths(values: Mask) -> Any:
+    """A boolean column without nulls."""
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
 
 
 def _dictionary(codes: npt.NDArray[np.int32], values: tuple[str, ...]) -> Any:

@@ -139,6 +139,18 @@ def dictionary(codes: npt.NDArray[np.int32], said: Mask | None, words: Any) -> A
     return pa.DictionaryArray.from_arrays(indices, words)
 
 
+def nullable(values: npt.NDArray[Any], valid: Mask, type_: Any) -> Any:
+    """A column of numbers or truths, null where they are not valid; Arrow's own conversion takes ten times as long.
+
+    Args:
+        values: numbers as wide as those of the type, or truths.
+    """
+    nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    if values.dtype == np.bool_:
+        values = np.packbits(values, bitorder="little")
+    return pa.Array.from_buffers(type_, len(valid), [nulls, pa.py_buffer(np.ascontiguousarray(values))])
+
+
 class Scopes(NamedTuple):
     """Instrumentation scopes of n spans, each name and version once.
 
@@ -432,7 +444,7 @@ class Pivot:
             return pa.nulls(self.length, kind)
         values, given, wrong = found
         fits = given & (wrong == GOOD) & (values <= (1 << kind.bit_width - 1) - 1)
-        return pa.array(np.where(fits, values, 0), kind, mask=~fits)
+        return nullable(np.where(fits, values, 0).astype(kind.to_pandas_dtype(), copy=False), fits, kind)
 
     def flag(self, keys: Iterable[str]) -> Any:
         """A boolean column; null where the span does not say, or says it in another type."""
@@ -441,7 +453,7 @@ class Pivot:
             return pa.nulls(self.length, pa.bool_())
         only = self._spans.only(keys, BOOL)
         if only is not None:
-            return pa.array(only[1] != 0, mask=~only[0])
+            return nullable(only[1] != 0, only[0], pa.bool_())
         owners, rows = self._spans.chosen(keys)
         ours = self._spans.attributes.kinds[rows] == BOOL
         if not ours.any():
@@ -449,7 +461,7 @@ class Pivot:
         values, given = self._empty(np.bool_), self._empty(np.bool_)
         values[owners[ours]] = self._spans.attributes.booleans(rows[ours])
         given[owners[ours]] = True
-        return pa.array(values, mask=~given)
+        return nullable(values, given, pa.bool_())
 
     def money(self, keys: Iterable[str]) -> Any:
         """A column of amounts, decimal128(38, 12), rounded half to even; null where a span gives none that can be.
