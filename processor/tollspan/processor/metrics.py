@@ -154,7 +154,9 @@ COUNTED: Final[Mapping[str, Described]] = {
     "inbox.damaged": Described("Files of the inbox that cannot be used, kept under another name"),
     "inbox.faults": Described("Faults of our own while the inbox was looked at"),
     "pipeline.left_in_journal": Described("Batches that a shutdown left in the journal for the next start"),
-    "pipeline.unwritten_rounds": Described("Rounds of kept spans that the store refused or that could not be read again; they stay in the journal"),
+    "pipeline.unwritten_rounds": Described(
+        "Rounds of kept spans that the store refused or that could not be read again; they stay in the journal"
+    ),
     "forward.spooled_spans": Described("Kept spans taken to be sent on", "", "{span}"),
     "forward.spans": Described("Kept spans that forwarding endpoints took", "", "{span}"),
     "forward.bytes": Described("Bytes that forwarding endpoints took, uncompressed", "", "By"),
