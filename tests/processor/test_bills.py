@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -87,6 +87,7 @@ def test_a_simple_bill_is_read_with_its_places(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.decimals(min_value=-(10**12), max_value=10**12, places=12), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_amounts_are_exact(tmp_path_factory: pytest.TempPathFactory, amounts: list[Decimal]) -> None:
     path = tmp_path_factory.getbasetemp() / "exact.csv"
     simple(path, *(f"2026-10-01,{amount:f}" for amount in amounts), heading="date,cost")

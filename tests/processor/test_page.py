@@ -853,7 +853,8 @@ def test_one_who_leaves_does_not_take_the_answer_from_the_others(store: Store) -
 def test_a_query_that_takes_too_long_is_stopped_by_the_engine_and_said(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "LIMITS", {**source.LIMITS, "max_execution_time": "0.2"})
+    usual = source.LIMITS
+    monkeypatch.setattr(source, "LIMITS", {**usual, "max_execution_time": "0.2"})
 
     def forever(reader: Any, **_: Any) -> dict[str, Any]:
         return {"rows": reader.rows("SELECT sum(cityHash64(number)) AS n FROM numbers(1000000000000)")}
@@ -865,6 +866,7 @@ def test_a_query_that_takes_too_long_is_stopped_by_the_engine_and_said(
         assert answer.status_code == 503
         assert "took longer" in answer.json()["error"]
         assert time.monotonic() - began < 10
+        monkeypatch.setattr(source, "LIMITS", usual)
         assert page.get("query/total")["rows"]  # and the page goes on
 
 

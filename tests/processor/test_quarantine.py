@@ -253,7 +253,7 @@ def test_codes_of_a_store_that_has_to_be_mended_are_the_engines_own(store: Store
 @pytest.mark.parametrize(
     ("spoil", "mend"),
     [
-        ("ALTER TABLE ledger DROP COLUMN batch_size", "ALTER TABLE ledger ADD COLUMN batch_size {type} AFTER retries"),
+        ("ALTER TABLE ledger DROP COLUMN operation", "ALTER TABLE ledger ADD COLUMN operation {type} AFTER retries"),
         ("RENAME TABLE ledger TO ledger_away", "RENAME TABLE ledger_away TO ledger"),
     ],
     ids=["column dropped", "table renamed"],
@@ -263,8 +263,7 @@ def test_rows_wait_for_a_store_whose_tables_somebody_has_changed(
 ) -> None:
     store = picky.store
     (column,) = store.query(
-        "SELECT type FROM system.columns "
-        "WHERE database = currentDatabase() AND table = 'ledger' AND name = 'batch_size'"
+        "SELECT type FROM system.columns WHERE database = currentDatabase() AND table = 'ledger' AND name = 'operation'"
     ).to_pylist()
     store.execute(spoil)
 

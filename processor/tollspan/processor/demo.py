@@ -16,12 +16,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -34,6 +36,8 @@ from tollspan.processor.errors import ConfigError, TollspanError
 from tollspan.processor.report import BRIEF, build_report, cost_by_part
 from tollspan.processor.runtime import parse_keep
 from tollspan.processor.store import Embedded, Server, connect_for_query, locate
+
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +269,9 @@ def _run(
     with ExitStack() as stack:
 
         def start(name: str, command: list[str], environment: dict[str, str], stdout: Path | None = None) -> Child:
-            child = Child(name, command, environment, files, stdout)
-            stack.callback(child.kill)
+            with _undisturbed():
+                child = Child(name, command, environment, files, stdout)
+                stack.callback(child.kill)
             return child
 
         say("starting the LLM stub and the service")
@@ -316,6 +321,23 @@ def _run(
     finally:
         reader.close()
     return DemoResult(report, tally, tokens, int(stats), location.url, files if options.keep_files else None)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold SIGTERM and SIGINT back: a child that nobody knows of yet would outlive us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda sent, _: came.append(sent)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for sent in came:
+            signal.raise_signal(sent)
 
 
 def program_environment(example: Example, base_url: str, address: str) -> dict[str, str]:
