@@ -132,7 +132,7 @@ def main() -> None:
                 counters = Counters()
                 forwarder = Forwarder([endpoint], folder / f"{protocol[:4]}{compression}{number}", counters)
                 forwarder.start()
-                chosen = [kept_of([decision_of(forwarder, *each)]) for each in rounds]
+                chosen = [list(kept_of([decision_of(forwarder, *each)])) for each in rounds]
                 began, mine = time.process_time(), time.thread_time()
                 for some in chosen:
                     forwarder.keep(some).wait()

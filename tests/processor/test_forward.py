@@ -72,7 +72,7 @@ def decision(numbers: list[int], values: dict[str, object] | None = None) -> Dec
 
 
 def some(*decisions: Decision) -> list[Kept]:
-    return kept_of(decisions)
+    return list(kept_of(decisions))
 
 
 class Line:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from service import chat
 from test_pipeline import CALL, Line, total
 
+from tollspan.processor import pipeline, summarize
 from tollspan.processor.decode import fused
 from tollspan.processor.pipeline import Settings
 from tollspan.processor.sample import Plain
@@ -110,6 +111,35 @@ def test_an_open_trace_is_decided_after_a_kill_as_if_nothing_had_been(line: Line
     assert {t for t, _ in ((hexed(n), n) for n in range(1, 40) if trace(n) % 2**56 >= 2**55)} == set(kept(line))
     counted = line.rows("SELECT DISTINCT c FROM (SELECT count() AS c FROM spans FINAL GROUP BY TraceId)")
     assert counted == [{"c": 3}]
+
+
+def test_a_round_of_large_bodies_is_written_piece_by_piece(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = "SELECT * EXCEPT (Timestamp) FROM spans FINAL ORDER BY TraceId, SpanId"
+    summary = "SELECT * EXCEPT (start_time, end_time) FROM traces FINAL ORDER BY trace_id"
+    told = "SELECT sum(spans) AS n, sum(kept_spans) AS k, sum(stored_bytes) AS s FROM telemetry FINAL"
+    found, inserts = [], []
+    for name, piece in (("whole", summarize.PIECE_BYTES), ("pieces", 3000)):
+        for module in (summarize, pipeline):
+            monkeypatch.setattr(module, "PIECE_BYTES", piece)
+        line = Line(store, tmp_path / name, keep=1.0)
+        virtual(line, wait_s=5.0)
+        line.pipeline.settings = Settings(keep=1.0, linger_s=0.0, batch_bytes=1500)
+        for number in range(1, 20):
+            line.send(*spans_of(number, 3))
+        line.work()
+        before = line.counters.get("write.inserts")
+        line.drain()
+        inserts.append(line.counters.get("write.inserts") - before)
+        assert line.counters.get("sampled.kept_spans") == 57
+        found.append((line.rows(every), line.rows(summary), line.rows(told), total(line)))
+        for table in ("spans", "traces", "ledger", "telemetry"):
+            store.execute(f"TRUNCATE TABLE {table}")
+        line.journal.close()
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 57
+    assert inserts[1] > inserts[0] + 3
 
 
 def test_bodies_that_waited_on_disk_are_the_same_rows(

@@ -64,7 +64,7 @@ from tollspan.processor.sample import (
 from tollspan.processor.sample import encode_threshold as encode
 from tollspan.processor.sample.content import content_bytes
 from tollspan.processor.sample.telemetry_cost import RETENTION_S, Part, Rules, Shares, arrived, row_bytes, unclaimed
-from tollspan.processor.summarize import CONTENT, Facts, Held, Kept, kept_of, stored_bytes, summarize
+from tollspan.processor.summarize import CONTENT, PIECE_BYTES, Facts, Held, Kept, Sizes, kept_of, summarize
 from tollspan.processor.tracestate import randomness
 from tollspan.processor.tracestate import silent as silent_states
 from tollspan.processor.unknown import Unknown
@@ -72,7 +72,7 @@ from tollspan.processor.values import Between
 from tollspan.processor.write import Writer
 
 if TYPE_CHECKING:
-    from tollspan.processor.forward.forwarder import Forwarder
+    from tollspan.processor.forward.forwarder import Forwarder, Spooled
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,19 @@ def _costs(costs: Costs, rows: Rows) -> tuple[Any, Any]:
     row = pa.array(at, mask=at < 0)
     status = pc.fill_null(pc.cast(plain(costs.ledger["cost_status"]).take(row), pa.string()), "")
     return plain(costs.ledger["cost"]).take(row), status
+
+
+_Tally = tuple[Shares, Rows, Sizes, Sizes, Sizes, Rows]
+"""Kept spans of one batch, for its telemetry: their rows there, and the arguments of `Shares.kept` behind ``of``."""
+
+
+def _tallies(kept: Kept, sizes: Sizes) -> list[_Tally]:
+    content = content_bytes(kept.spans)
+    return [
+        (held.shares, rows, sizes[part], content[part], kept.removed[part], kept.group[part])
+        for held, rows, part in kept.by_origin()
+        if held.shares is not None
+    ]
 
 
 def _parts(payloads: list[bytes]) -> list[list[bytes]] | None:
@@ -584,44 +597,64 @@ class Pipeline:
 
     def _settle(self, decided: Round) -> None:
         """Write what a round decided, then release the batches that wait for nothing more."""
-        if decided.decisions:
-            self.laps.lap("sample")
-            try:
-                kept = kept_of(decided.decisions)
-            except OSError:
-                log.exception("spans that waited cannot be read again; their batches stay in the journal")
-                self.counters.add("pipeline.unwritten_rounds")
-                return
-            tables = [self._bodies(some) for some in kept]
-            spans = together(tables) if tables else None
-            self.laps.lap("bodies")
-            sizes = [row_bytes(table) for table in tables]
-            summaries = summarize(decided, self.engine, stored_bytes(kept, sizes, decided.traces))
-            self.laps.lap("summarize")
-            self._count_decided(decided, summaries, spans)
-            spooled = None
-            if self.forwarder is not None:
-                spooled = self.forwarder.keep(kept)
-                self.laps.lap("forward")
-            try:
-                # These rows replace or merge with themselves when they come again, so the token is only for retries.
-                self._write(uuid.uuid4().hex, None, spans, summaries)
-            except StoreError:
-                log.exception("%d kept spans cannot be written; their batches stay in the journal", len(kept))
-                self.counters.add("pipeline.unwritten_rounds")
-                return
-            if spooled is not None:
-                # Durable before the batches that these spans came in are released.
-                spooled.wait()
-            self.laps.lap("write_bodies")
-            self._tally(decided, kept, sizes)
-            self.laps.lap("tally")
+        if decided.decisions and not self._settled(decided):
+            return
         for source in decided.finished:
             source.waiting -= 1
             self._release(source)
 
+    def _settled(self, decided: Round) -> bool:
+        """Whether what a round decided is written; if not, its batches stay in the journal."""
+        self.laps.lap("sample")
+        stored = np.zeros(decided.traces, np.int64)
+        tables: list[pa.Table] = []
+        tallies: list[_Tally] = []
+        spooled: list[Spooled] = []
+        count = waiting = 0
+        try:
+            for some in kept_of(decided.decisions):
+                table = self._bodies(some)
+                sizes = row_bytes(table)
+                np.add.at(stored, some.group, sizes)
+                tallies += _tallies(some, sizes)
+                count += len(some.group)
+                self.laps.lap("bodies")
+                if self.forwarder is not None:
+                    spooled.append(self.forwarder.keep([some]))
+                    self.laps.lap("forward")
+                tables.append(table)
+                waiting += int(sizes.sum())
+                del some, table
+                if waiting >= PIECE_BYTES:
+                    # A round of large bodies takes the memory of one piece, and not of all.
+                    self._write_round(together(tables), None)
+                    tables, waiting = [], 0
+            summaries = summarize(decided, self.engine, stored)
+            self.laps.lap("summarize")
+            self._count_decided(decided, summaries, count)
+            self._write_round(together(tables) if tables else None, summaries)
+        except OSError:
+            log.exception("spans that waited cannot be read again; their batches stay in the journal")
+            self.counters.add("pipeline.unwritten_rounds")
+            return False
+        except StoreError:
+            log.exception("kept spans cannot be written; their batches stay in the journal")
+            self.counters.add("pipeline.unwritten_rounds")
+            return False
+        for each in spooled:
+            # Durable before the batches that these spans came in are released.
+            each.wait()
+        self._tally(decided, tallies)
+        self.laps.lap("tally")
+        return True
+
+    def _write_round(self, spans: pa.Table | None, summaries: pa.Table | None) -> None:
+        # These rows replace or merge with themselves when they come again, so the token is only for retries.
+        self._write(uuid.uuid4().hex, None, spans, summaries)
+        self.laps.lap("write_bodies")
+
     @staticmethod
-    def _tally(decided: Round, kept: list[Kept], sizes: list[Any]) -> None:
+    def _tally(decided: Round, tallies: list[_Tally]) -> None:
         """Count what became of the spans into their batches' telemetry, by the rule that decided."""
         fates = decided.fates
         rules = Rules(fates.matched, fates.steered, fates.full)
@@ -629,11 +662,8 @@ class Pipeline:
             shares = each.bodies.shares
             if shares is not None:
                 shares.decided(each.rows, rules, each.group)
-        for some, stored in zip(kept, sizes, strict=True):
-            content = content_bytes(some.spans)
-            for held, rows, part in some.by_origin():
-                if held.shares is not None:
-                    held.shares.kept(rows, rules, stored[part], content[part], some.removed[part], some.group[part])
+        for shares, rows, *sizes in tallies:
+            shares.kept(rows, rules, *sizes)
 
     @staticmethod
     def _bodies(kept: Kept) -> pa.Table:
@@ -654,12 +684,12 @@ class Pipeline:
             },
         )
 
-    def _count_decided(self, decided: Round, summaries: pa.Table, spans: pa.Table | None) -> None:
+    def _count_decided(self, decided: Round, summaries: pa.Table, kept: int) -> None:
         count = self.counters.add
         count("sampled.traces", decided.traces)
         count("sampled.kept_traces", int(pc.sum(summaries["kept"]).as_py() or 0))
         count("sampled.spans", sum(len(d.rows) for d in decided.decisions))
-        count("sampled.kept_spans", spans.num_rows if spans is not None else 0)
+        count("sampled.kept_spans", kept)
         # By rule: what it kept, and what it matched and chance then dropped.
         fates = decided.fates
         for number, traces in enumerate(np.bincount(fates.reason).tolist()):

@@ -35,8 +35,8 @@ LAST_DAY: Final = 65_535
 CONTENT: Final = {FULL: "full", STRIPPED: REMOVED}
 """What is said of a body's content, by its level."""
 
-PIECE_BYTES: Final = 32 << 20
-"""Kept spans that are read at once: so much on the wire, or one batch of them."""
+PIECE_BYTES: Final = 16 << 20
+"""Kept spans that are read, and written, at once: so much on the wire, or one batch of them."""
 
 Sizes = npt.NDArray[np.int64]
 
@@ -180,8 +180,14 @@ class _Chosen(NamedTuple):
     threshold: U64
 
 
-def kept_of(decisions: Iterable[Decision]) -> list[Kept]:
-    """The spans of a round's decisions that are kept, by level of content, in as few pieces as are handy."""
+def kept_of(decisions: Iterable[Decision]) -> Iterator[Kept]:
+    """The spans of a round's decisions that are kept, by level of content, in as few pieces as are handy.
+
+    Each is read when it is asked for.
+
+    Raises:
+        OSError: what waits on disk cannot be read.
+    """
     # What memory was too short for is without its content already.
     of_level: dict[tuple[int, bool], list[_Chosen]] = {(FULL, False): [], (STRIPPED, True): [], (STRIPPED, False): []}
     for decision in decisions:
@@ -205,11 +211,9 @@ def kept_of(decisions: Iterable[Decision]) -> list[Kept]:
                 of_level[level, level == STRIPPED].append(_chosen(held, rows, group, fates))
             elif some.any():
                 of_level[level, level == STRIPPED].append(_chosen(held, rows[some], group[some], fates))
-    return [
-        _kept(piece, level, take_out)
-        for (level, take_out), chosen in of_level.items()
-        for piece in _pieces([each for each in chosen if len(each.rows)])
-    ]
+    for (level, take_out), chosen in of_level.items():
+        for piece in _pieces([each for each in chosen if len(each.rows)]):
+            yield _kept(piece, level, take_out)
 
 
 def _chosen(held: Held, rows: Rows, group: Rows, fates: Fates) -> _Chosen:
@@ -355,16 +359,3 @@ _KINDS: Final = (np.int64, np.int64, np.int64, np.int64, np.bool_, np.int32, np.
 def _trace_ids(ids: U64) -> Any:
     """Trace ids from their words."""
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, pa.py_buffer(ids.astype(">u8"))])
-
-
-def stored_bytes(kept: Sequence[Kept], sizes: Sequence[Sizes], traces: int) -> Sizes:
-    """Bytes that the kept spans of each of some traces have in the store.
-
-    Args:
-        kept: of the round; sizes: of each one's rows.
-        traces: in the round.
-    """
-    found = np.zeros(traces, np.int64)
-    for some, size in zip(kept, sizes, strict=True):
-        np.add.at(found, some.group, size)
-    return found
