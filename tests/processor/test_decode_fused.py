@@ -430,6 +430,21 @@ def test_a_process_that_does_not_ask_for_it_does_not_pay_for_it() -> None:
     assert run(code) == "False"
 
 
+def test_a_program_that_leaves_runs_its_exit_hooks_and_is_not_taken_apart() -> None:
+    code = (
+        "import atexit\n"
+        "from tollspan.processor.decode import fused\n"
+        "class Kept:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "kept = Kept()\n"
+        "fused.prepare(wait=True)\n"
+        "atexit.register(print, 'hook')\n"
+        "print('done', end=' ')\n"
+        "fused.leave()"
+    )
+    assert run(code) == "done hook"
+
+
 def test_without_numba_the_other_reading_does_the_work() -> None:
     code = (
         "import sys; sys.modules['numba'] = None\n"

@@ -164,14 +164,16 @@ def _prepare_others() -> None:
 
 
 def leave() -> None:
-    """End the process with exit code 0 at once if the walker is being compiled; otherwise come back. For a program
-    that has done everything but what is registered with `atexit`."""
-    if _thread is None or not _thread.is_alive():
-        return
-    atexit.unregister(_thread.join)
+    """End the process with exit code 0 at once. For a program that has done everything but what is registered with
+    `atexit`: the interpreter would take all modules and LLVM's apart, a tenth of a second of CPU time, and LLVM aborts
+    a process that ends while it compiles."""
+    if _thread is not None:
+        atexit.unregister(_thread.join)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        # Who read them may be gone.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(0)
 
 
