@@ -198,7 +198,7 @@ def test_an_answer_is_asked_for_once() -> None:
     assert question(pa.array([], pa.string())).tolist() == []
     for start in range(0, 3 * judged.REMEMBERED, 500):
         question(pa.array([f"c{n}" for n in range(start, start + 500)]))
-    assert len(question._known) <= judged.REMEMBERED + judged.MOST
+    assert len(question._answers._known) <= judged.REMEMBERED + judged.MOST
 
 
 @relaxed

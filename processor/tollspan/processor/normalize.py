@@ -42,6 +42,7 @@ from tollspan.processor.dialects import (
     TOLD_INVALID,
     TWO_SIDED,
 )
+from tollspan.processor.judged import Judged
 from tollspan.processor.pivot import (
     FRACTIONAL,
     GOOD,
@@ -51,6 +52,7 @@ from tollspan.processor.pivot import (
     TOO_LARGE,
     Pivot,
     Shapes,
+    codes_of,
     dictionary,
     nullable,
 )
@@ -104,6 +106,12 @@ _KINDS: Final = ("inference", "model_load", "feature_read", "capacity", "other")
 _BILLED_ANYWAY: Final = np.isin(_KINDS, ("inference", "capacity"))
 """Kinds that are rows of the ledger also without any usage: what they cost is then not known."""
 _STATUSES: Final = ("unset", "ok", "error")
+
+
+_IS_WANTED: Final = Judged(lambda keys: np.asarray(pc.is_in(keys, value_set=WANTED)))
+_OF_NO_METER: Final = Judged(
+    lambda keys: np.asarray(pc.and_not(pc.starts_with(keys, USAGE_PREFIX), pc.is_in(keys, value_set=WANTED)))
+)
 
 
 class Columns:
@@ -168,7 +176,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     Returns:
         Columns and quantities. No input raises.
     """
-    pivot = Pivot(decoded, WANTED)
+    pivot = Pivot(decoded, _IS_WANTED)
     invalid = np.zeros(len(decoded), np.uint8)
     text, shapes = pivot.texts(
         {**TEXT, "own_provider": OWN_PROVIDER, "told_invalid": TOLD_INVALID, "sender_tenant": SENDER_TENANT},
@@ -262,8 +270,7 @@ def _quantities(
 
     tokens, any_usage = counted.copy(), counted.copy()
     for meter, key in _METER_KEYS.items():
-        found = pivot.quantity((key,), METERS[meter].scale)
-        if found is None:
+        if key not in pivot.present or (found := pivot.quantity((key,), METERS[meter].scale)) is None:
             continue
         values, given, wrong = found
         any_usage |= given
@@ -280,7 +287,7 @@ def _quantities(
         columns[meter] = (values, valid)
 
     keys = decoded.attributes.keys
-    unknown = np.asarray(pc.and_not(pc.starts_with(keys, USAGE_PREFIX), pc.is_in(keys, value_set=WANTED)))
+    unknown = _OF_NO_METER(keys)
     if unknown.any():
         spans = pivot.having(unknown)
         any_usage |= spans
@@ -323,15 +330,14 @@ def _estimated(pivot: Pivot, shapes: Shapes, provider: Any) -> Any:
 
 
 def _times(decoded: Decoded, received_ns: int, invalid: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    start, end = np.asarray(decoded.spans["start_ns"]), np.asarray(decoded.spans["end_ns"])
+    said_start, said_end = decoded.spans["start_ns"], decoded.spans["end_ns"]
+    start, end = np.asarray(said_start), np.asarray(said_end)
     backwards = end < start
     latest = np.uint64(min(max(received_ns, 0) + CLOCK_SKEW_NS, int(_LAST_INSTANT)))
     if len(start) and start.min() > 0 and start.max() <= latest and end.max() <= _LAST_INSTANT and not backwards.any():
-        return {
-            "start_ns": pa.array(start.astype(np.int64)),
-            "end_ns": pa.array(end.astype(np.int64)),
-            "duration_ns": pa.array(end - start),
-        }
+        # The same bits, and no copy of them.
+        instants = {"start_ns": said_start.view(pa.int64()), "end_ns": said_end.view(pa.int64())}
+        return {**instants, "duration_ns": pa.array(end - start)}
     wrong = (start == 0) | (start > latest) | (end > _LAST_INSTANT) | backwards
     _mark(invalid, np.where(wrong, _TIME, 0).astype(np.uint8))
     return {
@@ -344,9 +350,10 @@ def _times(decoded: Decoded, received_ns: int, invalid: npt.NDArray[np.uint8]) -
 
 def _processing(tier: Any, processing: Any) -> tuple[Any, Any]:
     """Service tier and processing: a call served at the batch tier was processed as a batch."""
-    batch = pc.index(tier.dictionary, BATCH_TIER).as_py()
-    if batch < 0:
+    words = tier.dictionary.to_pylist()
+    if BATCH_TIER not in words:
         return tier, processing
+    batch = words.index(BATCH_TIER)
     at = np.asarray(pc.fill_null(tier.indices, -1)) == batch
     tier = pa.DictionaryArray.from_arrays(pc.if_else(pa.array(at), None, tier.indices), tier.dictionary)
     said = pc.if_else(pa.array(at), BATCH_TIER, pc.cast(processing, pa.string()))
@@ -388,9 +395,10 @@ def _inside(pivot: Pivot, request_model: Any, model: Any) -> Any:
 
 def _unquoted(column: Any) -> Any:
     """A text column without the quotes of values that are texts written as JSON."""
-    if not pc.any(pc.starts_with(column.dictionary, '"')).as_py():
+    values = column.dictionary.to_pylist()
+    if not any(value.startswith('"') for value in values):
         return column
-    return _respelled(column, [value.strip('"') for value in column.dictionary.to_pylist()])
+    return _respelled(column, [value.strip('"') for value in values])
 
 
 def _folded(column: Any, rename: dict[str, str], *, others: bool = True) -> Any:
@@ -421,7 +429,8 @@ def _kinds(operation: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]
     without = np.array([_KINDS.index(OPERATION_KINDS.get(value, "other")) for value in values] + [other], np.int32)
     unknown = np.array([value not in OPERATION_KINDS and value not in NO_MODEL_CALLS for value in values] + [True])
     two_sided = np.array([value in TWO_SIDED for value in values] + [False])
-    at: npt.NDArray[np.int32] = np.asarray(pc.fill_null(operation.indices, -1))
+    codes, said = codes_of(operation)
+    at = codes if said is None else np.where(said, codes, -1)
     return np.where(unknown, np.int32(inference), without)[at], without[at], two_sided[at]
 
 

@@ -34,6 +34,7 @@ from tollspan.processor.decode.arrow_bytes import Mask, Rows, cut
 from tollspan.processor.decode.fused import kernels, numbered_rows, placed
 from tollspan.processor.decode.tables import Said
 from tollspan.processor.dialects import TEXT, Source
+from tollspan.processor.judged import MOST, Remembered
 from tollspan.processor.rounding import EXACT, MONEY, to_money
 
 Codes: TypeAlias = npt.NDArray[np.uint8]
@@ -167,10 +168,10 @@ class Scopes(NamedTuple):
 class _Rows:
     """Rows of attributes by key."""
 
-    def __init__(self, attributes: Attributes, wanted: Any) -> None:
+    def __init__(self, attributes: Attributes, wanted: Callable[[Any], Mask]) -> None:
         self.attributes = attributes
-        self._codes = np.flatnonzero(np.asarray(pc.is_valid(pc.index_in(attributes.keys, value_set=wanted))))
-        self._keys: list[str] = attributes.keys.take(pa.array(self._codes)).to_pylist()
+        self._codes = np.flatnonzero(wanted(attributes.keys))
+        self._keys: list[str] = [attributes.keys[code].as_py() for code in self._codes.tolist()]
         self.present: Set[str] = frozenset(self._keys)
         """The wanted keys that occur."""
 
@@ -240,10 +241,10 @@ class Pivot:
 
     Args:
         decoded: n spans.
-        wanted: every key that will be asked for.
+        wanted: which of some keys (string array) will be asked for.
     """
 
-    def __init__(self, decoded: Decoded, wanted: Any) -> None:
+    def __init__(self, decoded: Decoded, wanted: Callable[[Any], Mask]) -> None:
         self.length = len(decoded)
         self._spans = _Rows(decoded.attributes, wanted)
         self._resources = _Rows(decoded.resources, wanted)
@@ -278,7 +279,7 @@ class Pivot:
         at, resource_at = 0, sum(len(rows) for _, rows in spans)
         for (column, source), (owners, _), (resource_owners, _) in zip(sources.items(), spans, resources, strict=True):
             column_codes = np.full(self.length, -1, np.int32)
-            edit = _edited(source, vocabulary)
+            edit = vocabulary.edited(source)
             if len(resource_owners):
                 of_resource = np.full(self._resource_count, -1, np.int32)
                 _put(of_resource, resource_owners, edit(codes[resource_at : resource_at + len(resource_owners)]))
@@ -287,7 +288,7 @@ class Pivot:
             if len(owners):
                 _put(column_codes, owners, edit(codes[at : at + len(owners)]))
                 at += len(owners)
-            out[column] = _compact(column_codes, vocabulary)
+            out[column] = _compact(column_codes, vocabulary.words)
         return out, each
 
     def _texts(
@@ -309,7 +310,7 @@ class Pivot:
         for number, ((column, source), (owners, _)) in enumerate(zip(sources.items(), resources, strict=True)):
             if number not in places and not len(owners):
                 continue
-            edit = _edited(source, vocabulary)
+            edit = vocabulary.edited(source)
             of_resource = None
             if len(owners):
                 of_resource = np.full(self._resource_count, -1, np.int32)
@@ -329,13 +330,13 @@ class Pivot:
                 pairs = np.column_stack([number_of.astype(np.int32), origins])
                 shapes = Shapes(*numbered_rows(kernels(), pairs))
         number_of = number_of.take(shapes.rows)
-        out = {column: pa.nulls(len(shapes.rows), TEXT_TYPE) for column in sources}
+        out = dict.fromkeys(sources, pa.nulls(len(shapes.rows), TEXT_TYPE))
         nothing, of_row = np.full(len(shapes.rows), -1, np.int32), self._resource_of.take(shapes.rows)
         for column, (place, table, of_resource) in found.items():
             mine = nothing if place is None else said[number_of, place]
             indices, words = placed(kernels(), mine, table, of_resource, of_row, len(vocabulary))
             if len(words):
-                out[column] = pa.DictionaryArray.from_arrays(indices, vocabulary.take(pa.array(words)))
+                out[column] = pa.DictionaryArray.from_arrays(indices, vocabulary.take(words))
         return out, shapes
 
     def _origins(self, of_resource: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32] | None:
@@ -364,6 +365,8 @@ class Pivot:
     @cached_property
     def scopes(self) -> Scopes:
         """The scopes of the spans, those of one name and version as one."""
+        if len(self._scopes) <= MOST:
+            return self._few_scopes()
         name, version = (self._scopes[key].dictionary_encode() for key in ("name", "version"))
         names, versions = np.asarray(name.indices), np.asarray(version.indices)
         pairs = names.astype(np.int64) * max(1, len(version.dictionary)) + versions
@@ -374,6 +377,19 @@ class Pivot:
             self._scopes["version"].take(at).to_pylist(),
             number.reshape(-1).take(self._scope_of),
         )
+
+    def _few_scopes(self) -> Scopes:
+        pairs = list(zip(*(self._scopes[key].to_pylist() for key in ("name", "version")), strict=True))
+        # In the order in which many would be numbered.
+        places: tuple[dict[str, int], ...] = ({}, {})
+        numbered = [
+            tuple(known.setdefault(text, len(known)) for known, text in zip(places, pair, strict=True))
+            for pair in pairs
+        ]
+        distinct = {pair: number for number, pair in enumerate(sorted(set(numbered)))}
+        first = [pairs[numbered.index(pair)] for pair in distinct]
+        of = np.array([distinct[pair] for pair in numbered], np.int64)
+        return Scopes([name for name, _ in first], [version for _, version in first], of.take(self._scope_of))
 
     def _unignored(self, source: Source, values: Any, table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Words of a column of which some values are ignored, those that `table` has none for."""
@@ -501,7 +517,47 @@ def _put(out: npt.NDArray[np.int32], owners: Rows, codes: npt.NDArray[Any]) -> N
         out[owners[said]] = codes[said]
 
 
-def _vocabulary(encoded: list[tuple[npt.NDArray[np.int32], Any]], more: list[str]) -> tuple[Any, npt.NDArray[np.int32]]:
+class _Vocabulary:
+    """Distinct texts.
+
+    Args:
+        words: string array.
+        places: of each text in it, where there are few.
+    """
+
+    def __init__(self, words: Any, places: dict[str, int] | None) -> None:
+        self.words, self._places = words, places
+        self._texts = None if places is None else list(places)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def take(self, rows: Rows) -> Any:
+        """Some of them, string array."""
+        if self._texts is None:
+            return self.words.take(pa.array(rows))
+        return pa.array([self._texts[row] for row in rows.tolist()], pa.string())
+
+    def edited(self, source: Source) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]:
+        """A function that applies a source's ignored and renamed values to places here."""
+        if not source.ignore and not source.rename:
+            return lambda codes: codes
+        table = np.append(np.arange(len(self), dtype=np.int32), np.int32(-1))
+        words = [*source.ignore, *source.rename, *source.rename.values()]
+        if self._places is None:
+            at = np.asarray(pc.fill_null(pc.index_in(pa.array(words, pa.string()), value_set=self.words), -1))
+        else:
+            at = np.array([self._places.get(word, -1) for word in words], np.int64)
+        ignored, renamed = len(source.ignore), len(source.rename)
+        table[at[:ignored]] = -1
+        table[at[ignored : ignored + renamed]] = at[ignored + renamed :]
+        table[-1] = -1  # where a word that does not occur was written, and where codes of silent values point
+        return lambda codes: table[codes]
+
+
+def _vocabulary(
+    encoded: list[tuple[npt.NDArray[np.int32], Any]], more: list[str]
+) -> tuple[_Vocabulary, npt.NDArray[np.int32]]:
     """Distinct texts among values (and ``more``), and for each value its index there, -1 where it says nothing.
 
     Args:
@@ -510,29 +566,38 @@ def _vocabulary(encoded: list[tuple[npt.NDArray[np.int32], Any]], more: list[str
     distinct = pa.concat_arrays([values for _, values in encoded])
     starts = np.cumsum([0, *(len(values) for _, values in encoded)])
     codes = np.concatenate([codes + np.int32(start) for (codes, _), start in zip(encoded, starts[:-1], strict=True)])
-    kinds = classify(distinct)
-    speaks = _NAMES[kinds]
-    values = as_text(distinct.filter(pa.array(speaks)), kinds[speaks])
-    words = pa.concat_arrays([cut(values), pa.array(more, pa.string())]).dictionary_encode()
+    if len(distinct) <= MOST:
+        places: dict[str, int] = {}
+        of_value = np.array(
+            [places.setdefault(text, len(places)) if text else -1 for text in _AS_NAMES(distinct)], np.int32
+        )
+        for text in more:
+            places.setdefault(text, len(places))
+        return _Vocabulary(pa.array(list(places), pa.string()), places), of_value.take(codes)
+    values, speaks = _names(distinct)
+    words = pa.concat_arrays([values, pa.array(more, pa.string())]).dictionary_encode()
     of_word = np.asarray(words.indices)[: len(values)]
     empty = pc.index(words.dictionary, "").as_py()
-    of_value = np.full(len(kinds), -1, np.int32)
+    of_value = np.full(len(distinct), -1, np.int32)
     of_value[speaks] = np.where(of_word == empty, -1, of_word)
-    return words.dictionary, of_value.take(codes)
+    return _Vocabulary(words.dictionary, None), of_value.take(codes)
 
 
-def _edited(source: Source, vocabulary: Any) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]:
-    """A function that applies a source's ignored and renamed values to codes in the vocabulary."""
-    if not source.ignore and not source.rename:
-        return lambda codes: codes
-    table = np.append(np.arange(len(vocabulary), dtype=np.int32), np.int32(-1))
-    words = [*source.ignore, *source.rename, *source.rename.values()]
-    at = np.asarray(pc.fill_null(pc.index_in(pa.array(words, pa.string()), value_set=vocabulary), -1))
-    ignored, renamed = len(source.ignore), len(source.rename)
-    table[at[:ignored]] = -1
-    table[at[ignored : ignored + renamed]] = at[ignored + renamed :]
-    table[-1] = -1  # where a word that does not occur was written, and where codes of silent values point
-    return lambda codes: table[codes]
+def _names(distinct: Any) -> tuple[Any, Mask]:
+    """Names of some values (as `Attributes.raw` has them), string array of those that can have one; and which can."""
+    kinds = classify(distinct)
+    speaks = _NAMES[kinds]
+    return cut(as_text(distinct.filter(pa.array(speaks)), kinds[speaks])), speaks
+
+
+def _names_or_nothing(distinct: Any) -> list[str]:
+    """The name of each of some values, '' where it has none."""
+    values, speaks = _names(distinct)
+    found = iter(values.to_pylist())
+    return [next(found) if said else "" for said in speaks.tolist()]
+
+
+_AS_NAMES: Final = Remembered(_names_or_nothing)
 
 
 def _compact(codes: npt.NDArray[np.int32], vocabulary: Any) -> Any:

@@ -18,11 +18,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tollspan.processor.decode.arrow_bytes import Mask, Rows
 from tollspan.processor.dialects import NO_PROVIDERS, OLD_PROVIDERS, OWN_SCOPES
-from tollspan.processor.pivot import TEXT_TYPE
+from tollspan.processor.pivot import TEXT_TYPE, codes_of
 
 SERVERS: Final[dict[str, str]] = {
     "vllm.": "vllm",
@@ -123,8 +122,9 @@ def provided(
 
 def _at(codes: npt.NDArray[np.int32], column: Any, rows: Rows | None = None) -> npt.NDArray[np.int32]:
     """Codes of a dictionary column's rows (or some of them), by those of its values; the last code is for null."""
-    indices = pc.fill_null(column.indices, len(codes) - 1) if column.null_count else column.indices
-    at: npt.NDArray[np.int32] = np.asarray(indices)
+    at, said = codes_of(column)
+    if said is not None:
+        at = np.where(said, at, len(codes) - 1)
     return codes[at if rows is None else at[rows]]
 
 

@@ -132,9 +132,10 @@ def _found(pivot: Pivot, objects: _Objects, usage: Usage, free: Mask) -> tuple[d
     """Counts of those of the given spans that speak a dialect, and which these are; None where none is."""
     counts: dict[str, Found] = {}
     mine = np.zeros(pivot.length, np.bool_)
+    present = pivot.present
     for table, whose in ((usage.counts, free), (usage.parts, mine)):
         for count, places in table.items():
-            here = [place for place in places if key_of(place) in pivot.present]
+            here = [place for place in places if (place if type(place) is str else key_of(place)) in present]
             found = _count(pivot, objects, here) if here else None
             if found is None:
                 continue

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -27,7 +28,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tollspan.processor.decode.anyvalue import EMPTY, INT, STRING, by_kind, kind_as_text
 from tollspan.processor.decode.arrow_bytes import Bytes, Mask, Rows, from_layout, layout
@@ -76,8 +76,7 @@ _USED: Final = (
     "said_shapes",
     "said",
     "shapes",
-    "put_codes",
-    "renumber",
+    "place_codes",
     "add_ranges",
     "identify",
     "index_find",
@@ -684,17 +683,13 @@ class WireAttributes(Attributes):
         return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, entries, codes, *keys))
 
     def first_said(self, columns: Sequence[Sequence[str]]) -> Said | None:
-        walk, wanted = self.walk, dict[str, list[tuple[int, int]]]()
-        for number, keys in enumerate(columns):
-            for rank, key in enumerate(keys[:_MOST_PREFERENCES]):
-                wanted.setdefault(key, []).append((number, rank))
-        at = pc.index_in(self.keys, value_set=pa.array(list(wanted), pa.string()))
-        entries = list(wanted.values())
+        walk, wanted = self.walk, _preferences(tuple(map(tuple, columns)))
         counts = np.zeros(len(self.keys) + 1, np.int32)
-        found = []
-        for code in np.flatnonzero(np.asarray(at.is_valid())).tolist():
-            found += entries[at[code].as_py()]
-            counts[code + 1] = len(entries[at[code].as_py()])
+        found: list[tuple[int, int]] = []
+        for code, key in enumerate(self.keys.to_pylist()):
+            if (entries := wanted.get(key)) is not None:
+                found += entries
+                counts[code + 1] = len(entries)
         first = np.cumsum(counts, dtype=np.int32)
         place = {number: place for place, number in enumerate(sorted({number for number, _ in found}))}
         column, ranks = (
@@ -777,6 +772,16 @@ class WireAttributes(Attributes):
         offsets, out = np.empty(len(self) + 1, np.int32), np.empty(room + SLACK, np.uint8)
         wide = walk.texts(self.data, *table, ends, known, offsets, out)
         return from_layout(offsets, out, pa.string()) if not wide else checked_text(from_layout(offsets, out))
+
+
+@functools.lru_cache(maxsize=16)
+def _preferences(columns: tuple[tuple[str, ...], ...]) -> dict[str, list[tuple[int, int]]]:
+    """For each key the columns that are read from it, and how many others of each are preferred to it."""
+    wanted: dict[str, list[tuple[int, int]]] = {}
+    for number, keys in enumerate(columns):
+        for rank, key in enumerate(keys[:_MOST_PREFERENCES]):
+            wanted.setdefault(key, []).append((number, rank))
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -995,15 +1000,15 @@ def placed(
     Returns:
         int32 array of length n, null = nothing; and what its numbers stand for, ascending.
     """
-    out, used = np.empty(len(codes), np.int32), np.zeros(size, np.int32)
+    out, bits = np.empty(len(codes), np.int32), np.zeros((len(codes) + 7) // 8, np.uint8)
     if other is None or of_row is None:
         other = of_row = _NO_CODES
     of_row = of_row.view()
     of_row.flags.writeable = False  # as Arrow's are: to numba it is another type
-    silent = walk.put_codes(codes, table, other, of_row, out, used)
-    said = np.empty(len(codes), np.bool_)
-    walk.renumber(out, np.cumsum(used, dtype=np.int32) - np.int32(1), said)
-    return pa.array(out, mask=~said) if silent else pa.array(out), np.flatnonzero(used)
+    words = np.empty(size, np.int64)
+    silent, count = walk.place_codes(codes, table, other, of_row, out, bits, np.zeros(size, np.int32), words)
+    nulls = pa.py_buffer(bits) if silent else None
+    return pa.Array.from_buffers(pa.int32(), len(out), [nulls, pa.py_buffer(out)]), words[:count]
 
 
 _NO_CODES: Final = np.zeros(0, np.int32)

@@ -1876,20 +1876,22 @@ def shapes(codes: Any, slots: Any, heads: Any, follow: Any, multipliers: Any, sh
 
 
 @_brief
-def put_codes(codes: Any, table: Any, other: Any, of_row: Any, out: Any, used: Any) -> Any:
-    """Codes through a table, others in their place where that says nothing.
+def place_codes(codes: Any, table: Any, other: Any, of_row: Any, out: Any, bits: Any, used: Any, words: Any) -> Any:
+    """Codes through a table, others in their place where that says nothing, numbered without gaps.
 
     Args:
         codes: int32, length n; -1 = nothing.
         table: int32, for each code what it stands for, -1 = nothing.
         other, of_row: int32: what is taken where nothing is said, by number, and each row's number; may be empty.
-        out: int32, length n, is written; -1 = nothing.
-        used: int32, zeros; becomes 1 where a number occurs in ``out``.
+        out: int32, length n, is written; 0 where nothing is said.
+        bits: uint8, a bitmap of zeros, is written: where something is said.
+        used: int32, zeros, as many as the table has words; for the kernel's own use.
+        words: int64, as many; is written: what the numbers stand for, ascending.
 
     Returns:
-        In how many rows nothing is said.
+        In how many rows nothing is said, and how many words there are.
     """
-    silent = np.int64(0)
+    silent = count = np.int64(0)
     for row in range(codes.size):
         code = codes[row]
         value = np.int64(table[code]) if code >= 0 else np.int64(-1)
@@ -1898,18 +1900,17 @@ def put_codes(codes: Any, table: Any, other: Any, of_row: Any, out: Any, used: A
         out[row] = value
         if value >= 0:
             used[value] = 1
+            bits[row >> 3] |= np.uint8(1 << (row & 7))
         else:
             silent += 1
-    return silent
-
-
-@_brief
-def renumber(codes: Any, place: Any, said: Any) -> None:
-    """Replace codes by their places; ``said`` (bool) is set where there is one, and the code is 0 where not."""
-    for row in range(codes.size):
-        code = codes[row]
-        said[row] = code >= 0
-        codes[row] = place[code] if code >= 0 else 0
+    for word_ in range(used.size):
+        if used[word_] != 0:
+            used[word_] = count
+            words[count] = word_
+            count += 1
+    for row in range(out.size):
+        out[row] = used[out[row]] if out[row] >= 0 else 0
+    return silent, count
 
 
 @_jit
