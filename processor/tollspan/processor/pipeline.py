@@ -116,7 +116,7 @@ class Settings:
     """
 
     keep: Annotated[float, Between(0, 1)] = 0.1
-    batch_bytes: int = 16 << 20
+    batch_bytes: int = 24 << 20
     linger_s: float = 0.25
     decision_wait_s: float = 5.0
     decision_timeout_s: float = 30.0
