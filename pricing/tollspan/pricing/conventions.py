@@ -202,12 +202,12 @@ def disjoint_columns(convention: str, counts: Mapping[str, Column]) -> tuple[dic
         codes[where & (codes == 0)] = code
 
     filled = {name: np.where(valid, values, 0) for name, (values, valid) in known.items()}
-    for values in filled.values():
-        if length and values.min() < 0:
-            mark(values < 0, _NEGATIVE)
-    for values in filled.values():
-        if length and values.max() > LARGEST_COUNT:
-            mark(values > LARGEST_COUNT, _TOO_LARGE)
+    # As unsigned numbers the negative ones are the largest: mostly one look at each column is enough.
+    odd = [values for values in filled.values() if length and values.view(np.uint64).max() > LARGEST_COUNT]
+    for values in odd:
+        mark(values < 0, _NEGATIVE)
+    for values in odd:
+        mark(values > LARGEST_COUNT, _TOO_LARGE)
 
     # Rows marked above may wrap around from here on; they keep their earlier code and are masked below.
     told = {name: valid for name, (_, valid) in known.items()}

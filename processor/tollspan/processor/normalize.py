@@ -106,6 +106,9 @@ _KINDS: Final = ("inference", "model_load", "feature_read", "capacity", "other")
 _BILLED_ANYWAY: Final = np.isin(_KINDS, ("inference", "capacity"))
 """Kinds that are rows of the ledger also without any usage: what they cost is then not known."""
 _STATUSES: Final = ("unset", "ok", "error")
+_KIND_WORDS, _STATUS_WORDS, _CONVENTION_WORDS = (
+    pa.array(words, pa.string()) for words in (_KINDS, _STATUSES, CONVENTION_NAMES)
+)
 
 
 _IS_WANTED: Final = Judged(lambda keys: np.asarray(pc.is_in(keys, value_set=WANTED)))
@@ -209,7 +212,8 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
     halved = two_sided & ~_whole(quantities, len(decoded))
     incomplete = tokens & (invalid == 0) & (halved | counts.short)
     status = np.asarray(decoded.spans["status_code"])
-    status = np.where((status < 0) | (status >= len(_STATUSES)), 0, status)
+    if status.view(np.uint32).max(initial=0) >= len(_STATUSES):  # unsigned, negative ones are the largest
+        status = np.where((status < 0) | (status >= len(_STATUSES)), 0, status)
     columns = Columns(
         shapes,
         text,
@@ -219,8 +223,8 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "parent_span_id": decoded.spans["parent_span_id"],
             **times,
             "name": decoded.spans["name"],
-            "kind": _dictionary(kind, _KINDS),
-            "span_status": _dictionary(status.astype(np.int32), _STATUSES),
+            "kind": dictionary(kind, None, _KIND_WORDS),
+            "span_status": dictionary(status, None, _STATUS_WORDS),
             "http_status": pivot.integer(INTEGERS["http_status"], pa.int32()),
             "retries": pivot.integer(INTEGERS["retries"], pa.int32()),
             "cold_start": pivot.flag(FLAGS["cold_start"]),
@@ -231,7 +235,7 @@ def normalize(decoded: Decoded, *, received_ns: int) -> Normalized:
             "slim": pivot.flag(FLAGS["slim"]),
             "batch_size": pivot.integer(INTEGERS["batch_size"], pa.int64()),
             "invalid": _invalid(invalid),
-            "convention": _dictionary(counts.convention, CONVENTION_NAMES),
+            "convention": _convention(counts.convention),
             "billable": _truths(given | _BILLED_ANYWAY.take(kind)),
             "token_bearing": _truths(tokens),
             "incomplete": _truths(incomplete),
@@ -447,7 +451,7 @@ def _truths(values: Mask) -> Any:
     return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
 
 
-def _dictionary(codes: npt.NDArray[np.int32], values: tuple[str, ...]) -> Any:
-    """Dictionary column from codes; a negative code is null."""
+def _convention(codes: npt.NDArray[np.int32]) -> Any:
+    """Names of conventions by their codes; a negative one is null."""
     said = codes >= 0
-    return dictionary(codes, None if said.all() else said, pa.array(values, pa.string()))
+    return dictionary(codes, None if said.all() else said, _CONVENTION_WORDS)

@@ -730,6 +730,8 @@ class Pipeline:
         status = plain(charged.ledger["cost_status"])
         if not pa.types.is_dictionary(status.type):
             status = status.dictionary_encode()
-        counts = pc.value_counts(status.indices).to_pylist()
-        for entry in counts:
-            self.counters.add(f"priced.{status.dictionary[entry['values']].as_py()}", entry["counts"])
+        states = status.dictionary.to_pylist()
+        counts = np.bincount(np.asarray(status.indices), minlength=len(states)).tolist()
+        for state, count in zip(states, counts, strict=True):
+            if count:
+                self.counters.add(f"priced.{state}", count)

@@ -429,8 +429,9 @@ class Pivot:
     def _only_quantity(self, given: Mask, contents: Steps, kind: int, scale: int) -> tuple[Steps, Mask, Codes]:
         """`quantity` of values of one kind, 0 where there is none."""
         if kind == INT:
-            least, most = contents.min(), contents.max()
-            if least >= 0 and most <= (LARGEST_COUNT if scale == 1 else np.iinfo(np.int64).max // scale):
+            # As unsigned numbers the negative ones are the largest.
+            most = contents.view(np.uint64).max()
+            if most <= (LARGEST_COUNT if scale == 1 else np.iinfo(np.int64).max // scale):
                 return contents if scale == 1 else contents * scale, given, self._empty(np.uint8)
             steps, codes = _from_integers(contents, scale)
             return steps, given, codes
