@@ -59,8 +59,8 @@ INSERT INTO ledger
     start_time, trace_id, span_id, parent_span_id, duration_ns, service, environment, region, tenant, team, feature,
     workflow, variant, provider, model, request_model, operation, kind, span_status, retries, cold_start, batch_size,
     convention, cost_status, cost, `charges.meter`, `charges.component`, `charges.quantity`, `charges.unit`,
-    `charges.unit_price`, `charges.per`, `charges.cost`, `charges.negotiated`, `charges.committed`, `charges.price_id`,
-    `charges.matched_by`, `charges.status`, book_version, revision, batch
+    `charges.unit_price`, `charges.per`, `charges.given_cost`, `charges.negotiated`, `charges.committed`,
+    `charges.price_id`, `charges.matched_by`, `charges.status`, book_version, revision, batch
 )
 WITH
     cityHash64(number, 1) AS r1, cityHash64(number, 2) AS r2, cityHash64(number, 3) AS r3, cityHash64(number, 4) AS r4,

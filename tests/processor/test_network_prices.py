@@ -113,7 +113,7 @@ def test_one_span_does_not_change_its_neighbours() -> None:
 def test_a_repricing_changes_nothing_while_the_prices_are_the_same(store: Store) -> None:
     made = rows(chat(1, **AWS, **{EGRESS: GB, INGRESS: 5}), chat(2, tokens=None, **AWS, **{EGRESS: GB}))
     Writer(store, threading.Event()).write("t", made, None, None)
-    again = recharge(store.query("SELECT * FROM ledger FINAL"), ENGINE)
+    again = recharge(store.query("SELECT *, charges.cost FROM ledger FINAL"), ENGINE)
     assert not again.changed.any()
     (network,) = store.rows("SELECT sum(network_cost) AS cost FROM trace_costs")
     assert network["cost"] == Decimal("0.09")

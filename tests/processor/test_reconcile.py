@@ -257,7 +257,7 @@ COPIES = {
         {"cost", "charges"},
     ),
     "a charge that is something else": (
-        "ALTER TABLE ledger UPDATE `charges.cost` = arrayMap(x -> toDecimal128(1, 12), `charges.cost`)"
+        "ALTER TABLE ledger UPDATE `charges.residual` = arrayMap(x -> x + toDecimal128(1, 12), `charges.residual`)"
         " WHERE span_id = unhex('0000000000000003')",
         {"charges"},
     ),

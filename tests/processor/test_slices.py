@@ -26,7 +26,9 @@ def world(store_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         opened.execute("SYSTEM STOP MERGES ledger")
         opened.execute(
             "INSERT INTO ledger SELECT * REPLACE (revision + bitShiftLeft(toUInt64(1), 46) AS revision,"
-            " cost * 2 AS cost, arrayMap(each -> each * 2, charges.cost) AS `charges.cost`) FROM ledger FINAL"
+            # What is stored of a charge's cost is by how much it is above linear.
+            " cost * 2 AS cost, arrayMap((each, linear) -> each * 2 + reinterpret(linear, 'Decimal(38, 12)'),"
+            " `charges.residual`, `charges.linear`) AS `charges.residual`) FROM ledger FINAL"
             " WHERE cityHash64(span_id) % 3 = 0"
         )
         yield opened

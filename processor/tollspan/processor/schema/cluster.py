@@ -37,6 +37,7 @@ _FILLED_VIEW: Final = re.compile(r"CREATE MATERIALIZED VIEW IF NOT EXISTS (\w+) 
 _DROP: Final = re.compile(r"DROP (?:VIEW|TABLE) IF EXISTS (\w+)")
 _ALTER: Final = re.compile(r"ALTER TABLE (\w+)")
 _INSERT: Final = re.compile(r"INSERT INTO \w+")
+_KILL: Final = re.compile(r"KILL QUERY")
 _FROM: Final = re.compile(r"\bFROM (\w+)")
 _ONLY_LOCAL: Final = re.compile(
     r"(?:MODIFY|RESET) SETTING|MODIFY TTL|REMOVE TTL|(?:ADD|DROP|MATERIALIZE|CLEAR) (?:INDEX|PROJECTION)"
@@ -126,5 +127,6 @@ _FORMS: Final[tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str], str, st
     (_FILLED_VIEW, _filled_view),
     (_VIEW, _everywhere),
     (_DROP, _everywhere),
+    (_KILL, _everywhere),
     (_INSERT, _once),
 )

@@ -4,14 +4,16 @@ In: the ``NNNN_name.sql`` files of this folder and an open store. Out: up-to-dat
 ``schema_migrations``. A file that was applied is never edited: its checksum is on record, and a difference is an error.
 Statements are idempotent (``IF NOT EXISTS``), so a run that broke off half-way is completed by the next one; one
 process migrates at a time (`lock`). A store that is up to date is only read, so a writer needs no right to create
-anything. On a cluster the same files are applied as `cluster` spreads them.
+anything. On a cluster the same files are applied as `cluster` spreads them. What rewrites the rows of a table is
+started and then waited for, so that no time limit of a connection bounds it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -19,7 +21,7 @@ from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tollspan.processor.errors import StoreError, StoreUnavailable
-from tollspan.processor.schema.cluster import clustered
+from tollspan.processor.schema.cluster import LOCAL, clustered
 from tollspan.processor.schema.lock import locked
 from tollspan.processor.store.faults import code_of
 
@@ -42,6 +44,13 @@ ORDER BY (version, checksum)
 """Where is written what was applied."""
 
 _COLUMN: Final = re.compile(r"(?:[ \t]*(?:--[^\n]*)?\n)*ALTER TABLE (\w+)\s+(ADD COLUMN .*)", re.DOTALL)
+
+_REWRITE: Final = re.compile(
+    r"(?:[ \t]*(?:--[^\n]*)?\n)*ALTER TABLE (\w+) (MATERIALIZE COLUMN \S+) SETTINGS mutations_sync = 0"
+)
+"""Starts to rewrite rows of a table, and says that nobody waits for it on the connection."""
+LONGEST_PAUSE_S: Final = 2.0
+"""Between two looks at rows that are being rewritten."""
 
 _NO_RIGHT: Final = (164, 291, 497)
 """READONLY, DATABASE_ACCESS_DENIED, ACCESS_DENIED."""
@@ -196,6 +205,12 @@ def migrate(store: Store, wanted: Sequence[Migration] | None = None, wait_s: flo
 
 def _apply(store: Store, wanted: Sequence[Migration], wait_s: float) -> list[str]:
     def run(statement: str) -> None:
+        if rewrite := _REWRITE.fullmatch(statement):
+            _rewrite(store, rewrite[1], rewrite[2], lambda: do(statement), alive)
+        else:
+            do(statement)
+
+    def do(statement: str) -> None:
         for each in spread(statement, store.cluster, store.database):
             alive()
             store.execute(each)
@@ -214,6 +229,30 @@ def _apply(store: Store, wanted: Sequence[Migration], wait_s: float) -> list[str
             )
             names.append(str(migration))
     return names
+
+
+def _rewrite(store: Store, table: str, command: str, start: Callable[[], None], alive: Callable[[], None]) -> None:
+    """Start to rewrite rows of a table, unless a run that broke off did so and it goes on; return when it is done."""
+    everywhere = f"clusterAllReplicas('{store.cluster}', system.mutations)" if store.cluster else "system.mutations"
+    names = {"table": table, "local": table + LOCAL, "command": command}
+    going = (
+        f"SELECT max(latest_fail_reason) AS why FROM {everywhere} WHERE database = {{database:String}}"
+        " AND table IN ({table:String}, {local:String}) AND NOT is_done"
+        " AND replaceRegexpAll(command, '[`()]', '') = replaceAll({command:String}, '`', '') HAVING count() > 0"
+    )
+    pause, parameters = 0.01, {**names, "database": store.database}
+    if not store.rows(going, parameters):
+        start()
+    while found := store.rows(going, parameters):
+        if found[0]["why"]:
+            raise StoreError(
+                f"Rows of {table} cannot be rewritten: {found[0]['why']}",
+                "ClickHouse tries again by itself: mend the cause and run the same again. To end the attempt:"
+                f" KILL MUTATION WHERE table = '{table}' AND NOT is_done.",
+            )
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_S)
+        alive()
 
 
 def _check(wanted: Sequence[Migration], applied: dict[int, dict[str, object]]) -> None:

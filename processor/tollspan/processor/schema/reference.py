@@ -60,7 +60,7 @@ def tables(reader: Rows, name: str | None = None) -> list[Table]:
     for row in reader.rows(
         "SELECT table, name, type, comment, transform(default_kind, ['ALIAS', 'MATERIALIZED'],"
         " ['when asked for', 'when the row is written'], '') AS computed FROM system.columns"
-        " WHERE database = currentDatabase() ORDER BY table, position"
+        " WHERE database = currentDatabase() AND default_kind != 'EPHEMERAL' ORDER BY table, position"
     ):
         made = Column(row["name"], row["type"], row["comment"], row["computed"])
         columns.setdefault(row["table"], []).append(made)

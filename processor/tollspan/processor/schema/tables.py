@@ -252,3 +252,6 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "sampling_levels": SAMPLING_LEVELS,
 }
 """Schema of each table that stages write to."""
+
+INSERTED_AS: Final[dict[str, dict[str, str]]] = {"ledger": {"charges.cost": "charges.given_cost"}}
+"""Table → columns that it computes when they are read → what their values are called in an INSERT."""
