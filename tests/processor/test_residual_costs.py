@@ -93,12 +93,17 @@ def test_every_cost_stays_what_it_was_to_the_last_digit(
 ) -> None:
     with open_store(store_url) as store:
         migrate(store, BEFORE)
+        store.execute("ALTER TABLE ledger MODIFY SETTING min_bytes_for_wide_part = 0")  # as in large parts
         with as_then():
             store.insert("ledger", odd, "then")
         before = store.rows(ASKED)
         assert [row["charges.cost"] for row in before] == odd["charges.cost"].to_pylist()
         assert migrate(store) == [str(each) for each in migrations() if each.version > 15]
         assert store.rows(ASKED) == before
+        columns = store.rows("SELECT DISTINCT column FROM system.parts_columns WHERE table = 'ledger' AND active"
+                             " AND database = currentDatabase() AND column LIKE 'charges.%'")  # fmt: skip
+        assert {"column": "charges.residual"} in columns
+        assert {"column": "charges.cost"} not in columns, "its room is free"
         store.execute("OPTIMIZE TABLE ledger FINAL")
         assert store.rows(ASKED) == before, "when parts are merged"
         store.execute("TRUNCATE TABLE ledger")
@@ -153,7 +158,7 @@ def test_a_migration_that_breaks_off_anywhere_is_completed(store_url: str, odd: 
             before = store.rows(ASKED)
             assert [row["charges.cost"] for row in before][::2] == rows["charges.cost"].to_pylist()
         except StoreUnfit:
-            assert last == BREAKS - 1, "only when costs are computed"
+            assert last >= BREAKS - 2, "only when costs are computed"
         migrate(store)
         assert store.rows(ASKED) == before
         store.execute("OPTIMIZE TABLE ledger FINAL")
@@ -229,7 +234,7 @@ def test_rows_that_are_being_rewritten_are_waited_for_and_not_rewritten_twice(st
             "SELECT count() AS n FROM system.mutations WHERE table = 'ledger' AND database = currentDatabase()"
             " AND command LIKE '%MATERIALIZE%'"
         )
-        assert store.rows(mutations) == [{"n": 1}]
+        assert store.rows(mutations) == [{"n": len(OURS)}]
         assert store.rows(ASKED) == before
 
 
