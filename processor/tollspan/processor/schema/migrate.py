@@ -232,7 +232,10 @@ def _apply(store: Store, wanted: Sequence[Migration], wait_s: float) -> list[str
 
 
 def _rewrite(store: Store, table: str, command: str, start: Callable[[], None], alive: Callable[[], None]) -> None:
-    """Start to rewrite rows of a table, unless a run that broke off did so and it goes on; return when it is done."""
+    """Start to rewrite rows of a table, unless a run that broke off did so and it goes on; return when it is done. In a
+    new store there is nothing to do, and no need to look long."""
+    if not store.rows(f"SELECT 1 FROM {table} LIMIT 1"):
+        return
     everywhere = f"clusterAllReplicas('{store.cluster}', system.mutations)" if store.cluster else "system.mutations"
     names = {"table": table, "local": table + LOCAL, "command": command}
     going = (
