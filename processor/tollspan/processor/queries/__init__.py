@@ -93,8 +93,8 @@ def run(
     query = find(name)
     check_limit(limit)
     chosen_by, passing = None if by is None else dimensions(by, query.allowed), filters(where, query.allowed)
-    cuts = slices.borders(reader, since, until) if query.sliceable else ()
-    sql, values = query.text(chosen_by, passing, cuts)
+    free = slices.alone(reader, since, until) if query.sliceable else ()
+    sql, values = query.text(chosen_by, passing, free)
     bound_values: dict[str, Any] = {
         "since": bound(since, EARLIEST),
         "until": bound(until, LATEST),

@@ -68,7 +68,7 @@ FROM
                 ${keys}toDate(ledger.start_time) AS day_of,
                 sum(ledger.cost) AS usd,
                 countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced
-            FROM ledger FINAL
+            FROM $ledger
             WHERE $window AND ledger.start_time < at
                 AND ledger.start_time >= toDateTime64(least(month_from, today - 28), 9, 'UTC')
             GROUP BY ${by}day_of

@@ -26,10 +26,9 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from importlib import resources
 from string import Template
-from typing import Final
+from typing import Any, Final
 
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.queries import slices
@@ -107,14 +106,14 @@ class NamedQuery:
         return self.text()[0]
 
     def text(
-        self, by: Sequence[Dimension] | None = None, where: Sequence[Filter] = (), cuts: Sequence[datetime] = ()
-    ) -> tuple[str, dict[str, str]]:
+        self, by: Sequence[Dimension] | None = None, where: Sequence[Filter] = (), free: Sequence[slices.Hours] = ()
+    ) -> tuple[str, dict[str, Any]]:
         """SQL, and the values to bind that come from filters and from the query itself.
 
         Args:
             by: dimensions in the order of the columns; None for the query's own.
             where: filters.
-            cuts: where the window is cut into slices (`slices.borders`), for a query that is `sliceable`.
+            free: hours of the window that are read apart (`slices.alone`), for a query that is `sliceable`.
 
         Raises:
             ConfigError: it cannot be broken down, or filtered.
@@ -128,12 +127,12 @@ class NamedQuery:
         chosen = dimensions(self.by, self.allowed) if by is None else by
         ours, values = condition(where)
         theirs, _ = condition(where, "telemetry") if not _untold(where) else ("", {})
-        ledger, bounds = slices.source(cuts) if cuts else ("ledger FINAL", {})
+        ledger, bounds = slices.source(free) if free else ("ledger FINAL", {})
         fragments = {
             "ledger": ledger,
-            "machines": "*" if cuts else _MACHINES,
-            "costless": "ledger.costless" if cuts else "ledger.cost.null",
-            "window": ("true" if cuts else _WINDOW.format("ledger.start_time")) + ours,
+            "machines": "*" if free else _MACHINES,
+            "costless": "ledger.costless" if free else "ledger.cost.null",
+            "window": ("true" if free else _WINDOW.format("ledger.start_time")) + ours,
             "filters": ours,
             "telemetry_window": _WINDOW.format("telemetry.minute") + theirs,
             **_fragments(chosen),
