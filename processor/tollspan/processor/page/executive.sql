@@ -22,7 +22,7 @@ FROM
 (
     SELECT
         $now AS now,
-        if(now, toInt32(intDiv(toInt64(toUnixTimestamp(ledger.start_time)) - {origin:Int64}, {step:Int64})), -1) AS bucket,
+        if(now, toInt32(intDiv($second - {origin:Int64}, {step:Int64})), -1) AS bucket,
         ledger.priced_parts AS priced_in,
         ledger.open_parts AS open_in,
         toUInt8((ledger.kind = 'inference')
@@ -34,7 +34,7 @@ FROM
         bitAnd(flags, 3) = 1 AS call,
         $columns,
         ledger.cost AS usd
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
 )
 GROUP BY GROUPING SETS ((bucket, priced_in, open_in, flags), $sets)

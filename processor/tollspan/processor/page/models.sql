@@ -14,7 +14,7 @@ SELECT
     sum(ledger.retries) AS retries,
     countIf(ledger.cold_start) AS cold_starts,
     quantilesTDigestIf(0.5, 0.95, 0.99)(ledger.duration_ns, ledger.cost_status != 'not_billed') AS times_ns
-FROM ledger FINAL
+FROM $ledger
 WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status != 'rollup'
 GROUP BY provider, model
 ORDER BY cost DESC NULLS LAST, calls DESC, provider NULLS LAST, model NULLS LAST

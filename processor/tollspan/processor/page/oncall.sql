@@ -33,7 +33,7 @@ FROM
         ledger.cold_start AS cold,
         ledger.duration_ns AS ns,
         if(earlier, NULL, dateDiff('millisecond', addNanoseconds(ledger.start_time, toInt64(ledger.duration_ns)), ledger.arrived_at)) AS arrival_ms
-    FROM ledger FINAL
+    FROM $ledger
     WHERE $window
 )
 GROUP BY GROUPING SETS ((earlier), (earlier, bucket), $sets)

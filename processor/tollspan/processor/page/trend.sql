@@ -5,6 +5,6 @@ SELECT
     sum(ledger.cost) AS cost,
     countIf(isNotNull(ledger.cost)) AS known,
     countIf(ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_rows
-FROM ledger FINAL
+FROM $ledger
 WHERE $window
 GROUP BY bucket, place

@@ -7,7 +7,7 @@ SELECT
     toString(ledger.cost_reasons) AS reasons,
     countIf(kind = 'inference') AS inferences,
     count() AS rows
-FROM ledger FINAL
+FROM $ledger
 WHERE $window AND ledger.cost_status IN ('unpriced', 'invalid', 'partial')
 GROUP BY provider, model, kind, cost_status, reasons
 ORDER BY rows DESC, provider NULLS LAST, model NULLS LAST, kind, cost_status, reasons

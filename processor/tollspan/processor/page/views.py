@@ -18,7 +18,7 @@ from importlib import resources
 from string import Template
 from typing import Any, Final
 
-from tollspan.processor.queries import DIMENSIONS, Rows, extent, filters, find, run
+from tollspan.processor.queries import DIMENSIONS, Rows, extent, filters, find, run, slices
 from tollspan.processor.queries.dimensions import condition
 from tollspan.processor.queries.window import LATEST, bound
 
@@ -105,19 +105,24 @@ class Window:
         }
 
 
-def statement(name: str, where: Sequence[str] = (), **parts: str) -> tuple[str, dict[str, str]]:
-    """A statement of this folder, and what its filters bind.
+def statement(
+    name: str, where: Sequence[str] = (), free: Sequence[slices.Hours] = (), **parts: str
+) -> tuple[str, dict[str, Any]]:
+    """A statement of this folder, and what its filters and its source bind.
 
     Args:
         name: of the file.
         where: filters as typed.
+        free: hours of the window that are read apart (`slices.alone`), for a statement that is ``FROM $ledger``.
         parts: what else stands for ``$`` names; text of ours only.
 
     Raises:
         ConfigError: see `filters`.
     """
     passing, values = condition(filters(where))
-    return Template(_text(name)).substitute(window=_WINDOW + passing, **parts), values
+    ledger, bounds = slices.source(free, "from") if free else ("ledger FINAL", {})
+    window = ("true" if free else _WINDOW) + passing
+    return Template(_text(name)).substitute(window=window, ledger=ledger, **parts), {**values, **bounds}
 
 
 @functools.cache
@@ -148,7 +153,7 @@ def executive(reader: Rows, window: Window, where: Sequence[str] = (), by: str =
     earlier = bool(cube.all.get("before_rows"))
     unpriced: list[dict[str, Any]] = []
     if now["unpriced_rows"] or now["partial"]:
-        sql, values = statement("unpriced", where)
+        sql, values = statement("unpriced", where, slices.alone(reader, window.since, window.until))
         unpriced = reader.rows(sql, {**window.values(), **values})
     return {
         "step": {60: "minute", 3600: "hour", 86_400: "day", 7 * 86_400: "week"}.get(window.step_s, "step"),
@@ -233,7 +238,10 @@ def _cube(reader: Rows, window: Window, where: Sequence[str], names: Sequence[st
     sql, values = statement(
         "executive",
         where,
+        slices.alone(reader, window.before if earlier else window.since, window.until),
         **_sets(names),
+        # Of whole hours the narrower column says as much.
+        second="toInt64(toUnixTimestamp(ledger.start_time))" if window.step_s % 3600 else "3600 * ledger.start_hour",
         now="ledger.start_time >= {since:DateTime64(9, 'UTC')}" if earlier else "true",
         before=_BEFORE if earlier else "",
         size="greatest(ifNull(cost, 0), ifNull(before_cost, 0))" if earlier else "ifNull(cost, 0)",
@@ -254,7 +262,7 @@ def _cube(reader: Rows, window: Window, where: Sequence[str], names: Sequence[st
         if not before:
             several |= _split(steps[row["bucket"]], row, flags, count, cost)
     if several:
-        sql, values = statement("parts", where)
+        sql, values = statement("parts", where, slices.alone(reader, window.since, window.until))
         for row in reader.rows(sql, {**window.values(), **values}):
             into = steps[row["bucket"]]
             into["part_cost"] = [sum(pair) for pair in zip(into["part_cost"], row["costs"], strict=True)]
@@ -425,7 +433,8 @@ def _trend(
     else:
         rows = [row for row in breakdowns[by] if not row["rest"]][:STACKED]
         values, rest = [row["value"] for row in rows], len(breakdowns[by]) > len(rows)
-        sql, bind = statement("trend", where, dimension=DIMENSIONS[by].sql)
+        free = slices.alone(reader, window.since, window.until)
+        sql, bind = statement("trend", where, free, dimension=DIMENSIONS[by].sql)
         nothing: list[Decimal | None] = [Decimal(0)] * (len(values) + rest)
         stacked = {}
         for row in reader.rows(sql, {**window.values(), **bind, "top": [value or "" for value in values]}):
@@ -508,7 +517,8 @@ def oncall(
         budget: USD that a calendar month may cost; None for none.
         forecast: gives `month`, where somebody remembers it.
     """
-    sql, values = statement("oncall", where, **_sets(ALARMS, "earlier"))
+    free = slices.alone(reader, window.before, window.until)
+    sql, values = statement("oncall", where, free, **_sets(ALARMS, "earlier"))
     levels, whole = _levels(ALARMS), 2 ** (len(ALARMS) + 1) - 1
     now: Mapping[str, Any] = {}
     before: Mapping[str, Any] = {}
@@ -633,7 +643,7 @@ def debug(reader: Rows, window: Window, where: Sequence[str] = (), limit: int = 
     def told(name: str, filtered: bool = True) -> list[dict[str, Any]]:
         return run(reader, name, window.since, window.until, limit, where=where if filtered else ())
 
-    sql, values = statement("models", where)
+    sql, values = statement("models", where, slices.alone(reader, window.since, window.until))
     models = []
     for row in reader.rows(sql, {**window.values(), **values, "limit": limit}):
         times = row.pop("times_ns")
