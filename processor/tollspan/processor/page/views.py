@@ -106,7 +106,7 @@ class Window:
 
 
 def statement(
-    name: str, where: Sequence[str] = (), free: Sequence[slices.Hours] = (), **parts: str
+    name: str, where: Sequence[str] = (), free: Sequence[slices.Hours] = (), /, **parts: str
 ) -> tuple[str, dict[str, Any]]:
     """A statement of this folder, and what its filters and its source bind.
 

@@ -182,6 +182,11 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
         "keys": keys("ledger"),
         "telemetry_keys": keys("telemetry") if all(each.telemetry for each in by) else "",
         "by": "".join(f"{name}, " for name in names),
+        # The same where rows are grouped by something else that tells them apart.
+        "any": "".join(
+            f"{f'any({each.sql})' if each.time else f'''nullIf(any({each.sql}), '')'''} AS {each.name},\n        "
+            for each in by
+        ),
         # Behind GROUP BY. No row at all comes of grouping nothing.
         "group": ", ".join(names) or "tuple()",
         "partition": f"PARTITION BY {', '.join(names)}" if names else "",
