@@ -14,7 +14,7 @@ WITH
                    NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS total,
                 countIf(kind = 'inference' AND cost_status NOT IN ('rollup', 'not_billed')) AS calls,
                 countIf(kind = 'inference' AND cost_status IN ('unpriced', 'invalid')) AS open
-            FROM $ledger
+            FROM ledger FINAL
             WHERE $window
             GROUP BY id
             ORDER BY total DESC NULLS LAST, id
