@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from playwright.sync_api import Response, sync_playwright
 
-from tests.benchmarks.clickhouse import DAYS, MILLION, SINCE, fill, parts
+from tests.benchmarks.clickhouse import DAYS, MILLION, SINCE, fill, parts, settle
 from tests.browser.chromium import launch
 from tests.end_to_end.service import Service
 
@@ -87,6 +87,7 @@ def main() -> None:
             store.migrate()
             if parts(store)[1] != rows:
                 fill(store, rows)
+            settle(store)
         return
     with tempfile.TemporaryDirectory(prefix="tollspan-page-") as folder:
         directory = given.store or Path(folder)
