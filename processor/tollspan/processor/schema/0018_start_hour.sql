@@ -5,5 +5,5 @@ ALTER TABLE ledger
         toInt32(intDiv(toUnixTimestamp64Nano(start_time), 3600000000000))
         COMMENT 'Hour of start_time, in hours since 1970' CODEC(ZSTD(1));
 
--- Into the parts that are there, in the background; until then it is computed when it is read.
-ALTER TABLE ledger MATERIALIZE COLUMN start_hour;
+-- Into the parts that are there; until then it is computed when it is read.
+ALTER TABLE ledger MATERIALIZE COLUMN start_hour SETTINGS mutations_sync = 0;
