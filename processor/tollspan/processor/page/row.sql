@@ -1,6 +1,7 @@
 -- One row of the ledger, whole.
 SELECT
     *,
+    ledger.charges.cost AS `charges.cost`,
     ledger.list_cost AS list_cost,
     ledger.contracted_cost AS contracted_cost,
     ledger.first_cost AS first_cost,
