@@ -19,15 +19,17 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 from tollspan.processor.bodies import bodies
 from tollspan.processor.decode import Checked, Decoded, by_ptars, check, decode, fused
+from tollspan.processor.decode.anyvalue import INT
 from tollspan.processor.decode.otlp_slim import canonical, strict
 from tollspan.processor.decode.tables import Attributes
 from tollspan.processor.normalize import normalize
 from tollspan.processor.recent import contents
 
-from .otlp_factory import START, chat_payload, request, span
+from .otlp_factory import START, any_value, chat_payload, request, span
 
 pytestmark = pytest.mark.timeout(600)  # where nothing is cached, the first test waits for the compiler
 
@@ -412,6 +414,35 @@ def test_what_comes_after_does_not_know_which_decoder_was_at_work(made: list[Any
         m: q.to_pylist() for m, q in theirs.quantities.items()
     }
     assert contents(mine).tolist() == contents(other).tolist()
+
+
+def test_numbers_are_found_by_key_and_span_and_the_last_of_a_key_counts() -> None:
+    rng, given = random.Random(7), [0, 7, -1, 2.5, -0.0, True, False, "", "text", None, b"x", ["a"]]
+    spans = [span(number=number + 1) for number in range(300)]
+    for each in spans:
+        each.attributes.extend(
+            KeyValue(key=rng.choice(["a", "b", "c", "n", "said"]), value=any_value(rng.choice(given)))
+            for _ in range(rng.randrange(9))
+        )
+        each.attributes.extend([KeyValue(key="whole", value=any_value(rng.randrange(4)))] * rng.randrange(3))
+    found = decode([request(spans[:150]), request(spans[150:])])
+    for attributes in (found.attributes, found.wire.select(np.arange(299, -1, -1)).attributes):  # type: ignore[union-attr]
+        names = attributes.keys.to_pylist()
+        wanted = np.array([names.index(key) for key in ("whole", "c", "a", "said")], np.int64)
+        said = attributes.first_said([["said", "b"]], wanted)
+        assert said is not None
+        # A key that is a column's gives no numbers.
+        assert said.kinds[3] == 0
+        assert not said.given[3].any()
+        assert said.kinds[0] == 1 << INT
+        for place, rows in enumerate(attributes.by_key(wanted[:3])):
+            owners = attributes.owners_of(rows)
+            kinds, numbers = np.zeros(300, np.uint8), np.zeros(300, np.int64)
+            for owner, row in zip(owners.tolist(), rows.tolist(), strict=True):
+                kinds[owner], numbers[owner] = attributes.kinds[row], attributes.integers(np.array([row]))[0]
+            assert said.given[place].tolist() == kinds.tolist()
+            assert said.numbers[place].tolist() == numbers.tolist()
+            assert said.kinds[place] == sum(1 << kind for kind in set(attributes.kinds[rows].tolist()))
 
 
 # -- when it is at hand --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -174,6 +174,9 @@ class _Rows:
         self._keys: list[str] = [attributes.keys[code].as_py() for code in self._codes.tolist()]
         self.present: Set[str] = frozenset(self._keys)
         """The wanted keys that occur."""
+        self._numbers: dict[str, tuple[Codes, Steps, int]] = {}
+        """Kinds and contents by owner of the keys whose values are all integers, all doubles or all booleans, and which
+        of these; none before `said`, and where they are not at hand."""
 
     @cached_property
     def _found(self) -> dict[str, list[Rows]]:
@@ -182,23 +185,21 @@ class _Rows:
             found.setdefault(key, []).append(rows)
         return found
 
-    @cached_property
-    def _numbers(self) -> dict[str, tuple[Codes, Steps, int]]:
-        """Kinds and contents by owner of the keys whose values are all integers, all doubles or all booleans, and which
-        of these; empty where they are not at hand."""
+    def said(self, columns: Sequence[Sequence[str]]) -> Said | None:
+        """See `Attributes.first_said`; `only` knows then what the other keys give."""
         numbers = [place for place, key in enumerate(self._keys) if key not in TEXT_KEYS]
         keys = [self._keys[place] for place in numbers]
-        if len(set(keys)) < len(keys) or not keys:
-            return {}
-        made = self.attributes.numbers(self._codes[numbers])
-        if made is None:
-            return {}
-        kinds = {1 << kind: kind for kind in (INT, DOUBLE, BOOL)}
-        return {
-            key: (given, values, kinds[seen])
-            for key, given, values, seen in zip(keys, *made[:2], made[2].tolist(), strict=True)
-            if seen in kinds
-        }
+        if len(set(keys)) < len(keys):
+            numbers, keys = [], []
+        said = self.attributes.first_said(columns, self._codes[numbers])
+        if said is not None:
+            kinds = {1 << kind: kind for kind in (INT, DOUBLE, BOOL)}
+            self._numbers = {
+                key: (given, values, kinds[seen])
+                for key, given, values, seen in zip(keys, said.given, said.numbers, said.kinds.tolist(), strict=True)
+                if seen in kinds
+            }
+        return said
 
     def only(self, keys: Iterable[str], *kinds: int) -> tuple[Mask, Steps, int] | None:
         """The one of the keys that occurs, if its values are all of one of the given kinds: which owners have it, its
@@ -264,7 +265,7 @@ class Pivot:
             by_span: give each span a shape of its own.
         """
         each = Shapes(np.arange(self.length), None)
-        said = self._spans.attributes.first_said([s.keys if s.span else () for s in sources.values()])
+        said = self._spans.said([s.keys if s.span else () for s in sources.values()])
         if said is not None:
             return self._texts(sources, said, each if by_span else None)
         # The values of all columns are made text together: the cost of a call into Arrow is paid once, not by column.
@@ -299,7 +300,7 @@ class Pivot:
     ) -> tuple[dict[str, Any], Shapes]:
         """`texts`, from what `Attributes.first_said` found."""
         nobody = (_NO_ROWS, _NO_ROWS)
-        places, said, values, heads, number_of = found_
+        places, said, values, heads, number_of, *_ = found_
         resources = [self._resources.candidates(s.keys) if s.resource else nobody for s in sources.values()]
         vocabulary, codes = _vocabulary(
             [(np.arange(len(values), dtype=np.int32), values), self._resources.encoded(resources)],

@@ -69,7 +69,6 @@ _USED: Final = (
     "texts_room",
     "texts",
     "by_key",
-    "numbers",
     "encode",
     "content",
     "said_values",
@@ -220,12 +219,12 @@ def _try(walk: ModuleType) -> None:
         raise RuntimeError("the compiled decoder does not copy what it is given")
     for found in (decoded, decoded.wire.select(np.zeros(1, np.int64))):
         (rows,) = found.attributes.by_key(np.zeros(1, np.int64))
-        numbers = found.attributes.numbers(np.zeros(1, np.int64))
-        if numbers is None or (numbers[0].tolist(), numbers[2].tolist()) != ([[STRING]], [1 << STRING]):
-            raise RuntimeError("the compiled decoder does not tell what it is given")
         codes, values = found.attributes.encode(rows)
         found.attributes.content(np.ones(1, np.uint64), 1, np.ones(3, np.uint64))
-        said = found.attributes.first_said([["k"], ["x"]])
+        numbers = found.attributes.first_said([], np.zeros(1, np.int64))
+        if numbers is None or (numbers.given.tolist(), numbers.kinds.tolist()) != ([[STRING]], [1 << STRING]):
+            raise RuntimeError("the compiled decoder does not tell what it is given")
+        said = found.attributes.first_said([["k"], ["x"]], np.zeros(0, np.int64))
         if said is None or said.places != {0: 0} or said.said.tolist() != [[0]] or said.values != values:
             raise RuntimeError("the compiled decoder does not find what it is given")
         if [each.tolist() for each in (said.heads, said.of, *numbered_rows(walk, said.said))] != 4 * [[0]]:
@@ -660,29 +659,24 @@ class WireAttributes(Attributes):
     def owners_of(self, rows: Rows) -> Rows:
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
-    def _places(self, codes: Rows) -> tuple[Any, Any]:
+    def _places(self, codes: Rows) -> npt.NDArray[np.int32]:
+        """For each key its place in ``codes``, -1 = none."""
         place = np.full(len(self.keys), -1, np.int32)
         place[codes] = np.arange(len(codes), dtype=np.int32)
-        return place, _empty(len(self.kinds_of))
+        return place
 
     def by_key(self, codes: Rows) -> list[Rows]:
         starts, rows = np.zeros(len(codes) + 1, np.int64), np.empty(len(self), np.int64)
-        self.walk.by_key(self.rows, self.fields, self.kinds_of, *self._places(codes), starts, rows)
+        where = _empty(len(self.kinds_of))
+        self.walk.by_key(self.rows, self.fields, self.kinds_of, self._places(codes), where, starts, rows)
         ends = starts.tolist()
         return [rows[start:end] for start, end in itertools.pairwise(ends)]
-
-    def numbers(self, codes: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-        shape, seen = (len(codes), len(self.offsets) - 1), np.zeros(len(codes), np.int64)
-        given, values = np.zeros(shape, np.uint8), np.zeros(shape, np.int64)
-        table = self.fields, self.kinds_of, self.contents
-        self.walk.numbers(self.rows, self.offsets, *table, *self._places(codes), given, values, seen)
-        return given, values, seen
 
     def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
         codes, entries = np.empty(len(rows), np.int32), self.rows.take(rows)
         return codes, self.numbered(lambda *keys: self.walk.encode(self.data, self.fields, entries, codes, *keys))
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> Said | None:
+    def first_said(self, columns: Sequence[Sequence[str]], codes: Rows) -> Said | None:
         walk, wanted = self.walk, _preferences(tuple(map(tuple, columns)))
         counts = np.zeros(len(self.keys) + 1, np.int32)
         found: list[tuple[int, int]] = []
@@ -691,35 +685,39 @@ class WireAttributes(Attributes):
                 found += entries
                 counts[code + 1] = len(entries)
         first = np.cumsum(counts, dtype=np.int32)
-        place = {number: place for place, number in enumerate(sorted({number for number, _ in found}))}
+        places = {number: place for place, number in enumerate(sorted({number for number, _ in found}))}
         column, ranks = (
-            np.array([place[number] for number, _ in found], np.int32),
+            np.array([places[number] for number, _ in found], np.int32),
             np.array([preference for _, preference in found], np.uint8),
         )
-        ids = np.empty(len(self.kinds_of), np.int64)
+        ids, seen = np.empty(len(self.kinds_of), np.int64), np.zeros(len(codes), np.int64)
+        place = self._places(codes)
 
         def number_them(*keys: Any) -> Any:
             last = np.full(len(self.keys), -1, np.int32)
-            return walk.said_values(self.data, self.fields, self.kinds_of, first, last, ids, *keys)
+            return walk.said_values(self.data, self.fields, self.kinds_of, first, place, last, ids, seen, *keys)
 
         values = self.numbered(number_them)
-        heads, shape = self._shapes(ids)
-        best, said = np.empty(len(place), np.uint8), _empty(len(heads), len(place))
+        shape = (len(codes), len(self.offsets) - 1)
+        given, numbers = np.zeros(shape, np.uint8), np.zeros(shape, np.int64)
+        heads, of = self._shapes(ids, given, numbers)
+        best, said = np.empty(len(places), np.uint8), _empty(len(heads), len(places))
         walk.said(heads, self.rows, self.offsets, ids, first, column, ranks, best, said)
-        return Said(place, said, values, heads, shape)
+        return Said(places, said, values, heads, of, given, numbers, seen)
 
-    def _shapes(self, ids: Any) -> tuple[Rows, Rows]:
-        """Owners by what they say, as `numbered_rows` gives them; ``ids`` as in the kernel `said_shapes`."""
-        shape, words = np.empty(len(self.offsets) - 1, np.int64), np.empty(len(self), np.int64)
+    def _shapes(self, ids: Any, given: Any, numbers: Any) -> tuple[Rows, Rows]:
+        """Owners by what they say, as `numbered_rows` gives them; ``ids`` and the others as in the kernel
+        `said_shapes`."""
+        of, words = np.empty(len(self.offsets) - 1, np.int64), np.empty(len(self), np.int64)
+        table = ids, self.kinds_of, self.contents
         room = _KEYS
         while True:
             heads, bounds = np.empty(room, np.int64), np.empty(room + 1, np.int64)
             slots, follow = np.zeros(1 << (4 * room - 1).bit_length(), np.int32), np.full(room + 1, -1, np.int32)
-            count = self.walk.said_shapes(
-                self.rows, self.offsets, ids, slots, heads, bounds, follow, words, self.walk.MULTIPLIERS, shape
-            )
+            mine = slots, heads, bounds, follow, words, self.walk.MULTIPLIERS
+            count = self.walk.said_shapes(self.rows, self.offsets, *table, *mine, of, given, numbers)
             if count >= 0:
-                return heads[:count], shape
+                return heads[:count], of
             room *= 16
 
     def numbered(self, number: Callable[..., int]) -> Any:

@@ -63,7 +63,8 @@ class Checked(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What n owners say; those that say the same, under the same keys and in the same order, share a number.
+    """What n owners say; those that say the same, under the same keys and in the same order, share a number. And the
+    numbers that they give under k other keys.
 
     Attributes:
         places: the columns of which some key occurs, with their places in
@@ -71,6 +72,10 @@ class Said(NamedTuple):
         values: the distinct values, as in `Attributes.raw`.
         heads: int64, the first owner of each number.
         of: int64, n: the number of each owner.
+        given: uint8 (k, n), the kind of the value of each of the keys (`anyvalue.EMPTY` = none); of several the last.
+        numbers: int64 (k, n), these values: integers, bits of doubles and booleans; 0 where there is none and anything
+            for other kinds.
+        kinds: int64, k: the kinds that occur, as bits.
     """
 
     places: dict[int, int]
@@ -78,6 +83,9 @@ class Said(NamedTuple):
     values: Any
     heads: Rows
     of: Rows
+    given: npt.NDArray[np.uint8]
+    numbers: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +134,20 @@ class Attributes:
         found = (np.flatnonzero(numbers == code) for code in codes)
         return [rows[self.kinds[rows] != anyvalue.EMPTY] for rows in found]
 
-    def numbers(self, codes: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-        """For each of k keys (distinct numbers in ``keys``) its value on each owner; of several the last.
-
-        Returns:
-            Kinds (`anyvalue.EMPTY` = none), shape (k, n); integers, bits of doubles and booleans, 0 where there is no
-            value and anything for other kinds, shape (k, n); and the kinds that occur, as bits, shape (k,). None where
-            the reading is no faster at it than `by_key` is.
-        """
-        return None
-
     def encode(self, rows: Rows) -> tuple[npt.NDArray[np.int32], Any]:
         """Values at ``rows`` as numbers, equal ones alike; and the distinct values, as in ``raw``, by number."""
         encoded = self.take(rows).dictionary_encode()
         return np.asarray(encoded.indices), encoded.dictionary
 
-    def first_said(self, columns: Sequence[Sequence[str]]) -> Said | None:
-        """For each owner and column the first of the column's keys that says something.
+    def first_said(self, columns: Sequence[Sequence[str]], codes: Rows) -> Said | None:
+        """For each owner and column the first of the column's keys that says something; and numbers, by key.
 
         Texts that are not empty, numbers and booleans say something; of two values of one key the later counts.
 
         Args:
             columns: keys of each column, the preferred one first.
+            codes: distinct numbers in ``keys`` of those whose values are wanted as numbers; of one that a column is
+                read from no kind occurs.
 
         Returns:
             None where the reading is no faster at it than `by_key` is.

@@ -1504,43 +1504,6 @@ def by_key(rows: Any, table: Any, kinds: Any, place: Any, where: Any, starts: An
 
 
 @_jit
-def numbers(
-    rows: Any,
-    offsets: Any,
-    table: Any,
-    kinds: Any,
-    contents: Any,
-    place: Any,
-    where: Any,
-    given: Any,
-    values: Any,
-    seen: Any,
-) -> None:
-    """Values of attributes by key and owner; of two values of one key the later counts.
-
-    Args:
-        rows, table, kinds, contents: int32, int32 (`ENTRY_FIELDS`, e), uint8 e and int64 e, as of `walk`.
-        offsets: int64, n + 1: the rows of each owner.
-        place: int32, for each key its place among the wanted ones, -1 = not wanted.
-        where: int32, e, for the kernel's own use.
-        given: uint8 (places, n), zeros; is written: the kind of each value.
-        values: int64 (places, n), zeros; is written: their contents, see `_value`.
-        seen: int64, zeros; is written: the kinds that occur at each place, as bits.
-    """
-    _placed(table, kinds, place, where)
-    for entry in range(kinds.size):
-        if where[entry] >= 0:
-            seen[where[entry]] |= 1 << kinds[entry]
-    for owner in range(offsets.size - 1):
-        for row in range(offsets[owner], offsets[owner + 1]):
-            entry = rows[row]
-            at = where[entry]
-            if at >= 0:
-                given[at, owner] = kinds[entry]
-                values[at, owner] = contents[entry]
-
-
-@_jit
 def encode(data: Any, table: Any, rows: Any, codes: Any, slots: Any, known: Any, follow: Any, multipliers: Any) -> Any:
     """Number the values of some attributes, equal ones alike, in the order in which they first occur.
 
@@ -1641,8 +1604,10 @@ def said_values(
     table: Any,
     kinds: Any,
     first: Any,
+    place: Any,
     last: Any,
     ids: Any,
+    seen: Any,
     slots: Any,
     known: Any,
     follow: Any,
@@ -1656,8 +1621,12 @@ def said_values(
         data: uint8; eight bytes after each value must exist.
         table, kinds: int32 (`ENTRY_FIELDS`, e or more) and uint8 e.
         first: int32, one more than there are keys: where a key's entries begin, see `said`.
+        place: int32, one for each key: its place among those of which numbers are wanted, -1 = not wanted. Keys with
+            entries have none.
         last: int32, one for each key, -1; for the kernel's own use.
-        ids: int64, e, is written: the key's number and, in the lower 32 bits, the value's; -1 = says nothing.
+        ids: int64, e, is written: the key's number and, in the lower 32 bits, the value's; -1 = says nothing; and
+            ``-2 - place`` of what is wanted as a number.
+        seen: int64, zeros; is written: the kinds that occur at each place, as bits.
         slots, known, follow, multipliers: as in `encode`.
 
     Returns:
@@ -1668,7 +1637,13 @@ def said_values(
         ids[entry] = -1
         key = np.int64(table[CODE, entry])
         kind = kinds[entry]
-        if first[key] == first[key + 1] or kind == EMPTY or kind > DOUBLE:
+        if first[key] == first[key + 1]:
+            wanted = np.int64(place[key])
+            if wanted >= 0 and kind != EMPTY:
+                ids[entry] = -2 - wanted
+                seen[wanted] |= 1 << kind
+            continue
+        if kind == EMPTY or kind > DOUBLE:
             continue
         at, size = np.int64(table[VALUE, entry]), np.int64(table[VALUE_SIZE, entry])
         if kind == STRING and size == 2:
@@ -1688,16 +1663,14 @@ def said_values(
 
 
 @_inlined
-def _spoken(rows: Any, start: int, end: int, ids: Any, words: Any, begin: int, stop: int) -> Any:
-    """Whether what some rows say is what stands in ``words`` from ``begin`` to ``stop``."""
-    for row in range(start, end):
-        said_ = ids[rows[row]]
-        if said_ < 0:
-            continue
-        if begin >= stop or words[begin] != said_:
-            return False
+def _alike(words: Any, begin: int, end: int, other: int, stop: int) -> Any:
+    """Whether the words from ``begin`` to ``end`` are those from ``other`` to ``stop``."""
+    if end - begin != stop - other:
+        return False
+    while begin < end and words[begin] == words[other]:
         begin += 1
-    return begin == stop
+        other += 1
+    return begin == end
 
 
 @_jit
@@ -1705,6 +1678,8 @@ def said_shapes(
     rows: Any,
     offsets: Any,
     ids: Any,
+    kinds: Any,
+    contents: Any,
     slots: Any,
     heads: Any,
     bounds: Any,
@@ -1712,13 +1687,17 @@ def said_shapes(
     words: Any,
     multipliers: Any,
     shape: Any,
+    given: Any,
+    values: Any,
 ) -> Any:
-    """Number owners by what their attributes say, in the order in which they first occur.
+    """Number owners by what their attributes say, in the order in which they first occur; and their numbers by key, of
+    two values of one key the later.
 
     Args:
         rows: int32, m.
         offsets: int64, n + 1: the rows of each owner.
         ids: int64, e, see `said_values`.
+        kinds, contents: uint8 e and int64 e, as of `walk`.
         slots: int32, a power of two of them, 0 = free, else a number + 1; more than there are ``heads``.
         heads: int64, is written: the first owner of each number.
         bounds: int64, one more than there are ``heads``, for the kernel's own use; as are
@@ -1726,6 +1705,8 @@ def said_shapes(
         words: int64, m.
         multipliers: random keys, as in `walk`.
         shape: int64, n, is written.
+        given: uint8 (places, n), zeros; is written: the kind of each value.
+        values: int64 (places, n), zeros; is written: their contents, see `_value`.
 
     Returns:
         How many are distinct; -1 when ``heads`` has no room for them.
@@ -1734,29 +1715,32 @@ def said_shapes(
     low, mask = np.uint64(0xFFFFFFFF), np.int64(slots.size - 1)
     bounds[0] = 0
     for owner in range(shape.size):
-        start, end = offsets[owner], offsets[owner + 1]
+        begin = end = np.int64(bounds[count])
+        for row in range(offsets[owner], offsets[owner + 1]):
+            entry = rows[row]
+            said_ = ids[entry]
+            if said_ >= 0:
+                words[end] = said_
+                end += 1
+            elif said_ < -1:
+                given[-2 - said_, owner] = kinds[entry]
+                values[-2 - said_, owner] = contents[entry]
         number = np.int64(follow[before])
-        if number < 0 or not _spoken(rows, start, end, ids, words, bounds[number], bounds[number + 1]):
+        if number < 0 or not _alike(words, begin, end, bounds[number], bounds[number + 1]):
             total = multipliers[0]
             place = 1
-            stop = np.int64(bounds[count])
-            for row in range(start, end):
-                said_ = ids[rows[row]]
-                if said_ < 0:
-                    continue
-                bits = np.uint64(said_)
+            for at in range(begin, end):
+                bits = np.uint64(words[at])
                 total += multipliers[place] * (bits & low) + multipliers[place + 1] * (bits >> np.uint64(32))
                 place += 2
                 if place > 60:
                     total = multipliers[61] + multipliers[62] * (total >> np.uint64(32))
                     place = 1
-                words[stop] = said_
-                stop += 1
             slot = np.int64(total >> np.uint64(32)) & mask
             number = np.int64(-1)
             while slots[slot] != 0:
                 known = np.int64(slots[slot]) - 1
-                if _spoken(rows, start, end, ids, words, bounds[known], bounds[known + 1]):
+                if _alike(words, begin, end, bounds[known], bounds[known + 1]):
                     number = known
                     break
                 slot = (slot + 1) & mask
@@ -1767,7 +1751,7 @@ def said_shapes(
                 slots[slot] = count + 1
                 heads[count] = owner
                 count += 1
-                bounds[count] = stop
+                bounds[count] = end
             follow[before] = number
         shape[owner] = number
         before = number + 1
