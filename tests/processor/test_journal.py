@@ -408,7 +408,9 @@ def test_what_cannot_be_read_again_is_an_error(place: Path) -> None:
         batch = take(journal)
         assert batch.stored is not None
         everything = np.array([0, 1000]), np.array([1000, 1000])
-        assert batch.stored.read(*everything)[0][:-8].tobytes().count(b"y") == 1000
+        found, at = batch.stored.read(*everything)
+        # What lies between two stretches may be anything.
+        assert [found[start : start + 1000].tobytes() for start in at] == [b"x" * 1000, b"y" * 1000]
         os.truncate(segment_path(place, 1), 1500)
         with pytest.raises(OSError, match="shorter"):
             batch.stored.read(*everything)

@@ -4,9 +4,11 @@ to the last digit, through the migration, whatever breaks off, and beside proces
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from decimal import Context, Decimal, localcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -211,7 +213,16 @@ def test_an_insert_that_began_before_is_ended_and_comes_again(store_url: str, le
         assert store.rows(ASKED) == before
 
 
-def test_rows_that_are_being_rewritten_are_waited_for_and_not_rewritten_twice(store_url: str, odd: pa.Table) -> None:
+def test_rows_that_are_being_rewritten_are_waited_for_and_not_rewritten_twice(
+    store_url: str, odd: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(sys.modules[migrate.__module__], "time", SimpleNamespace(sleep=sleep))
     with open_store(store_url) as store, open_store(store_url) as other:
         migrate(store, BEFORE)
         with as_then():
@@ -224,7 +235,7 @@ def test_rows_that_are_being_rewritten_are_waited_for_and_not_rewritten_twice(st
         store.execute(OURS[0].statements[3])
         thread = threading.Thread(target=lambda: migrate(other), daemon=True)
         thread.start()
-        time.sleep(0.5)
+        assert waits.wait(60)
         assert thread.is_alive()
         assert store.rows("SELECT count() AS n FROM schema_migrations FINAL WHERE version = 16") == [{"n": 0}]
         store.execute("SYSTEM START MERGES ledger")
