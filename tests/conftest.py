@@ -56,9 +56,11 @@ def settled_heap() -> None:
 
 
 @pytest.fixture(scope="session")
-def store_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The one directory for embedded stores of this process; a store opened elsewhere beside it is refused."""
-    return tmp_path_factory.mktemp("store")
+    yield tmp_path_factory.mktemp("store")
+    while _engine:
+        _engine.pop().close()
 
 
 @pytest.fixture
@@ -94,11 +96,24 @@ def migrated(store_directory: Path) -> Callable[[Store], None]:
     return bring
 
 
+_engine: list[Store] = []
+"""Keeps the embedded engine of this process open from one test with a `store` to the next: to end it and start it again
+takes longer than most tests."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test without a `store` finds no engine in its process."""
+    if _engine and "store" not in getattr(item, "fixturenames", ()):
+        _engine.pop().close()
+
+
 @pytest.fixture
-def store(store_url: str, migrated: Callable[[Store], None]) -> Iterator[Store]:
+def store(store_directory: Path, store_url: str, migrated: Callable[[Store], None]) -> Iterator[Store]:
     """An open, migrated, empty embedded store."""
     from tollspan.processor.store import open_store
 
+    if not _engine:
+        _engine.append(open_store(f"chdb://{store_directory}?database=nobody"))
     with open_store(store_url) as opened:
         migrated(opened)
         yield opened

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
@@ -218,7 +218,7 @@ def test_a_batch_says_what_protobuf_says(payloads: list[bytes]) -> None:
     assert len(decoded) + sum(decoded.rejected.values()) == total
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
 @given(st.lists(requests(), min_size=2, max_size=3))
 def test_concatenated_payloads_are_one_request(payloads: list[bytes]) -> None:
     assert actual(decode([b"".join(payloads)])) == expected(payloads)
