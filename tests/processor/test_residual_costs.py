@@ -213,6 +213,28 @@ def test_an_insert_that_began_before_is_ended_and_comes_again(store_url: str, le
         assert store.rows(ASKED) == before
 
 
+def test_an_insert_into_a_ledger_of_another_database_is_left_alone(store_url: str, ledger_rows: Any) -> None:
+    rows = ledger_rows([{"charges": [("tokens.output", "model", "0.25", "priced")]}])
+    with open_store(store_url) as store, open_store(store_url + "_of_others") as other:
+        migrate(store, BEFORE)
+        with as_then():
+            store.insert("ledger", rows, "first")
+        other.execute("CREATE TABLE general_ledger (n UInt8) ENGINE = MergeTree ORDER BY n")
+        slow = threading.Thread(
+            target=other.execute,
+            args=("INSERT INTO general_ledger SELECT number FROM numbers(20) WHERE NOT sleepEachRow(0.1)",),
+        )
+        slow.start()
+        inserts = "SELECT count() AS n FROM system.processes WHERE query_kind = 'Insert'"
+        while slow.is_alive() and not store.rows(inserts)[0]["n"]:
+            time.sleep(0.02)
+        for statement in OURS[0].statements[:3]:
+            store.execute(statement)
+        assert slow.is_alive(), "the insert was to be under way"
+        slow.join()
+        assert other.rows("SELECT count() AS n FROM general_ledger") == [{"n": 20}]
+
+
 def test_rows_that_are_being_rewritten_are_waited_for_and_not_rewritten_twice(
     store_url: str, odd: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,8 +53,10 @@ ALTER TABLE ledger
 ALTER TABLE ledger MODIFY COLUMN `charges.cost` REMOVE CODEC;
 
 -- Another process may be in the middle of an insert that knows nothing of the new column, and its rows would come after
--- the next statement has looked. Such an insert is ended and waited for; who sent it sends it again.
-KILL QUERY WHERE query_kind = 'Insert' AND query ILIKE 'INSERT INTO%ledger%' SYNC;
+-- the next statement has looked. Such an insert is ended and waited for; who sent it sends it again. Those of other
+-- databases are nobody's business here; those of other accounts take the right to end them.
+KILL QUERY WHERE query_kind = 'Insert' AND current_database = currentDatabase()
+    AND query ILIKE 'INSERT INTO%ledger%' SYNC;
 
 -- Reads the charges of all rows and writes the one column; `schema migrate` waits for it. Again it changes nothing.
 ALTER TABLE ledger MATERIALIZE COLUMN `charges.residual` SETTINGS mutations_sync = 0;

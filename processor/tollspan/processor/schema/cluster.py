@@ -117,6 +117,11 @@ def _everywhere(body: str, match: re.Match[str], cluster: str, database: str) ->
     return [f"{match[0]} ON CLUSTER {cluster}{body[match.end() :]}"]
 
 
+def _kill(body: str, match: re.Match[str], cluster: str, database: str) -> list[str]:
+    # What is spread is run in no database of ours.
+    return _everywhere(body.replace("currentDatabase()", f"'{database}'"), match, cluster, database)
+
+
 def _once(body: str, match: re.Match[str], cluster: str, database: str) -> list[str]:
     return [body]
 
@@ -127,6 +132,6 @@ _FORMS: Final[tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str], str, st
     (_FILLED_VIEW, _filled_view),
     (_VIEW, _everywhere),
     (_DROP, _everywhere),
-    (_KILL, _everywhere),
+    (_KILL, _kill),
     (_INSERT, _once),
 )

@@ -188,8 +188,8 @@ class Store:
         self._guarded()
         from tollspan.processor.schema.tables import INSERTED_AS
 
-        renamed = INSERTED_AS.get(table, {})
-        rows = rows.rename_columns([renamed.get(name, name) for name in rows.column_names])
+        if renamed := INSERTED_AS.get(table):
+            rows = rows.rename_columns([renamed.get(name, name) for name in rows.column_names])
         try:
             body = _arrow_file(rows, self._writer.write_compression)
             settings = {**self._insert_settings, "insert_deduplication_token": token}
