@@ -48,6 +48,28 @@ def test_what_threads_freed_goes_back_to_the_kernel() -> None:
     assert left < before + 60
 
 
+SPARE = """
+import sys
+from tollspan.processor.memory import spare_pandas
+
+spare_pandas()
+from tollspan.processor.service import Service
+from tollspan.processor.store import open_store
+
+with open_store(sys.argv[1]) as store:
+    store.rows("SELECT 1 AS one")
+assert "pandas" not in sys.modules, "that is what it is for"
+import pandas, pyarrow
+assert pyarrow.table({"a": [1]}).to_pandas().equals(pandas.DataFrame({"a": [1]})), "who wants it has it"
+"""
+
+
+def test_a_service_does_without_pandas_where_it_is_installed(store_url: str) -> None:
+    pytest.importorskip("pandas")
+    done = subprocess.run([sys.executable, "-c", SPARE, store_url], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_large_bodies_are_followed_by_giving_back_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(intake, "give_back", lambda: asked.append(1))

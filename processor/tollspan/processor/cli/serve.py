@@ -13,7 +13,7 @@ from rich.console import Console
 from tollspan.processor.cli.output import Format, print_rows
 from tollspan.processor.errors import ConfigError
 from tollspan.processor.logs import LogFormat, LogLevel, LogSettings, set_up
-from tollspan.processor.memory import keep_freed_memory
+from tollspan.processor.memory import keep_freed_memory, spare_pandas
 from tollspan.processor.values import nearest
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def serve(
     Example: tollspan serve --prices prices.yaml --keep 0.1
     """
     keep_freed_memory()
+    spare_pandas()
     # The service's libraries take a second to import; other commands should not wait for them.
     from tollspan.processor.config import listed, load, service_config
     from tollspan.processor.decode import fused
