@@ -197,6 +197,11 @@ def test_the_forecast_is_that_of_its_query_also_where_the_days_are_known(world: 
         ("2026-09-02", "2026-10-30", ["model=mystery"]),
         ("2026-10-01", "2026-10-02", []),
         ("2026-09-02", "2026-10-30", ["model=none"]),
+        # The month began before the window.
+        ("2026-10-01T12:00:00Z", "2026-10-31T12:00:00Z", []),
+        ("2026-10-01T12:00:00Z", "2026-10-31T12:00:00Z", ["model=mystery"]),
+        ("2026-10-02T05:00:00Z", "2026-10-31T12:00:00Z", ["tenant=acme"]),
+        ("2026-10-02T07:00:00Z", "2026-10-31T12:00:00Z", []),
     ):
         told = world.get("executive", since=since, until=until, where=where)["forecast"]
         rows = run(store, "forecast", until=datetime.fromisoformat(until).replace(tzinfo=UTC), where=where)

@@ -471,29 +471,35 @@ _KNOWN_DAYS: Final = """SELECT each.1 AS day_of, each.2 AS usd, each.3 AS unpric
 
 
 def _forecast_of(reader: Rows, window: Window, where: Sequence[str], cube: _Cube) -> dict[str, Any] | None:
-    """`month`, from the days that are known already where they go back far enough."""
+    """`month`, from the days that are known already; those before the window are asked for."""
     today = window.until.date()
     back = min(today.replace(day=1), today - timedelta(days=28))
-    whole = window.step_s == 86_400 and window.since <= datetime(back.year, back.month, back.day, tzinfo=UTC)
     sql, values = find("forecast").text((), filters(where))
     known, places = DAYS.subn(_KNOWN_DAYS, sql)
-    if not whole or not places or window.until > datetime.now(UTC):
+    if window.step_s != 86_400 or not places or window.until > datetime.now(UTC):
         return month(reader, window.until, where)
-    # Days before `back` are no part of it.
-    days = [
-        (at.date(), cube.steps[place])
-        for place, at in enumerate(window.steps)
-        if place in cube.steps and at.date() >= back
-    ]
+    days: dict[date, tuple[Decimal | None, int]] = {}
+    began = datetime(back.year, back.month, back.day, tzinfo=UTC)
+    if began < window.since:
+        text, bind = statement("days", where)
+        earlier = {**window.values(began), "until": bound(window.since, window.since)}
+        days = {row["day_of"]: (row["usd"], row["unpriced"]) for row in reader.rows(text, {**earlier, **bind})}
+    for place, at in enumerate(window.steps):
+        # Days before `back` are no part of it.
+        if place in cube.steps and at.date() >= back:
+            row, (usd, unpriced) = cube.steps[place], days.get(at.date(), (None, 0))
+            if row["known"]:
+                usd = (usd or Decimal(0)) + row["cost"]
+            days[at.date()] = usd, unpriced + row["unpriced"]
     rows = reader.rows(
         known,
         {
             **values,
             **find("forecast").given(()),
             "until": bound(window.until, window.until),
-            "days": [day for day, _ in days],
-            "costs": [row["cost"] if row["known"] else None for _, row in days],
-            "unpriced": [row["unpriced"] for _, row in days],
+            "days": list(days),
+            "costs": [usd for usd, _ in days.values()],
+            "unpriced": [unpriced for _, unpriced in days.values()],
             "limit": 1,
         },
     )
