@@ -79,9 +79,10 @@ $(VENV)/.rag: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[rag]'
 	@touch $@ $(VENV)/.demo
 
+# Python compiles what is imported, on both cores; pip would compile all of it first, on one.
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[test]'
 	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/litellm '$(LITELLM)' || echo "litellm's price list could not be downloaded: one test will be skipped"
 	@$(BIN)/python tests/browser/chromium.py > /dev/null || true
 	@touch $@ $(VENV)/.demo
