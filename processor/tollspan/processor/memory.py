@@ -17,6 +17,7 @@ from typing import Final
 _M_TRIM_THRESHOLD: Final = -1
 _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 """Parameters of glibc's mallopt(3)."""
 
 
@@ -31,11 +32,14 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    # 32 MiB is the most that glibc takes for the first.
+    # 32 MiB is the most that glibc takes for the first. One arena for all threads, because only the main one heeds the
+    # second: others, the worker's too, are made of stretches of 64 MiB, and each that is free goes back to the kernel,
+    # to be cleared anew for the next batch. Hardly anybody waits for it: threads keep small blocks for themselves.
     for name, parameter, value in (
         ("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD, 32 << 20),
         ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD, 256 << 20),
         ("MALLOC_TOP_PAD_", _M_TOP_PAD, 16 << 20),
+        ("MALLOC_ARENA_MAX", _M_ARENA_MAX, 1),
     ):
         if name not in os.environ:
             mallopt(parameter, value)
