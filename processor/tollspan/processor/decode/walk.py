@@ -34,6 +34,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
@@ -143,6 +144,23 @@ def _store(_: Any, data: Any, at: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(data, types.int64, types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _expect(_: Any, data: Any, at: Any) -> Any:
+    """Say that an item will be written soon; nothing is read, so ``at`` may be anywhere."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # To be written, into every cache, and it is data.
+        how = [ir.Constant(number, value) for value in (1, 3, 1)]
+        builder.call(prefetch, [builder.bitcast(builder.gep(array.data, [arguments[1]]), byte), *how])
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64), build
 
 
 def _comparing(size: int) -> Any:
@@ -1980,6 +1998,14 @@ def identify(
 HEAD, LENGTH = range(2)
 """Of an index: number of the oldest entry, and how many there are."""
 _NUMBERS: Final = 0x7FFFFFFF
+_AHEAD: Final = 16
+"""Keys from one whose slot is fetched to the one that is looked for: each slot stands in a line of memory of its own,
+and waiting for one after the other took most of the time."""
+
+
+@_inlined
+def _own_slot(key: Any, slots: Any) -> Any:
+    return (np.int64(key >> np.uint64(32)) * slots.size) >> 32
 
 
 @_inlined
@@ -1987,7 +2013,7 @@ def _find_slot(key: Any, slots: Any, known: Any) -> Any:
     """The slot of a key, and its place; or the slot where it can be put, and -1."""
     mask, room = slots.size - 1, known.size
     above = key >> np.uint64(32)
-    slot = (np.int64(above) * slots.size) >> 32
+    slot = _own_slot(key, slots)
     while slots[slot] != 0:
         if slots[slot] >> np.uint64(32) == above:
             place = (np.int64(slots[slot] & np.uint64(_LOW)) - 1) & (room - 1)
@@ -2013,6 +2039,8 @@ def index_find(keys: Any, slots: Any, known: Any, places: Any) -> Any:
     """
     found = np.int64(0)
     for row in range(keys.size):
+        if row + _AHEAD < keys.size:
+            _expect(slots, _own_slot(keys[row + _AHEAD], slots))
         _, place = _find_slot(keys[row], slots, known)
         places[row] = place
         found += place >= 0
@@ -2031,6 +2059,8 @@ def index_add(keys: Any, values: Any, slots: Any, known: Any, beside: Any, state
         state: int64: see `HEAD`. Numbers are below 2**31 and begin again at 0.
     """
     for row in range(keys.size):
+        if row + _AHEAD < keys.size:
+            _expect(slots, _own_slot(keys[row + _AHEAD], slots))
         key = keys[row]
         slot, _ = _find_slot(key, slots, known)
         number = (state[HEAD] + state[LENGTH]) & _NUMBERS
@@ -2048,11 +2078,12 @@ def index_drop(count: int, slots: Any, known: Any, state: Any) -> None:
     mask = slots.size - 1
     for _ in range(count):
         number = np.int64(state[HEAD])
+        _expect(slots, _own_slot(known[(number + _AHEAD) & (known.size - 1)], slots))
         key = known[number & (known.size - 1)]
         state[HEAD] = (number + 1) & _NUMBERS
         state[LENGTH] -= 1
         entry = (key >> np.uint64(32) << np.uint64(32)) | np.uint64(number + 1)
-        slot = (np.int64(key >> np.uint64(32)) * slots.size) >> 32
+        slot = _own_slot(key, slots)
         while slots[slot] != entry and slots[slot] != 0:
             slot = (slot + 1) & mask
         if slots[slot] == 0:
@@ -2060,7 +2091,7 @@ def index_drop(count: int, slots: Any, known: Any, state: Any) -> None:
         # What stands behind it moves up, as far as it does not come before its own slot.
         after = (slot + 1) & mask
         while slots[after] != 0:
-            own = (np.int64(slots[after] >> np.uint64(32)) * slots.size) >> 32
+            own = _own_slot(slots[after], slots)
             if (after - own) & mask >= (after - slot) & mask:
                 slots[slot] = slots[after]
                 slot = after
@@ -2082,7 +2113,7 @@ def index_move(
     for before in range(old_slots.size):
         entry = old_slots[before]
         if entry != 0:
-            slot = (np.int64(entry >> np.uint64(32)) * slots.size) >> 32
+            slot = _own_slot(entry, slots)
             while slots[slot] != 0:
                 slot = (slot + 1) & (slots.size - 1)
             slots[slot] = entry
