@@ -25,7 +25,18 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.decode import decode, fused
 from tollspan.processor.journal.files import Position, Range
 from tollspan.processor.journal.inspection import inspect
-from tollspan.processor.recent import UNKNOWN, ConflictLog, Generations, Index, Keys, Known, contents, faster, sift
+from tollspan.processor.recent import (
+    UNKNOWN,
+    ConflictLog,
+    Generations,
+    Index,
+    Keys,
+    Known,
+    contents,
+    faster,
+    in_order,
+    sift,
+)
 from tollspan.processor.recent_log import RecentLog, Record
 from tollspan.processor.reconcile import reconcile
 from tollspan.processor.store import open_store
@@ -128,6 +139,30 @@ def test_what_was_known_before_the_kernels_were_there_stays_known() -> None:
     asked = np.arange(20, dtype=np.uint64)
     for one, other in zip(before.find(asked), after.find(asked), strict=True):
         assert one.tolist() == other.tolist()
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 7, 2**33, 2**64 - 1]), max_size=60),
+    st.integers(0, 63),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_law_rows_are_in_the_order_of_their_keys(many: list[int], shift: int, compiled: bool) -> None:
+    # Shifted far they all begin alike, and the kernel leaves them to the other sort.
+    keys = np.array(many, np.uint64) >> np.uint64(shift)
+    with patch.object(fused, "_walk", fused.kernels() if compiled else None):
+        order = in_order(keys)
+    assert sorted(order.tolist()) == list(range(len(keys)))
+    assert keys[order].tolist() == sorted(keys.tolist())
+
+
+def test_many_mixed_keys_are_put_in_order_by_the_kernel() -> None:
+    keys = np.random.default_rng(1).integers(0, 2**64, 50_000, np.uint64)
+    keys[::7] = keys[0]
+    walk = fused.kernels()
+    counts, rows = np.zeros((walk.SORTED_BY, walk.DIGITS), np.int64), np.empty((2, len(keys)), np.int64)
+    assert walk.order(keys, counts, *rows)
+    assert rows[1].tolist() == np.argsort(keys, kind="stable").tolist()
 
 
 # -- content ---------------------------------------------------------------------------------------------------------

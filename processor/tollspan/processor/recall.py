@@ -23,7 +23,7 @@ from tollspan.processor.decode import Decoded
 from tollspan.processor.errors import StoreError, StoreUnavailable
 from tollspan.processor.identity import U64, Mask, Rows, new_seed
 from tollspan.processor.journal import Batch, Journal
-from tollspan.processor.recent import ConflictLog, Keys, RecentSettings, sift
+from tollspan.processor.recent import ConflictLog, Keys, RecentSettings, in_order, sift
 from tollspan.processor.recent_log import RecentLog, Record
 from tollspan.processor.rollups import corrected
 from tollspan.processor.write import Writer
@@ -100,7 +100,7 @@ class Recall:
         """The spans of a batch that did not come before; who they are; and how many came before, where any did."""
         spans, seen = decoded.spans, dict[str, int]()
         who = Keys(decoded, self.seed)
-        order = np.argsort(who.keys)
+        order = in_order(who.keys)
         sifted = sift(self.assembler.spans, CONTENT, who.keys, who.content, order)
         if len(sifted.fresh) < len(decoded):
             if len(sifted.conflicts):
@@ -109,7 +109,7 @@ class Recall:
             seen = {"duplicates": sifted.duplicates, "conflicts": len(sifted.conflicts)}
             decoded = decoded.select(sifted.fresh)
             who.select(sifted.fresh)
-            order = np.argsort(who.keys)
+            order = in_order(who.keys)
         root = who.parent == 0
         return (
             decoded,

@@ -249,6 +249,17 @@ class Index:
         self._walk.index_move(*old, self._slots, self._keys, self._values, self._state)
 
 
+def in_order(keys: U64) -> Rows:
+    """Rows of well-mixed keys by ascending key, shape (n,); those of equal keys in any order."""
+    walk = kernels()
+    if walk is not None:
+        counts, rows = np.zeros((walk.SORTED_BY, walk.DIGITS), np.int64), np.empty((2, len(keys)), np.int64)
+        if walk.order(_own(keys), counts, *rows):
+            found: Rows = rows[1]
+            return found
+    return np.argsort(keys)
+
+
 def _own(array: U64) -> U64:
     """As a kernel takes it: contiguous, and not read-only, which is another type to numba."""
     return np.require(array, requirements=["C", "W"])
@@ -345,17 +356,17 @@ def sift(known: Known, column: int, keys: U64, contents: U64, order: Rows | None
         keys, contents: of the batch, shape (n,).
         order: what sorts the keys, where that is known.
     """
-    order = np.argsort(keys) if order is None else order
-    in_order = keys.take(order)
+    order = in_order(keys) if order is None else order
+    ascending = keys.take(order)
     # Asked for in order, keys pass through an index's slots as they stand in memory.
-    rows, values = known.find(in_order)
+    rows, values = known.find(ascending)
     rows = order.take(rows)
     again = np.zeros(len(keys), np.bool_)
     other = np.zeros(len(keys), np.bool_)
     again[rows] = True
     before = values[:, column]
     other[rows] = (before != contents[rows]) & (before != UNKNOWN)
-    if (in_order[1:] == in_order[:-1]).any() and (within := repeated(keys) & ~again).any():
+    if (ascending[1:] == ascending[:-1]).any() and (within := repeated(keys) & ~again).any():
         _, first, number = np.unique(keys, return_index=True, return_inverse=True)
         again |= within
         other |= within & (contents != contents[first[number.reshape(-1)]])

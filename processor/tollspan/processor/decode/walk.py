@@ -2119,6 +2119,66 @@ def index_move(
             slots[slot] = entry
 
 
+_DIGIT: Final = 11
+DIGITS: Final = 1 << _DIGIT
+SORTED_BY: Final = 3
+"""Digits of `_DIGIT` bits by which keys are sorted, the uppermost; hashes that agree in all of them are few."""
+
+
+@_jit
+def order(keys: Any, counts: Any, other: Any, rows: Any) -> Any:
+    """Rows by ascending key, those of equal keys as they come: a sort by digits, in half the time of one that compares.
+
+    Args:
+        keys: uint64, n, well mixed.
+        counts: int64 (`SORTED_BY`, `DIGITS`), zeros; for the kernel's own use.
+        other: int64, n, for the kernel's own use.
+        rows: int64, n, is written.
+
+    Returns:
+        Whether they are; not where far too many keys begin alike, which keys that are mixed do not.
+    """
+    mask = np.uint64(DIGITS - 1)
+    lowest = np.uint64(64 - SORTED_BY * _DIGIT)
+    for row in range(keys.size):
+        rest = keys[row] >> lowest
+        for digit in range(SORTED_BY):
+            counts[digit, np.int64(rest & mask)] += 1
+            rest >>= np.uint64(_DIGIT)
+    for digit in range(SORTED_BY):
+        before = np.int64(0)
+        for value in range(counts.shape[1]):
+            count = counts[digit, value]
+            counts[digit, value] = before
+            before += count
+    for row in range(keys.size):
+        value = np.int64((keys[row] >> lowest) & mask)
+        rows[counts[0, value]] = row
+        counts[0, value] += 1
+    for digit in range(1, SORTED_BY):
+        shift = lowest + np.uint64(digit * _DIGIT)
+        for at in range(keys.size):
+            row = rows[at] if digit & 1 else other[at]
+            value = np.int64((keys[row] >> shift) & mask)
+            if digit & 1:
+                other[counts[digit, value]] = row
+            else:
+                rows[counts[digit, value]] = row
+            counts[digit, value] += 1
+    left = 4 * keys.size
+    for at in range(1, keys.size):
+        row = rows[at]
+        place = at
+        while place > 0 and keys[rows[place - 1]] > keys[row]:
+            rows[place] = rows[place - 1]
+            place -= 1
+            left -= 1
+            if left < 0:
+                return False
+        rows[place] = row
+    return True
+
+
 @_jit
 def parent_rows(keys: Any, parents: Any, above: Any, slots: Any, up: Any) -> None:
     """Where the parents of a batch's spans stand in it.
