@@ -90,8 +90,8 @@ _waiting = threading.Lock()
 def give_back() -> None:
     """Have what is free go back to the kernel within a second, at most once a second; returns at once.
 
-    Each thread's heap keeps what was freed in it. After large requests on many threads, or decompressed bombs, that is
-    as much again as the service holds, for good.
+    What threads freed stays behind what others still hold. After large requests on many threads, or decompressed bombs,
+    that is as much again as the service holds, for good.
     """
     if _waiting.acquire(blocking=False):
         timer = threading.Timer(_GIVE_BACK_S, _trim)

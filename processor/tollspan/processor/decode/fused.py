@@ -254,8 +254,8 @@ def _try_index(walk: ModuleType) -> None:
     walk.index_move(old, known, beside, slots, known.copy(), beside.copy(), state)
     if walk.index_find(one, slots, known, place) != 1 or beside[place[0], 0] != 5:
         raise RuntimeError("the compiled index does not find what it is given")
-    counts, rows = np.zeros((walk.SORTED_BY, walk.DIGITS), np.int64), np.empty((2, 2), np.int64)
-    if not walk.order(np.array([9, 5], np.uint64), counts, *rows) or rows[1].tolist() != [1, 0]:
+    counts, order = np.zeros((walk.SORTED_BY, walk.DIGITS), np.int64), np.empty((2, 2), np.int64)
+    if not walk.order(np.array([9, 5], np.uint64), counts, *order) or order[1].tolist() != [1, 0]:
         raise RuntimeError("the compiled sort does not put in order what it is given")
     two, flags, up = np.arange(2, dtype=np.uint64), np.zeros(2, np.bool_), np.empty(2, np.int64)
     walk.parent_rows(two, two[::-1].copy(), ~flags, table := np.zeros(4, np.int32), up)

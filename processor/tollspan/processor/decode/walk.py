@@ -2152,19 +2152,19 @@ def order(keys: Any, counts: Any, other: Any, rows: Any) -> Any:
             counts[digit, value] = before
             before += count
     for row in range(keys.size):
-        value = np.int64((keys[row] >> lowest) & mask)
-        rows[counts[0, value]] = row
-        counts[0, value] += 1
+        here = np.int64((keys[row] >> lowest) & mask)
+        rows[counts[0, here]] = row
+        counts[0, here] += 1
     for digit in range(1, SORTED_BY):
         shift = lowest + np.uint64(digit * _DIGIT)
         for at in range(keys.size):
             row = rows[at] if digit & 1 else other[at]
-            value = np.int64((keys[row] >> shift) & mask)
+            here = np.int64((keys[row] >> shift) & mask)
             if digit & 1:
-                other[counts[digit, value]] = row
+                other[counts[digit, here]] = row
             else:
-                rows[counts[digit, value]] = row
-            counts[digit, value] += 1
+                rows[counts[digit, here]] = row
+            counts[digit, here] += 1
     left = 4 * keys.size
     for at in range(1, keys.size):
         row = rows[at]
