@@ -149,6 +149,7 @@ def test_what_was_known_before_the_kernels_were_there_stays_known() -> None:
 @settings(max_examples=100, deadline=None)
 def test_law_rows_are_in_the_order_of_their_keys(many: list[int], shift: int, compiled: bool) -> None:
     # Shifted far they all begin alike, and the kernel leaves them to the other sort.
+    fused.prepare(wait=True)
     keys = np.array(many, np.uint64) >> np.uint64(shift)
     with patch.object(fused, "_walk", fused.kernels() if compiled else None):
         order = in_order(keys)
@@ -159,6 +160,7 @@ def test_law_rows_are_in_the_order_of_their_keys(many: list[int], shift: int, co
 def test_many_mixed_keys_are_put_in_order_by_the_kernel() -> None:
     keys = np.random.default_rng(1).integers(0, 2**64, 50_000, np.uint64)
     keys[::7] = keys[0]
+    fused.prepare(wait=True)
     walk = fused.kernels()
     counts, rows = np.zeros((walk.SORTED_BY, walk.DIGITS), np.int64), np.empty((2, len(keys)), np.int64)
     assert walk.order(keys, counts, *rows)
