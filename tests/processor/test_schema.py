@@ -166,6 +166,18 @@ def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
         migrate(store, migrations()[:-1])
 
 
+def test_a_store_that_an_earlier_text_made_the_same_is_taken(store: Store) -> None:
+    """Such as stores migrated while 0016 ended inserts into all databases."""
+    earlier = "560a406b4bc386f3b1e71a573bbf8cee5abb3439c2c483fb7d510e5e9463f78d"
+    store.execute("ALTER TABLE schema_migrations DELETE WHERE version = 16 SETTINGS mutations_sync = 2")
+    store.execute(f"INSERT INTO schema_migrations (version, name, checksum) VALUES (16, 'residual_costs', '{earlier}')")
+    assert migrate(store) == []
+    store.execute("ALTER TABLE schema_migrations DELETE WHERE version = 15 SETTINGS mutations_sync = 2")
+    store.execute(f"INSERT INTO schema_migrations (version, name, checksum) VALUES (15, 'components', '{earlier}')")
+    with pytest.raises(StoreError, match="another text of migration 0015_components"):
+        migrate(store)
+
+
 def test_line_ends_do_not_change_a_checksum() -> None:
     assert Migration(1, "m", "a;\nb;\n").checksum == Migration(1, "m", "a;\r\nb;\r\n").checksum
     assert Migration(1, "m", "a;\n").checksum != Migration(1, "m", "b;\n").checksum

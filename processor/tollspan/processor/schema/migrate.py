@@ -43,6 +43,12 @@ ORDER BY (version, checksum)
 """
 """Where is written what was applied."""
 
+_FORMER: Final = {16: ("560a406b4bc386f3b1e71a573bbf8cee5abb3439c2c483fb7d510e5e9463f78d",)}
+"""Migration → checksums of earlier texts that made the same tables.
+
+That of 16 also ended inserts into other databases.
+"""
+
 _COLUMN: Final = re.compile(r"(?:[ \t]*(?:--[^\n]*)?\n)*ALTER TABLE (\w+)\s+(ADD COLUMN .*)", re.DOTALL)
 
 _REWRITE: Final = re.compile(
@@ -267,7 +273,7 @@ def _check(wanted: Sequence[Migration], applied: dict[int, dict[str, object]]) -
                 f"The store has migration {version:04d}_{row['name']}, which this version does not know.",
                 "It was written by a newer Tollspan: upgrade this one.",
             )
-        if migration.checksum != row["checksum"]:
+        if row["checksum"] not in (migration.checksum, *_FORMER.get(version, ())):
             raise StoreError(
                 f"The store was made by another text of migration {migration}.",
                 "A migration is never edited: put its old text back and add the change as a new one.",
