@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import random
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -434,3 +437,49 @@ def test_old_names_are_measures_with_something_chosen(world: tuple[Store, int]) 
     ]
     assert asked(world, "by-tenant") == asked(world, "cost", "tenant")
     assert asked(world, "batches") == asked(world, "batch-efficiency")
+
+
+def test_bands_of_latency_hold_what_stands_between_percentiles(
+    store: Store, ledger_rows: Callable[[Iterable[dict[str, Any]]], pa.Table]
+) -> None:
+    """From a nanosecond to years, in groups that the engine counts in each of its three ways; durations of a class are
+    one, and the value at a percentile is the one with the index ⌊p × n⌋."""
+    chance = random.Random(5)
+    calls = {
+        "many": [int(2 ** chance.uniform(0, 55)) for _ in range(9_000)],
+        "hundreds": [int(2 ** chance.uniform(20, 40)) for _ in range(700)],
+        "alike": [1_000_000_000 + chance.randrange(40_000_000) for _ in range(9_000)],
+        "few": [int(2 ** chance.uniform(20, 40)) for _ in range(20)],
+        "one": [3],
+    }
+    services = [service for service, durations in calls.items() for _ in durations]
+    rows = ledger_rows([{}]).take([0] * len(services))
+    for name, values in (
+        ("service", services),
+        ("duration_ns", [each for durations in calls.values() for each in durations]),
+        ("span_id", [number.to_bytes(8, "big") for number in range(len(services))]),
+    ):
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+    store.insert("ledger", rows, "one")
+
+    def counted(number: int) -> int:
+        rounded = int(struct.unpack("<f", struct.pack("<f", number))[0])  # as a Float32 has it
+        places = max(0, rounded.bit_length() - 7)
+        begins = rounded >> places << places
+        return 0 if begins <= 1024 else min(begins, 81 << 48)
+
+    names = ("below p50", "p50 to p90", "p90 to p95", "p95 to p99", "p99 and above")
+    expected = {}
+    for service, durations in calls.items():
+        ascending = sorted(durations)
+        edges = [counted(ascending[len(ascending) * share // 100]) for share in (50, 90, 95, 99)]
+        for each in ascending:
+            key = service, names[sum(counted(each) >= edge for edge in edges)]
+            first, _, many = expected.get(key, (each, each, 0))
+            expected[key] = first, each, many + 1
+    found = {
+        (row["service"], row["latency"]): (row["from_ns"], row["to_ns"], row["inferences"])
+        for row in run(store, "cost-by-latency", by=["service"])
+    }
+    assert found == expected

@@ -190,8 +190,10 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
         # Behind GROUP BY. No row at all comes of grouping nothing.
         "group": ", ".join(names) or "tuple()",
         "partition": f"PARTITION BY {', '.join(names)}" if names else "",
-        # All of them as one text, for looking something up; different ones have different texts.
+        # All of them as one text or number, for looking something up: different ones have different ones. And the same
+        # in a type for arrays.
         "one": _one(by),
+        "one_alone": _one(by) if _is_number(by) else f"toString({_one(by)})",
         # For joins, in which NULL would not equal NULL.
         "texts": f"[{', '.join(f'''ifNull(toString({name}), '')''' for name in names)}]"
         if names
@@ -203,12 +205,19 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
     }
 
 
+def _is_number(by: Sequence[Dimension]) -> bool:
+    """Whether `_one` is a number: an instant is, alone."""
+    return len(by) == 1 and by[0].time
+
+
 def _one(by: Sequence[Dimension]) -> str:
     if not by:
         return "''"
     if len(by) == 1 and not by[0].time:
         # As it is: a function of a column of few texts is asked of each text once.
         return by[0].sql
+    if _is_number(by):
+        return f"toInt64({by[0].sql})"
     return f"toString(({', '.join(f'toString({each.sql})' for each in by)}, ''))"
 
 
