@@ -82,6 +82,8 @@ class Line:
         if not self.embedded:
             command += ["--journal", str(self.journal_directory)]
         environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb"}
+        # The compiled decoder, however small the batches are.
+        environment["TOLLSPAN_PIPELINE_COMPILE_BYTES"] = "0"
         if self.python is not None:
             environment["PYTHONPATH"] = os.pathsep.join([str(self.python), environment.get("PYTHONPATH", "")])
         with self.log.open("ab") as log:

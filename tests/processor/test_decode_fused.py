@@ -461,6 +461,19 @@ def test_a_process_that_does_not_ask_for_it_does_not_pay_for_it() -> None:
     assert run(code) == "False"
 
 
+def test_it_is_paid_for_where_batches_are_large() -> None:
+    code = (
+        "import sys\n"
+        "from tollspan.processor.decode import decode, fused\n"
+        f"fused.prepare_from({2 * len(RICH)})\n"
+        f"before = len(decode([{RICH!r}])), 'numba' in sys.modules\n"
+        f"once = len(decode([{RICH!r}] * 2))\n"
+        "fused.prepare(wait=True)\n"
+        f"print(*before, once, fused.ready(), len(decode([{RICH!r}] * 2)))"
+    )
+    assert run(code) == "2 False 4 True 4"
+
+
 def test_a_program_that_leaves_runs_its_exit_hooks_and_is_not_taken_apart() -> None:
     code = (
         "import atexit\n"

@@ -396,7 +396,7 @@ def test_a_stop_while_the_decoder_is_being_compiled_ends_well(tmp_path: Path) ->
         "TOLLSPAN_DATA_DIR": str(tmp_path / "data"),
     }
     command = [sys.executable, "-m", "tollspan.processor.main", "serve"]
-    command += ["--listen", "127.0.0.1:0", "--http", "off", "--sql", "off"]
+    command += ["--listen", "127.0.0.1:0", "--http", "off", "--sql", "off", "--pipeline-compile-bytes", "0"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert any("ledger in" in line for line in process.stderr)

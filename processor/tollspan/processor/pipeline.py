@@ -103,6 +103,8 @@ class Settings:
         keep: share of error-free traces whose bodies are kept.
         batch_bytes: payload bytes in one batch at the most.
         linger_s: how long a small batch waits for more.
+        compile_bytes: payload bytes in one batch from which on the decoder is compiled: it takes 120 MiB of memory, and
+            then a fraction of the CPU for each span; 0 compiles it at the start.
         decision_wait_s: from the arrival of a trace's root to its sampling decision.
         decision_timeout_s: from a trace's first span to its decision where no root comes.
         quiet_timeout_s: how long a trace whose root has not come may be quiet until it counts as over; its spans are
@@ -118,6 +120,7 @@ class Settings:
     keep: Annotated[float, Between(0, 1)] = 0.1
     batch_bytes: int = 24 << 20
     linger_s: float = 0.25
+    compile_bytes: int = 256 << 10
     decision_wait_s: float = 5.0
     decision_timeout_s: float = 30.0
     quiet_timeout_s: float = 900.0

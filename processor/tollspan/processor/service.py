@@ -193,7 +193,8 @@ class Service:
             raise
         self._started = True
         settle_objects()
-        fused.prepare(then=settle_objects)  # what the compiler leaves behind lives as long as the process
+        # What the compiler leaves behind lives as long as the process.
+        fused.prepare_from(config.runtime.settings.compile_bytes, then=settle_objects)
         if self._embedded:
             addresses = {
                 "grpc": self.grpc_address,

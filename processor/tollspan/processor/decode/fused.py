@@ -3,9 +3,10 @@
 In: payloads. Out: `Decoded`, `Checked`; None while the walker is not at hand, and for the rare batch that it leaves
 altogether. Values of attributes stay where they stand in the batch's bytes; what is asked for is copied.
 
-**When it is at hand.** Compiling takes seconds and numba a hundred megabytes, which a user's program that only exports
-spans must not pay. So nothing is imported until a process calls `prepare`: a thread of low priority compiles, and
-`check` and `decode` move over when it is done. What was compiled is cached beside the module, or where
+**When it is at hand.** Compiling takes seconds and numba a hundred megabytes, which neither a user's program that only
+exports spans nor a service that gets few must pay. So nothing is imported until a process calls `prepare`, or
+`prepare_from` and large batches come: a thread of low priority compiles, and `check` and `decode` move over when it is
+done. What was compiled is cached beside the module, or where
 ``NUMBA_CACHE_DIR`` says, or in the user's cache folder; where none of these can be written to, each process compiles
 for itself.
 """
@@ -23,7 +24,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +124,29 @@ def prepare(then: Callable[[], object] | None = None, *, wait: bool = False) -> 
     if wait:
         assert _thread is not None
         _thread.join()
+
+
+class _Awaited(NamedTuple):
+    """For what batches compiling is worth it; see `prepare_from`."""
+
+    size: int
+    then: Callable[[], object] | None
+
+
+_awaited: _Awaited | None = None
+
+
+def prepare_from(size: int, then: Callable[[], object] | None = None) -> None:
+    """`prepare` as soon as a batch of so many bytes or more is decoded; at once where that is 0.
+
+    Args:
+        size: payload bytes.
+        then: as in `prepare`.
+    """
+    global _awaited
+    _awaited = _Awaited(size, then)
+    if size <= 0:
+        prepare(then)
 
 
 def also(compile_: Callable[[], None]) -> None:
@@ -390,6 +414,8 @@ def decode(wire: list[bytes], malformed: list[int]) -> Decoded | None:
         malformed: indices of those that were emptied are added.
     """
     if _walk is None:
+        if _awaited is not None and _thread is None and sum(map(len, wire)) >= _awaited.size:
+            prepare(_awaited.then)
         return None
     try:
         return _decode(_walk, wire, malformed)
