@@ -45,6 +45,12 @@ FROM
             sumIf(ledger.cost, operation IN ('feature_read', 'vector_query') AS is_read) AS cost
         FROM ledger FINAL
         WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+            -- Most services read nothing, in any of their traces.
+            AND (ledger.service, ledger.feature) IN (
+                SELECT ledger.service, ledger.feature
+                FROM ledger FINAL
+                WHERE start_time >= {since:DateTime64(9, 'UTC')} AND start_time < {until:DateTime64(9, 'UTC')}
+                    AND operation IN ('feature_read', 'vector_query'))
         GROUP BY trace_id, service, feature
     ) AS by_trace
     INNER JOIN
