@@ -50,6 +50,10 @@ class Batches:
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Batches]:
     monkeypatch.setattr(PENDING.resolver, "_threaded", False)  # so that nothing is made but by what a test does
+    # An earlier test's thread takes what it finds until it has found nothing.
+    while PENDING.resolver._work.is_set():
+        time.sleep(0.01)
+    time.sleep(0.05)
     made = Batches()
     yield made
     TorchInstrumentor().uninstrument()
