@@ -24,6 +24,8 @@ from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from oracle import Account, Call, encode, encode_json
 
+from tollspan.processor.journal.segment import End, Segment, segment_numbers
+
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 PATIENCE_S: Final = float(os.environ.get("TOLLSPAN_TEST_PATIENCE_S", "120"))
 """How long anything here is waited for before a scenario has failed; more where others use the machine too."""
@@ -112,9 +114,15 @@ class Line:
     def released(self) -> bool:
         """Whether its journal has forgotten everything, so that the next process would read nothing again."""
         cursor = json.loads((self.journal_directory / "cursor.json").read_text())
-        segment = max(self.journal_directory.glob("segment-*.log"))
-        end_mark = 28
-        return int(segment.stem[8:]) == cursor["segment"] and segment.stat().st_size - end_mark <= cursor["offset"]
+        newest = segment_numbers(self.journal_directory)[-1]
+        opened = Segment.open(self.journal_directory, newest)
+        assert opened is not None
+        segment, _ = opened
+        try:
+            # Behind the end mark may stand what the file held before.
+            return newest == cursor["segment"] and isinstance(segment.read(cursor["offset"], segment.end), End)
+        finally:
+            segment.close()
 
     def get(self, path: str) -> tuple[int, str]:
         """A page of its HTTP port."""

@@ -185,6 +185,7 @@ GAUGES: Final[Mapping[str, Described]] = {
     "sampling.budget.trouble": Described("1 while a budget is not held"),
     "sampling.levels.stale": Described("1 while the figures of sampling rules are not renewed"),
     "journal.disk_bytes": Described("Bytes of the journal on disk", "", "By"),
+    "journal.spare_bytes": Described("Bytes of files that the journal keeps to write its next segments into", "", "By"),
     "journal.cap_bytes": Described("Bytes that the journal may grow to", "", "By"),
     "inbox.waiting_bytes": Described("Bytes in the inbox that are not yet in the journal", "", "By"),
     "quarantine.bytes": Described("Bytes in quarantine", "", "By"),

@@ -350,6 +350,7 @@ class Runtime:
         gauge("sampling_file.reload_error", lambda: int(bool(self.sampling.error)))
         gauge("sampling.levels.stale", lambda: int(bool(self.levels.trouble)))
         gauge("journal.disk_bytes", lambda: journal.state().disk_bytes)
+        gauge("journal.spare_bytes", lambda: journal.state().spare_bytes)
         gauge("journal.cap_bytes", lambda: journal.state().cap_bytes)
         gauge("inbox.waiting_bytes", lambda: sum(inbox.size() for inbox in self._inbox.inboxes))
         gauge("quarantine.bytes", self.quarantine.size)

@@ -20,6 +20,13 @@ record header of length 0xFFFFFFFF that the next record is written over: it tell
 last record that was damaged later. A segment that gets no more is cut off there. Whoever sends payloads does not know
 the marker, so nothing inside a payload can be taken for a record when reading goes on behind damaged bytes.
 
+``segment-NNNNNNNNNN.spare``: the file of a released segment, which a new one is written into: the directory is synced,
+the file gets a size of whole pages, a new header (with a new marker) and an end mark, is synced, and is renamed. What
+it held before still stands behind the end mark, has another marker, and is no record of the new segment. Up to 512 MiB
+and a quarter of the cap; removed after a minute without use, when the disk has little room, and when the journal is
+closed. Those of a process that was killed are taken over by the next. A file with a second hard link is never written
+over.
+
 ``batches.log``: header of 32 bytes (magic ``TOLLBTCH``, version u32, journal id, CRC u32), then one entry of 28 bytes
 for each frozen batch: segment u64, first byte u64, end u64, CRC u32. Rewritten without released batches now and then.
 
@@ -53,15 +60,17 @@ Promises
   kernel may have dropped the dirty pages, so the next append starts a new segment. Either way nothing is
   acknowledged, the ticket fails with `JournalError` (`JournalFull` for want of room), and the next append tries
   again.
-* When an append finds no room (disk, quota, limit on file sizes) and everything is released, all segments are removed,
-  the one that is written to included, and it is tried again. Where something waits, the append is refused, and room
-  comes back when that is released.
+* When an append finds no room (disk, quota, limit on file sizes), spare files are removed and it is tried again; where
+  there are none and everything is released, all segments are, the one that is written to included. Where something
+  waits, the append is refused, and room comes back when that is released.
 * A file or directory that somebody removed or replaced takes nothing more: the append is refused, since what is
   written to a removed file is synced and lost. The process has to be started again.
 * Where the newest segment has no end mark, the process died while it wrote: what stands behind the last good record
-  is a torn tail, cut off on open and counted (``journal.torn_bytes``); nothing in it was acknowledged. A record whose
-  CRC fails anywhere else is skipped, counted (``journal.corrupt_records``) and logged, and its segment is kept aside
-  as ``*.damaged`` when it would be removed. Nothing is ever reset silently.
+  is a torn tail, cut off on open and counted (``journal.torn_bytes``), but for what is not this segment's in a file
+  that is used again, which its size of whole pages tells; nothing in it was acknowledged. A record whose CRC fails
+  anywhere else is skipped, counted (``journal.corrupt_records``) and logged, and its segment is kept aside as
+  ``*.damaged`` when it would be removed. So may be one that nobody was told of: of the last write to a file that is
+  used again, a power cut can keep any pages. Nothing is ever reset silently.
 """
 
 from tollspan.processor.errors import JournalError, JournalFull

@@ -19,6 +19,7 @@ from tollspan.processor.counters import Counters
 from tollspan.processor.errors import JournalError
 from tollspan.processor.journal.files import no_room, translate
 from tollspan.processor.journal.segment import HEADER_BYTES, RECORD_BYTES, Record, Segment
+from tollspan.processor.journal.spares import Spares
 from tollspan.processor.journal.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Committer:
             moves the segment's end.
         counters: counts ``journal.appended``, ``appended_bytes``, ``syncs``, ``refused`` and ``failures``.
         check: called before a segment is created; raises OSError where the directory is not the journal's any more.
-        make_room: called when there is no room; True where it removed all segments, the one that is written to too.
+        make_room: called when there is no room; True where it removed anything, maybe the segment that is written to.
+        spares: files for new segments.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Committer:
         counters: Counters,
         check: Callable[[], None],
         make_room: Callable[[], bool],
+        spares: Spares,
     ) -> None:
         self.pending_bytes = 0
+        self._spares = spares
         self._check, self._make_room = check, make_room
         self._directory, self._journal, self._counters = directory, journal, counters
         self._next_number, self._segment_bytes = next_number, segment_bytes
@@ -191,7 +195,7 @@ class Committer:
                 newest.settle(newest.end)
         self._check()
         number, self._next_number = self._next_number, self._next_number + 1
-        segment = Segment.create(self._directory, number, self._journal)
+        segment = Segment.create(self._directory, number, self._journal, self._spares.take())
         if newest is not None:
             with self._lock:
                 newest.seal()

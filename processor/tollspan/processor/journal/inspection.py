@@ -264,10 +264,12 @@ def _walk(segment: Segment, view: SegmentView, seen: Inspection, newest: bool) -
         return  # released in the meantime
     finally:
         segment.close()
+    if damages and not segment.path.exists():
+        return  # released in the meantime, and maybe written over
     for damage in damages:
         if newest and not ended and damage.start >= whole:
             # Behind the last whole record without an end mark: a write that was cut short, or is going on now.
-            if seen.owner is None:
+            if seen.owner is None and not segment.former(damage):
                 seen.wrong.append(Wrong(view.name, "torn", damage.start, damage.end))
         else:
             seen.wrong.append(Wrong(view.name, "damaged", damage.start, damage.end))

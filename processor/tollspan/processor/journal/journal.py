@@ -31,6 +31,7 @@ from tollspan.processor.journal.files import (
 )
 from tollspan.processor.journal.payloads import OnDisk
 from tollspan.processor.journal.segment import HEADER_BYTES, PAYLOAD_LIMIT, RECORD_BYTES, Damage, End, Record, Segment
+from tollspan.processor.journal.spares import SPARE_BYTES, Spares
 from tollspan.processor.journal.ticket import OnDone, Ticket
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class JournalState(NamedTuple):
 
     Attributes:
         disk_bytes: of all its segments; cap_bytes: what they may grow to.
+        spare_bytes: of files that segments to come are written into.
         waiting_bytes: durable and not yet handed out.
         oldest_ns: when the oldest payload that is not released was received, ns since the epoch; None when there is
             none, or when only its place on disk is known.
@@ -74,6 +76,7 @@ class JournalState(NamedTuple):
 
     disk_bytes: int
     cap_bytes: int
+    spare_bytes: int
     waiting_bytes: int
     oldest_ns: int | None
 
@@ -88,6 +91,7 @@ class Journal:
             whole segments, so segments are at most a quarter of it.
         memory_bytes: payloads held for the worker at the most; beyond it they are read from disk.
         pending_bytes: payloads that wait for their sync at the most; beyond it appends are refused.
+        spare_bytes: files of released segments kept for new ones at the most, and at most a quarter of ``max_bytes``.
         counters: counts ``journal.*``; one of its own when None.
 
     Raises:
@@ -102,9 +106,10 @@ class Journal:
         max_bytes: int = 8 << 30,
         memory_bytes: int = 64 << 20,
         pending_bytes: int = 256 << 20,
+        spare_bytes: int = SPARE_BYTES,
         counters: Counters | None = None,
     ) -> None:
-        if min(segment_bytes, max_bytes, pending_bytes) <= 0 or memory_bytes < 0:
+        if min(segment_bytes, max_bytes, pending_bytes) <= 0 or min(memory_bytes, spare_bytes) < 0:
             raise ConfigError("Sizes of a journal are positive.", "Check segment_bytes, max_bytes and pending_bytes.")
         self.directory = Path(directory)
         self.counters = counters or Counters()
@@ -116,6 +121,7 @@ class Journal:
         self._segments: OrderedDict[int, Segment] = OrderedDict((s.number, s) for s in found.segments)
         self._first_new = found.next_number
         self._replay: deque[Range] = deque(found.frozen)
+        self._spares = Spares(self.directory, min(spare_bytes, max_bytes // 4))
 
         # Guards what follows, and the committer's state; never held during reading and writing.
         self._lock = threading.Lock()
@@ -148,6 +154,7 @@ class Journal:
             self.counters,
             lambda: check_place(self.directory, found.lock_fd),
             self._make_room,
+            self._spares,
         )
         try:
             self._committer.start()
@@ -186,7 +193,7 @@ class Journal:
             oldest = self._received.get(first) if first is not None else None
             if first is None and self._memory:
                 oldest = self._memory[0][1].received_ns
-            return JournalState(self._disk_bytes, self._max_bytes, self._unread, oldest)
+            return JournalState(self._disk_bytes, self._max_bytes, self._spares.bytes, self._unread, oldest)
 
     @property
     def id(self) -> bytes:
@@ -214,8 +221,8 @@ class Journal:
             # With its end mark.
             check_room(self.directory, min(size, AMPLE_BYTES) + 2 * RECORD_BYTES)
         except OSError as error:
-            # What else may be wrong with the disk, an append finds out.
-            return translate(error, "looking for room") if no_room(error) else None
+            # An append would remove spare files; what else may be wrong with the disk, it finds out.
+            return translate(error, "looking for room") if no_room(error) and not self._spares.bytes else None
         return None
 
     def _refusal(self, size: int) -> JournalError | None:
@@ -358,8 +365,8 @@ class Journal:
             if isinstance(found, End):
                 break
             if isinstance(found, Damage):
-                name = segment.path.name
-                log.error("journal %s: bytes %d to %d of %s are damaged", self.directory, *found, name)
+                place = (found.start, found.end, segment.path.name)
+                log.error("journal %s: bytes %d to %d of %s are damaged", self.directory, *place)
                 self.counters.add_all({"journal.corrupt_records": 1, "journal.corrupt_bytes": found.end - found.start})
                 segment.damaged = True
                 continue
@@ -442,8 +449,9 @@ class Journal:
             for segment in gone:
                 del self._segments[segment.number]
                 self._disk_bytes -= segment.end
+            room = self._max_bytes // 2 - self._disk_bytes
         for segment in gone:
-            recovery.remove(segment)
+            recovery.remove(segment, self._spares, room)
 
     def _spent(self) -> bool:
         """Whether all of it is released and anything is in it: an append that finds no room makes some then."""
@@ -451,11 +459,13 @@ class Journal:
         return done and any(segment.end > HEADER_BYTES for segment in self._segments.values())
 
     def _make_room(self) -> bool:
-        """Remove all segments, the newest too, if all of them is released and anything is in them.
+        """Remove spare files, or all segments, the newest too, if all of them is released and anything is in them.
 
         Called by the committer, so nothing is added meanwhile. The cursor is on disk before and names the newest
         segment, so that its number is not given again.
         """
+        if self._spares.clear():
+            return True
         with self._lock:
             if not self._spent():
                 return False
@@ -481,6 +491,7 @@ class Journal:
         Not being able to is no failure: more comes again after a crash.
         """
         with self._saving:
+            self._spares.age()
             with self._lock:
                 self._move_cursor()
                 cursor = self._cursor
@@ -501,12 +512,14 @@ class Journal:
     def stats(self) -> dict[str, int]:
         """Counters since the process started (named without ``journal.``) and the present state.
 
-        State: ``disk_bytes`` and ``segments`` on disk, ``unread_bytes`` durable but not handed out, ``pending_bytes``
-        waiting for their sync, ``memory_bytes`` held for the worker, ``outstanding`` batches not released.
+        State: ``disk_bytes`` and ``segments`` on disk, ``spare_bytes`` of files kept for new ones, ``unread_bytes``
+        durable but not handed out, ``pending_bytes`` waiting for their sync, ``memory_bytes`` held for the worker,
+        ``outstanding`` batches not released.
         """
         with self._lock:
             return {name: self.counters.get(f"journal.{name}") for name in _COUNTED} | {
                 "disk_bytes": self._disk_bytes,
+                "spare_bytes": self._spares.bytes,
                 "segments": len(self._segments),
                 "unread_bytes": self._unread,
                 "pending_bytes": self._committer.pending_bytes,
@@ -527,6 +540,7 @@ class Journal:
             with self._lock:
                 self._closed = True
             self._batches.close()
+            self._spares.clear()
             for segment in self._segments.values():
                 segment.close()
             unlock(self._lock_fd)

@@ -25,7 +25,8 @@ from tollspan.processor.journal.files import (
     unlock,
     unusable,
 )
-from tollspan.processor.journal.segment import HEADER_BYTES, Damage, End, Segment, segment_numbers, segment_path
+from tollspan.processor.journal.segment import HEADER_BYTES, Segment, segment_numbers, segment_path
+from tollspan.processor.journal.spares import Spares
 
 log = logging.getLogger(__name__)
 
@@ -179,26 +180,27 @@ def _cut_torn_tail(segment: Segment, cursor: Position, directory: Path, counters
     What stays is synced: it may be in the page cache only.
     """
     start = min(cursor.offset, segment.end) if cursor.segment == segment.number else HEADER_BYTES
-    size, good = segment.end, start
-    for found in segment.records(start, size):
-        if not isinstance(found, Damage):
-            good = found.end
-        if isinstance(found, End):
-            size = good
-    if good < size:
-        log.warning("journal %s: torn tail of %s cut off: %d bytes", directory, segment.path.name, size - good)
-        counters.add("journal.torn_bytes", size - good)
+    good, torn = segment.torn(start)
+    if torn:
+        log.warning("journal %s: torn tail of %s cut off: %d bytes", directory, segment.path.name, torn)
+        counters.add("journal.torn_bytes", torn)
     segment.settle(good)
     segment.rest()
 
 
-def remove(segment: Segment) -> None:
-    """Delete a released segment; one in which a record could not be read is kept aside for people to look at."""
+def remove(segment: Segment, spares: Spares | None = None, room: int = 0) -> None:
+    """Remove a released segment; one in which a record could not be read is kept aside for people to look at.
+
+    Args:
+        segment: nobody reads or writes it any more.
+        spares: may keep its file.
+        room: bytes that all of them may take.
+    """
     segment.close()
     try:
         if segment.damaged:
             segment.path.rename(segment.path.with_suffix(".damaged"))
-        else:
+        elif spares is None or not spares.keep(segment.path, segment.end, room):
             segment.path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("journal: %s cannot be removed: %s", segment.path, error)

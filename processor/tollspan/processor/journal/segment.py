@@ -25,6 +25,8 @@ RECORD_BYTES: Final = _RECORD.size
 PAYLOAD_LIMIT: Final = _END - 1
 """Bytes in a payload at the most; the length above it marks the end."""
 _WINDOW: Final = 1 << 20
+_PAGE: Final = 4096
+"""A file that is used again has a size of whole pages, until what is written has grown beyond it."""
 
 
 class Record(NamedTuple):
@@ -37,10 +39,14 @@ class Record(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Bytes ``[start, end)`` that are not a whole record; at ``end`` stands the next record, or nothing at all."""
+    """Bytes ``[start, end)`` that are not a whole record; at ``end`` stands the next record, or nothing at all.
+
+    ``headed``: at ``start`` stands a whole header of this segment's.
+    """
 
     start: int
     end: int
+    headed: bool = False
 
 
 class End(NamedTuple):
@@ -80,27 +86,37 @@ class Segment:
         self._file = _identity(os.fstat(write_fd)) if write_fd >= 0 else None
 
     @classmethod
-    def create(cls, directory: Path, number: int, journal: bytes) -> Segment:
+    def create(cls, directory: Path, number: int, journal: bytes, spare: tuple[Path, int] | None = None) -> Segment:
         """Create an empty segment, durable with its directory entry.
 
         Args:
             directory: of the journal.
             number: of the segment.
             journal: the journal's id.
+            spare: a file to write into, with a descriptor of it, which becomes the segment's; see `Spares.take`.
 
         Raises:
-            OSError: it cannot be created; nothing is left behind.
+            OSError: it cannot be created; nothing is left behind, not the spare file either.
         """
         path, marker = segment_path(directory, number), os.urandom(8)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        made, fd = spare or (path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
+            if spare is not None:
+                # Until it is certain that this is no segment any more, nothing in it is written over.
+                sync_directory(directory)
+                os.ftruncate(fd, -(-os.fstat(fd).st_size // _PAGE) * _PAGE)
             body = _HEADER.pack(_MAGIC, VERSION, number, journal, marker, 0)[:-4]
             write_all(fd, [body + crc32(body).to_bytes(4, "little"), _record(marker, 0, _END, 0)], 0)
             os.fsync(fd)
+            if spare is not None:
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+                os.rename(made, path)
+                made = path
             sync_directory(directory)
         except BaseException:
             os.close(fd)
-            path.unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
             raise
         return cls(path, number, marker, HEADER_BYTES, fd)
 
@@ -130,6 +146,22 @@ class Segment:
         readable = not damaged or (len(marker) == 8 and isinstance(segment.read(HEADER_BYTES, size), Record))
         segment.close()
         return (segment, journal) if readable else None
+
+    def torn(self, start: int) -> tuple[int, int]:
+        """Where the records behind ``start`` end, and how many bytes of a write that was cut short stand there."""
+        good = torn = start
+        for found in self.records(start, self.end):
+            if isinstance(found, End):
+                return found.end, 0
+            if not isinstance(found, Damage):
+                good = torn = found.end
+            elif not self.former(found):
+                torn = found.end
+        return good, torn - good
+
+    def former(self, damage: Damage) -> bool:
+        """Whether ``damage``, where the file ends without an end mark, is what the file held before."""
+        return damage.end == self.end and not damage.headed and not self.end % _PAGE
 
     def append(self, payloads: Sequence[tuple[int, bytes]]) -> list[Record]:
         """Write ``(received_ns, payload)`` pairs behind `end`, without sync; `end` stays where it is.
@@ -194,10 +226,10 @@ class Segment:
             return End(offset)
         end = offset + RECORD_BYTES + length
         if end > limit:
-            return Damage(offset, self._next_record(offset + 1, limit))
+            return Damage(offset, self._next_record(offset + 1, limit), headed=True)
         payload = _read(self._read_fd, offset + RECORD_BYTES, length)
         if len(payload) != length or crc32(payload) != crc:
-            return Damage(offset, end)
+            return Damage(offset, end, headed=True)
         return Record(offset, end, received_ns, payload)
 
     def records(self, start: int, end: int) -> Iterator[Record | Damage | End]:
