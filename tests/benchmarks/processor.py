@@ -4,8 +4,8 @@
 
 The sink answers ClickHouse's HTTP handshake and throws inserts away, in a process of its own. CPU time is that of the
 processor's process alone (getrusage of the child), from the end of a warm-up to exit after a drain: the warm-up (same
-load, not counted) is what a service does once, compiling, and touching memory that it then uses again. Tollspan
-journals with fsync, prices, assembles and samples (keep 0.1); Rotel does none of these.
+load and half as much again, not counted) is what a service does once, compiling, and touching memory and files that it
+then uses again. Tollspan journals with fsync, prices, assembles and samples (keep 0.1); Rotel does none of these.
 """
 
 from __future__ import annotations
@@ -56,6 +56,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def most_resident(pid: int) -> int:
+    """Bytes; 0 of a process that is gone. (getrusage tells those of this process where they were more at the fork.)"""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
 def send(port: int, payloads: list[bytes], lanes: int = 4) -> float:
     """Wall seconds to have every payload acknowledged."""
     channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)])
@@ -93,8 +101,13 @@ def measure(command: list[str], port: int, spans: int, warm: list[bytes], settle
         wall = send(port, payloads)
         time.sleep(settle)
         process.send_signal(signal.SIGTERM)
-        _, _, usage = os.wait4(process.pid, 0)
-        return usage.ru_utime + usage.ru_stime - before, wall, usage.ru_maxrss << 10
+        resident = 0
+        while True:
+            resident = most_resident(process.pid) or resident
+            ended, _, usage = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                return usage.ru_utime + usage.ru_stime - before, wall, resident
+            time.sleep(0.01)
     finally:
         process.kill()
 
@@ -117,10 +130,11 @@ def rotel_agent() -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--spans", type=int, default=400_000)
-    parser.add_argument("--warm-up", type=int, default=300_000, help="spans sent before")
+    parser.add_argument("--warm-up", type=int, help="spans sent before; half as many again by default")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    spans, warm = args.spans // 512 * 512, requests(args.warm_up // 512 + 4)
+    before = args.spans * 3 // 2 if args.warm_up is None else args.warm_up
+    spans, warm = args.spans // 512 * 512, requests(before // 512 + 4)
     print(f"{spans:,} spans in requests of 512, {sum(map(len, warm)) / len(warm) / 512:.0f} bytes a span")
     folder = Path(tempfile.mkdtemp(prefix="tollspan-bench-"))
     sink_port = free_port()

@@ -696,6 +696,17 @@ def test_after_a_failed_sync_the_segment_is_given_up(journal: Journal, disk: Dis
     assert payloads(drain(journal)) == [b"and", b"on"]
 
 
+def test_a_sync_is_not_believed_where_the_file_system_opens_nothing_any_more(journal: Journal, disk: Disk) -> None:
+    keep(journal, b"before")
+    # ext4 that is shut down while fdatasync runs: that says 0, and nothing is on disk.
+    disk.fail("open", errno.EIO)
+    with pytest.raises(JournalError, match="Input/output error"):
+        journal.append(b"refused").wait(10)
+    disk.heal()
+    keep(journal, b"after")
+    assert payloads(drain(journal)) == [b"before", b"after"]
+
+
 def test_a_segment_that_cannot_be_cut_back_is_given_up(journal: Journal, disk: Disk) -> None:
     keep(journal, b"before")
     disk.fail("pwritev", errno.EIO, after_bytes=20)

@@ -22,7 +22,7 @@ the marker, so nothing inside a payload can be taken for a record when reading g
 
 ``segment-NNNNNNNNNN.spare``: the file of a released segment, which a new one is written into: the directory is synced,
 the file gets a size of whole pages, a new header (with a new marker) and an end mark, is synced, and is renamed. What
-it held before still stands behind the end mark, has another marker, and is no record of the new segment. Up to 512 MiB
+it held before still stands behind the end mark, has another marker, and is no record of the new segment. Up to 1 GiB
 and a quarter of the cap; removed after a minute without use, when the disk has little room, and when the journal is
 closed. Those of a process that was killed are taken over by the next. A file with a second hard link is never written
 over.

@@ -188,8 +188,14 @@ class Segment:
             OSError: it is unknown what is durable, or the file is gone from its place. Call `cut_back` and `seal`.
         """
         os.fdatasync(self._write_fd)
+        # ext4 that dies while a sync runs may say that all is well, though nothing is on disk; it opens no file any more.
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            found = _identity(os.fstat(fd))
+        finally:
+            os.close(fd)
         # A removed file is written and synced without complaint; nobody would ever read it again.
-        if _identity(os.stat(self.path)) != self._file:
+        if found != self._file:
             raise OSError(errno.ESTALE, "the file was replaced by another one")
 
     def cut_back(self) -> None:

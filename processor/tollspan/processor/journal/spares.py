@@ -19,7 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple
 
-SPARE_BYTES: Final = 512 << 20
+SPARE_BYTES: Final = 1 << 30
 """What spare files take together at the most: more than five seconds' spans at full speed on two cores."""
 SPARE_S: Final = 60.0
 """A spare file that is not needed for so long is removed."""
