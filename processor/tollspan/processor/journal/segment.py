@@ -188,7 +188,7 @@ class Segment:
             OSError: it is unknown what is durable, or the file is gone from its place. Call `cut_back` and `seal`.
         """
         os.fdatasync(self._write_fd)
-        # ext4 that dies while a sync runs may say that all is well, though nothing is on disk; it opens no file any more.
+        # ext4 that dies while a sync runs may say that all is well though nothing is on disk; it opens none any more.
         fd = os.open(self.path, os.O_RDONLY)
         try:
             found = _identity(os.fstat(fd))
