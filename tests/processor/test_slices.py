@@ -180,6 +180,25 @@ def test_the_hour_of_a_start_is_that_of_any_instant(world: Store) -> None:
         ) == [{"hour": hour}], text
 
 
+def test_what_counts_as_a_call_is_an_inference_that_is_billed_for_itself(world: Store) -> None:
+    (made,) = world.rows("SELECT default_expression AS made FROM system.columns WHERE name = 'counted'"
+                         " AND database = currentDatabase() AND table = 'ledger'")  # fmt: skip
+    kinds = ["inference", "model_load", "feature_read", "capacity", "other", ""]
+    statuses = ["priced", "free", "included", "partial", "unpriced", "invalid", "rollup", "not_billed"]
+    told = world.rows(
+        f"SELECT kind, cost_status, {made['made']} AS counted"
+        f" FROM (SELECT arrayJoin({kinds}) AS kind, arrayJoin({statuses}) AS cost_status)"
+    )
+    assert len(told) == len(kinds) * len(statuses)
+    calls = {(row["kind"], row["cost_status"]) for row in told if row["counted"]}
+    assert calls == {("inference", status) for status in statuses[:-2]}
+    (stored,) = world.rows(
+        f"SELECT countIf(counted) AS calls, countIf(counted != ({made['made']})) AS wrong FROM ledger"
+    )
+    assert stored["calls"] > 0
+    assert stored["wrong"] == 0
+
+
 @pytest.mark.parametrize(
     ("since", "until"),
     [(datetime(2200, 1, 1, tzinfo=UTC), None), (None, datetime(1990, 1, 1, tzinfo=UTC))],

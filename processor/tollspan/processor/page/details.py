@@ -28,7 +28,7 @@ from tollspan.processor.schema import LEDGER
 from tollspan.processor.trace_tree import tree
 from tollspan.processor.values import nearest
 
-_CALL: Final = "ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')"
+_CALL: Final = "ledger.counted"
 _OPEN: Final = "ledger.cost_status IN ('unpriced', 'invalid')"
 
 ONLY: Final[dict[str, tuple[str, str]]] = {

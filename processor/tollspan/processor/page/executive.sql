@@ -1,6 +1,6 @@
 -- Everything of the executive view that comes out of one look at the ledger: rows that are alike by step of time, and
 -- values of some dimensions, both beside the window before. `level` says which: a bit for each key that a row is not of.
--- Flags: 1 inference, 2 billed elsewhere or not at all, 4 without a price, 8 priced in part, 16 with a cost, 32 earlier.
+-- Flags: 1 counted as a call, 4 without a price, 8 priced in part, 16 with a cost, 32 earlier.
 -- Steps are added up by flags and components afterwards, which reads each row once and asks of it little.
 SELECT
     GROUPING($keys) AS level,
@@ -25,13 +25,12 @@ FROM
         if(now, toInt32(intDiv($second - {origin:Int64}, {step:Int64})), -1) AS bucket,
         ledger.priced_parts AS priced_in,
         ledger.open_parts AS open_in,
-        toUInt8((ledger.kind = 'inference')
-            + 2 * (ledger.cost_status IN ('rollup', 'not_billed'))
+        toUInt8(ledger.counted
             + 4 * (ledger.cost_status IN ('unpriced', 'invalid'))
             + 8 * (ledger.cost_status = 'partial')
             + 16 * isNotNull(ledger.cost)
             + 32 * NOT now) AS flags,
-        bitAnd(flags, 3) = 1 AS call,
+        bitTest(flags, 0) AS call,
         $columns,
         ledger.cost AS usd
     FROM $ledger

@@ -271,7 +271,7 @@ def _cube(reader: Rows, window: Window, where: Sequence[str], names: Sequence[st
 
 def _count(into: dict[str, Any], before: str, flags: int, count: int, cost: Decimal) -> None:
     """Add rows that are alike."""
-    call, open_, in_part = flags & 3 == 1, bool(flags & 4), bool(flags & 8)
+    call, open_, in_part = bool(flags & 1), bool(flags & 4), bool(flags & 8)
     for name, holds in (
         ("rows", True), ("known", flags & 16), ("unpriced_rows", open_), ("inferences", call),
         ("priced", call and not open_), ("unpriced", call and open_), ("partial", call and in_part),
@@ -285,7 +285,7 @@ def _split(into: dict[str, Any], row: Mapping[str, Any], flags: int, count: int,
     if "part_cost" not in into:
         into |= {f"part_{name}": [0] * len(COMPONENTS) for name in _PARTS}
         into |= {"part_cost": [Decimal(0)] * len(COMPONENTS), "bare_rows": 0, "bare_inferences": 0}
-    call, known, priced, opened = flags & 3 == 1, bool(flags & 16), row["priced_in"], row["open_in"]
+    call, known, priced, opened = bool(flags & 1), bool(flags & 16), row["priced_in"], row["open_in"]
     alone = priced & (priced - 1) == 0
     for place in range(len(COMPONENTS)):
         bit = 1 << place

@@ -42,7 +42,7 @@ FROM
             SELECT
                 ${keys}intDiv(toUInt32(toUnixTimestamp(ledger.start_time)), step) AS slot,
                 ifNull(sum(ledger.cost), toDecimal128(0, 12)) AS usd,
-                countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')) AS n
+                countIf(ledger.counted) AS n
             FROM $ledger
             WHERE $window
             GROUP BY ${by}slot

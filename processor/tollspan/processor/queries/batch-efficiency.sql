@@ -36,7 +36,7 @@ FROM
         intDiv(sum(ledger.duration_ns), items) AS ns_per_item
     FROM $ledger
     WHERE $window
-        AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+        AND ledger.counted
         AND ledger.batch_size > 0 AND NOT ifNull(ledger.cold_start, false)
     GROUP BY ${by}size_class
 )

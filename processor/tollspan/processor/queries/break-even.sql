@@ -47,7 +47,7 @@ FROM
             countIf(ledger.cost_status IN ('unpriced', 'invalid')) AS open,
             sum(ledger.cost) AS usd
         FROM ledger FINAL
-        WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+        WHERE $window AND ledger.counted
         GROUP BY ${by}minute_of
     )
     GROUP BY $group

@@ -25,7 +25,7 @@ FROM
             ledger.priced_parts AS priced,
             ledger.open_parts AS opened,
             isNotNull(ledger.cost) AS costed,
-            ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed') AS counts,
+            ledger.counted AS counts,
             ledger.cost_status IN ('unpriced', 'invalid') AS unknown,
             count() AS n,
             [sum(ledger.compute_cost), sum(ledger.network_cost), sum(ledger.storage_cost),

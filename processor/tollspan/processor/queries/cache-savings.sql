@@ -48,7 +48,7 @@ FROM
                 (meter, usd) -> position(meter, '.cache_') > 0 AND isNull(usd),
                 ledger.charges.meter, ledger.charges.cost) AS comparable
         FROM ledger FINAL
-        WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+        WHERE $window AND ledger.counted
             AND arrayExists(meter -> startsWith(meter, 'tokens.input.'), ledger.charges.meter)
     ) AS ledger
     GROUP BY $group

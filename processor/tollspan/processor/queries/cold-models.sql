@@ -8,8 +8,8 @@
 -- pitfall: a load and its inferences meet by the model's name; a load that names a file and calls that name a class do not.
 SELECT
     ${keys}countIf(ledger.kind = 'model_load') AS loads,
-    countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')) AS inferences,
-    countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed') AND ledger.cold_start) AS cold_starts,
+    countIf(ledger.counted) AS inferences,
+    countIf(ledger.counted AND ledger.cold_start) AS cold_starts,
     if(countIf(ledger.kind = 'model_load' AND isNotNull(ledger.cost)) = 0, NULL,
        sumIf(ledger.cost, ledger.kind = 'model_load')) AS load_cost,
     'USD' AS currency,

@@ -7,16 +7,15 @@
 --     that had none. Break down by provider or model, or filter.
 -- pitfall: loads (kind model_load) are beside it: a model can be loaded and never asked, see `cold-models`.
 SELECT
-    ${keys}countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')) AS inferences,
-    countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+    ${keys}countIf(ledger.counted) AS inferences,
+    countIf(ledger.counted
         AND ledger.cold_start) AS cold_starts,
     if(inferences = 0, NULL, divideDecimal(
         toDecimal128(cold_starts, 0), toDecimal128(greatest(inferences, 1), 0), 9)) AS cold_start_rate,
     if(cold_starts > 0, sumIf(ledger.cost, ledger.kind = 'inference' AND ledger.cold_start),
        toNullable(toDecimal128(0, 12))) AS cold_cost,
     'USD' AS currency,
-    if(cold_starts = 0, NULL, toUInt64(avgIf(ledger.duration_ns, ledger.kind = 'inference'
-        AND ledger.cost_status NOT IN ('rollup', 'not_billed') AND ledger.cold_start))) AS cold_mean_ns,
+    if(cold_starts = 0, NULL, toUInt64(avgIf(ledger.duration_ns, ledger.counted AND ledger.cold_start))) AS cold_mean_ns,
     countIf(ledger.kind = 'model_load') AS loads
 FROM $ledger
 WHERE $window

@@ -55,7 +55,7 @@ FROM
             quantileExactLow(0.5)(ledger.duration_ns) AS p50_ns,
             quantileExactLow(0.95)(ledger.duration_ns) AS p95_ns
         FROM ledger FINAL
-        WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+        WHERE $window AND ledger.counted
         GROUP BY $group
     )
     WINDOW largest AS (ORDER BY calls DESC$last ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)

@@ -34,7 +34,7 @@ FROM
     SELECT
         ${keys}countIf(ledger.kind = 'inference'
             AND ledger.cost_status IN ('priced', 'free', 'included', 'partial')) AS priced_inferences,
-        countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+        countIf(ledger.counted
             AND bitAnd(bitOr(ledger.priced_parts, ledger.open_parts), bit) != 0) AS using_inferences,
         countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
         countIf(bitAnd(ledger.open_parts, bit) != 0) AS open_rows,

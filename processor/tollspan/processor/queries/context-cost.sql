@@ -36,7 +36,7 @@ FROM
         toDecimal128(arraySum((meter, usd) -> if(startsWith(meter, 'tokens.output'), ifNull(usd, toDecimal128(0, 12)),
             toDecimal128(0, 12)), ledger.charges.meter, ledger.charges.cost), 12) AS paid_out
     FROM ledger FINAL
-    WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+    WHERE $window AND ledger.counted
 ) AS ledger
 GROUP BY $group
 ORDER BY ${times}input_cost DESC NULLS LAST$last

@@ -44,7 +44,7 @@ FROM
         countIf(arrayExists((meter, usd) -> startsWith(meter, 'tokens.input.') AND isNull(usd),
                             ledger.charges.meter, ledger.charges.cost)) AS open
     FROM ledger FINAL
-    WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+    WHERE $window AND ledger.counted
         AND isNotNull(ledger.input_tokens)
     GROUP BY id, served
     HAVING calls > 1

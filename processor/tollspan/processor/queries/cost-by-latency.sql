@@ -32,7 +32,7 @@ WITH
                     number -> if(number = 0, 0, reinterpretAsFloat32(bitShiftLeft(toUInt32(number + 8768), 17))),
                     classes) AS begins
             FROM $ledger
-            WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+            WHERE $window AND ledger.counted
             GROUP BY $one
         )
     ) AS edges
@@ -51,13 +51,11 @@ SELECT
 FROM
 (
     WITH
-        transform($one, edges.1, arrayEnumerate(edges.1), 0) AS nth,
-        arrayEnumerate(edges.1) AS all_,
+        toUInt32(transform($one, edges.1, arrayEnumerate(edges.1), 0)) AS nth,
         toFloat32(ledger.duration_ns) AS took,
         -- One number for group and band is half as dear a key. A group that was not there yet at the first look has none.
-        toUInt32(toUInt32(nth) * 8 + 1
-            + (took >= transform(nth, all_, edges.2, inf)) + (took >= transform(nth, all_, edges.3, inf))
-            + (took >= transform(nth, all_, edges.4, inf)) + (took >= transform(nth, all_, edges.5, inf))) AS place
+        toUInt32(nth * 8 + 1
+            + (took >= edges.2[nth]) + (took >= edges.3[nth]) + (took >= edges.4[nth]) + (took >= edges.5[nth])) AS place
     SELECT
         ${any}toUInt8(place % 8) AS band,
         count() AS inferences,
@@ -67,7 +65,7 @@ FROM
         count(ledger.cost) AS known,
         countIf(ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences
     FROM $ledger
-    WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+    WHERE $window AND ledger.counted
     GROUP BY place
     HAVING place > 8
 )

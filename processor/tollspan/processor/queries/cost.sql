@@ -8,7 +8,7 @@ SELECT
     ${keys}if(countIf(isNotNull(ledger.cost)) = 0 AND countIf(ledger.cost_status IN ('unpriced', 'invalid')) > 0,
        NULL, ifNull(sum(ledger.cost), toDecimal128(0, 12))) AS cost,
     'USD' AS currency,
-    countIf(ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')) AS inferences,
+    countIf(ledger.counted) AS inferences,
     countIf(ledger.kind = 'inference' AND ledger.cost_status IN ('unpriced', 'invalid')) AS unpriced_inferences,
     countIf(ledger.kind = 'inference' AND ledger.cost_status = 'partial') AS partial_inferences
 FROM $ledger

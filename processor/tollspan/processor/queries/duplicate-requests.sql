@@ -38,7 +38,7 @@ FROM
             ledger.feature AS feature,
             ledger.cost AS usd
         FROM ledger FINAL
-        WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+        WHERE $window AND ledger.counted
     ) AS calls
     INNER JOIN
     (

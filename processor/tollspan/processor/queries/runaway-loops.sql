@@ -29,7 +29,7 @@ WITH
                         count() AS calls,
                         if(countIf(isNotNull(ledger.cost)) = 0, NULL, sum(ledger.cost)) AS usd
                     FROM ledger FINAL
-                    WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+                    WHERE $window AND ledger.counted
                     GROUP BY id
                 )
                 GROUP BY of_group
@@ -59,7 +59,7 @@ SELECT
     argMin(ledger.input_tokens, ledger.start_time) AS first_input_tokens,
     argMax(ledger.input_tokens, ledger.start_time) AS last_input_tokens
 FROM ledger FINAL
-WHERE $window AND ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed')
+WHERE $window AND ledger.counted
     AND ledger.trace_id IN (SELECT arrayJoin(loops).1)
 GROUP BY ledger.trace_id
 ORDER BY cost DESC NULLS LAST, inferences DESC, trace_id

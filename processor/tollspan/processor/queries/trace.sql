@@ -57,7 +57,7 @@ FROM
             ledger.cost AS money,
             toString(ledger.cost_status) AS status,
             ledger.span_status = 'error' AS error,
-            ledger.kind = 'inference' AND ledger.cost_status NOT IN ('rollup', 'not_billed') AS infers
+            ledger.counted AS infers
         FROM ledger FINAL
         WHERE $window AND ledger.trace_id = toFixedString(unhex({trace:String}), 16)
         UNION ALL
