@@ -39,7 +39,8 @@ MOST: Final = 32
 
 _COLUMNS: Final = (
     "*, start_hour, counted, cost.null AS costless, model_cost, compute_cost, network_cost, storage_cost,"
-    " telemetry_cost, overhead_cost, priced_parts, open_parts, machines.meter, machines.quantity, machines.cost, arrived_at"
+    " telemetry_cost, overhead_cost, priced_parts, open_parts, machines.meter, machines.quantity, machines.cost,"
+    " arrived_at"
 )
 """What the queries ask for; ``*`` leaves out what is computed. Those that nobody asks for are not read."""
 
