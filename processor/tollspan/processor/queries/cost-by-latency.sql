@@ -51,12 +51,15 @@ SELECT
 FROM
 (
     WITH
-        toUInt32(transform($one, edges.1, arrayEnumerate(edges.1), 0)) AS nth,
+        $nth AS nth,
+        arrayEnumerate(edges.1) AS all_,
         toFloat32(ledger.duration_ns) AS took,
         -- One number for group and band is half as dear a key. A group that was not there yet at the first look has none.
-        toUInt32(nth * 8 + 1
-            + (took >= edges.2[nth]) + (took >= edges.3[nth]) + (took >= edges.4[nth]) + (took >= edges.5[nth])) AS place
+        toUInt32(toUInt32(nth) * 8 + 1
+            + (took >= transform(nth, all_, edges.2, inf)) + (took >= transform(nth, all_, edges.3, inf))
+            + (took >= transform(nth, all_, edges.4, inf)) + (took >= transform(nth, all_, edges.5, inf))) AS place
     SELECT
+        edges.1[intDiv(place, 8)] AS one,
         ${any}toUInt8(place % 8) AS band,
         count() AS inferences,
         min(ledger.duration_ns) AS from_ns,

@@ -182,11 +182,8 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
         "keys": keys("ledger"),
         "telemetry_keys": keys("telemetry") if all(each.telemetry for each in by) else "",
         "by": "".join(f"{name}, " for name in names),
-        # The same where rows are grouped by something else that tells them apart.
-        "any": "".join(
-            f"{f'any({each.sql})' if each.time else f'''nullIf(any({each.sql}), '')'''} AS {each.name},\n        "
-            for each in by
-        ),
+        # The same where rows are grouped by something else that tells them apart, `one` among it.
+        "any": "".join(f"{_any(each, alone=len(by) == 1)} AS {each.name},\n        " for each in by),
         # Behind GROUP BY. No row at all comes of grouping nothing.
         "group": ", ".join(names) or "tuple()",
         "partition": f"PARTITION BY {', '.join(names)}" if names else "",
@@ -194,6 +191,8 @@ def _fragments(by: Sequence[Dimension]) -> dict[str, str]:
         # in a type for arrays.
         "one": _one(by),
         "one_alone": _one(by) if _is_number(by) else f"toString({_one(by)})",
+        # Which of ``edges.1`` it is, from 1 on; 0: none of them.
+        "nth": _nth(by, "edges.1"),
         # For joins, in which NULL would not equal NULL.
         "texts": f"[{', '.join(f'''ifNull(toString({name}), '')''' for name in names)}]"
         if names
@@ -210,6 +209,28 @@ def _is_number(by: Sequence[Dimension]) -> bool:
     return len(by) == 1 and by[0].time
 
 
+def _any(dimension: Dimension, *, alone: bool) -> str:
+    """A column of a group whose rows are alike in it; ``alone``: `one` is its text, if it is one."""
+    if alone and not dimension.time:
+        return "nullIf(one, '')"
+    made = f"any({dimension.sql})"
+    if len(dimension.columns) == 1:
+        # What is made of a column is made once a group.
+        made = dimension.sql.replace(dimension.columns[0], f"any({dimension.columns[0]})")
+    return made if dimension.time else f"nullIf({made}, '')"
+
+
+def _nth(by: Sequence[Dimension], among: str) -> str:
+    def look_up(what: str) -> str:
+        return f"transform({what}, {among}, arrayEnumerate({among}), 0)"
+
+    if len(by) == 1 and not by[0].time and len(by[0].columns) == 2:
+        # Of each column alone it is asked of each text once; of what is made of two, of every row.
+        first, second = by[0].columns
+        return f"if({first} != '', {look_up(first)}, {look_up(second)})"
+    return look_up(_one(by))
+
+
 def _one(by: Sequence[Dimension]) -> str:
     if not by:
         return "''"
@@ -217,7 +238,7 @@ def _one(by: Sequence[Dimension]) -> str:
         # As it is: a function of a column of few texts is asked of each text once.
         return by[0].sql
     if _is_number(by):
-        return f"toInt64({by[0].sql})"
+        return by[0].number
     return f"toString(({', '.join(f'toString({each.sql})' for each in by)}, ''))"
 
 
