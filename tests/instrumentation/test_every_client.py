@@ -217,6 +217,9 @@ async def call_that_is_cancelled(world: World, ask: Callable[[Any], Any]) -> Non
         task = asyncio.ensure_future(world.ask(client, ask))
         while not world.stub.requests and not task.done():
             await asyncio.sleep(0.005)
+        # The server can have all of it before the client has come back from sending it, and waits for the answer.
+        for _ in range(100):
+            await asyncio.sleep(0)
         task.cancel()
         with world.seen.failure():
             await task
