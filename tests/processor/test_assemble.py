@@ -16,6 +16,7 @@ from tollspan.processor.assemble import NO_PARENT, Assembler, correct
 from tollspan.processor.decode import fused
 from tollspan.processor.identity import ascending, distinct, repeated
 from tollspan.processor.journal import Range
+from tollspan.processor.recent import Index
 from tollspan.processor.recent_log import Record
 
 ROOT = 0
@@ -146,6 +147,30 @@ def test_memory_of_old_spans_is_bounded() -> None:
     assert len(assembler.spans) <= 1100
     assert len(assembler.billed) <= 1100
     assert 80 < assembler.since < 99, "what is forgotten is known"
+
+
+def test_at_its_bound_memory_takes_no_more_room() -> None:
+    fused.prepare(wait=True)
+    assembler, rng = Assembler(max_spans=65_000), np.random.default_rng(1)
+    for now in range(25):
+        keys = np.unique(rng.integers(0, 2**64, 3000, dtype=np.uint64))
+        places = np.zeros((len(keys), 4), np.uint64)
+        assembler.learn(keys, np.zeros((len(keys), 2), np.uint64), keys, keys, places, float(now))
+        assert assembler.spans.find(keys)[0].tolist() == list(range(len(keys)))
+        for known in (assembler.spans, assembler.billed, assembler._ancestors):
+            assert isinstance(known, Index)
+            assert len(known) <= 65_000
+            assert len(known._keys) <= 1 << 16, "entries that have room; it is a power of two"
+    assert len(assembler.spans) > 60_000
+
+
+def test_a_batch_above_the_bound_is_remembered_alone() -> None:
+    assembler, none = Assembler(max_spans=10), np.zeros(0, np.uint64)
+    for now, size in enumerate((8, 30, 4)):
+        keys = np.arange(size, dtype=np.uint64) + np.uint64(100 * now)
+        assembler.learn(keys, np.zeros((size, 2), np.uint64), none, none, np.zeros((0, 4), np.uint64), float(now))
+        assert len(assembler.spans) == size
+        assert assembler.since == max(now - 1, 0)
 
 
 def test_what_is_older_than_the_window_is_forgotten() -> None:

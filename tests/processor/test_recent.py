@@ -104,12 +104,25 @@ def test_law_what_was_put_in_is_found_until_it_is_forgotten(
     assert rows.tolist() == sorted(rows.tolist())
     for row, value in zip(rows.tolist(), values.tolist(), strict=True):
         assert everything[int(asked[row])] == tuple(value)
+    assert np.flatnonzero(known.member(asked)).tolist() == rows.tolist()
     missing = set(asked.tolist()) - set(asked[rows].tolist()) - {3, 5}
     assert all(everything[key][1] <= known.forgotten for key in missing)
     assert sum(sizes) > 2000 or not missing
     assert len(known) == sum(len(keys) for _, keys, _ in known.batches())
     for _, keys, values in known.batches():
         assert all(everything[key] == tuple(value) for key, value in zip(keys.tolist(), values.tolist(), strict=True))
+
+
+@KNOWN
+def test_keys_with_nothing_beside_them_are_a_set(of_width: Callable[[int], Known]) -> None:
+    known, asked = of_width(0), np.arange(1, 9, dtype=np.uint64)
+    assert not known.member(asked).any()
+    for now, keys in enumerate(([2, 5], [], [1, 5, 7])):
+        known.add(np.array(keys, np.uint64), np.empty((len(keys), 0), np.uint64), float(now))
+    assert asked[known.member(asked[::-1])[::-1]].tolist() == [1, 2, 5, 7]
+    assert [(now, keys.tolist()) for now, keys, _ in known.batches()] == [(0.0, [2, 5]), (2.0, [1, 5, 7])]
+    known.expire(1.0, 100)
+    assert asked[known.member(asked)].tolist() == [1, 5, 7]
 
 
 @KNOWN

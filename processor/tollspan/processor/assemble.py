@@ -28,7 +28,7 @@ import numpy.typing as npt
 from tollspan.pricing.meters import METERS
 from tollspan.processor import revisions
 from tollspan.processor.decode.fused import kernels
-from tollspan.processor.identity import U64, Layers, Mask, Rows, ascending, find, member
+from tollspan.processor.identity import U64, Mask, Rows, ascending, find, member
 from tollspan.processor.recent import Generations, Known, faster
 from tollspan.processor.recent_log import Record
 
@@ -103,7 +103,7 @@ class Assembler:
     spans: Known = field(default_factory=lambda: Generations(2))
     billed: Known = field(default_factory=lambda: Generations(4))
     since: float = np.inf
-    _ancestors: Layers = field(default_factory=Layers)
+    _ancestors: Known = field(default_factory=lambda: Generations(0))
     _embeds: bool = False
 
     def mark(
@@ -216,14 +216,17 @@ class Assembler:
         """
         if self.since == np.inf:
             self.since = now
-        self.spans, self.billed = faster(self.spans), faster(self.billed)
-        self.spans.add(keys, spans, now)
-        self._ancestors.add(announced, now)
-        self.billed.add(billed, places, now)
+        self.spans, self.billed, self._ancestors = faster(self.spans), faster(self.billed), faster(self._ancestors)
         horizon = now - self.window_s
-        for each in (self.spans, self.billed):
-            each.expire(horizon, self.max_spans)
-        self._ancestors.expire(horizon, self.max_spans)
+        for known, more, values in (
+            (self.spans, keys, spans),
+            (self.billed, billed, places),
+            (self._ancestors, announced, np.empty((len(announced), 0), np.uint64)),
+        ):
+            # First, so that what comes finds the room of what goes; else all would double for one batch's sake.
+            known.expire(horizon, self.max_spans - len(more))
+            known.add(more, values, now)
+            known.expire(horizon, self.max_spans)
         self.since = max(self.since, self.spans.forgotten)
 
     def recall(self, records: Iterable[Record]) -> U64:
@@ -237,7 +240,7 @@ class Assembler:
             self.since = record.since_ns / 1e9 if self.since == np.inf else max(self.since, record.since_ns / 1e9)
             self.learn(record.keys, record.spans, record.ancestors, record.billed, record.rows, now)
             self._embeds = True  # perhaps; it only saves a search
-        places = [self.late(keys) for _, keys in self._ancestors.layers()]
+        places = [self.late(keys) for _, keys, _ in self._ancestors.batches()]
         found: U64 = np.concatenate([np.zeros((0, 4), np.uint64), *places])
         return found
 

@@ -111,61 +111,6 @@ def repeated(keys: U64) -> Mask:
     return again
 
 
-class Layers:
-    """Sets of keys that grow by batches and are forgotten by age: a few sorted arrays, searched one after another.
-
-    Merging only the younger half when there are too many keeps an insert's cost near that of sorting the batch, however
-    much is remembered. Most keys that are asked for are in none of them, and a bitmap says so at once.
-    """
-
-    MOST: Final = 12
-    SLOTS: Final = 1 << 22
-
-    def __init__(self) -> None:
-        self._layers: list[tuple[float, U64]] = []
-        self._maybe = np.zeros(self.SLOTS, np.bool_)
-
-    def __len__(self) -> int:
-        return sum(len(keys) for _, keys in self._layers)
-
-    def add(self, keys: U64, now: float) -> None:
-        """Put ascending, unique keys in."""
-        if not len(keys):
-            return
-        self._layers.append((now, keys))
-        self._maybe[keys & np.uint64(self.SLOTS - 1)] = True
-        if len(self._layers) > self.MOST:
-            half = len(self._layers) // 2
-            younger = self._layers[half:]
-            self._layers[half:] = [(younger[-1][0], ascending(np.concatenate([k for _, k in younger])))]
-
-    def layers(self) -> list[tuple[float, U64]]:
-        """The sets with the times they were added at, the oldest first."""
-        return list(self._layers)
-
-    def expire(self, horizon: float, most: int) -> None:
-        """Forget layers older than ``horizon``, and the oldest beyond ``most`` keys; the youngest stays."""
-        before = len(self._layers)
-        while len(self._layers) > 1 and (self._layers[0][0] < horizon or len(self) > most):
-            self._layers.pop(0)
-        if len(self._layers) < before:
-            self._maybe[:] = False
-            for _, keys in self._layers:
-                self._maybe[keys & np.uint64(self.SLOTS - 1)] = True
-
-    def member(self, keys: U64) -> Mask:
-        """Whether each of ``keys`` is in any layer."""
-        found: Mask = self._maybe[keys & np.uint64(self.SLOTS - 1)]
-        some = np.flatnonzero(found)
-        if len(some):
-            asked = keys[some]
-            hit = np.zeros(len(some), np.bool_)
-            for _, layer in self._layers:
-                hit |= member(asked, layer)
-            found[some] = hit
-        return found
-
-
 def member(keys: U64, sorted_keys: U64) -> Mask:
     """Whether each of ``keys`` stands in the ascending ``sorted_keys``."""
     return find(keys, sorted_keys) >= 0

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from tollspan.processor.decode import Decoded
 from tollspan.processor.decode.fused import kernels
-from tollspan.processor.identity import MULTIPLIERS, U64, Rows, find, repeated, span_keys, trace_keys, words
+from tollspan.processor.identity import MULTIPLIERS, U64, Mask, Rows, find, repeated, span_keys, trace_keys, words
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Known(Protocol):
     """Keys with values beside them, that grow by batches and are forgotten by age and number.
 
     Attributes:
-        width: values beside a key.
+        width: values beside a key; 0 for a mere set.
         forgotten: nothing that came after this was forgotten.
     """
 
@@ -87,6 +87,9 @@ class Known(Protocol):
 
     def find(self, keys: U64) -> tuple[Rows, U64]:
         """Rows of ``keys`` that are known, ascending, and the values beside each of them, shape (found, width)."""
+
+    def member(self, keys: U64) -> Mask:
+        """Whether each of ``keys`` is known."""
 
     def expire(self, horizon: float, most: int) -> None:
         """Forget what came before ``horizon``, and the oldest beyond ``most`` keys; what came last stays."""
@@ -160,6 +163,12 @@ class Generations:
         order = np.argsort(found)
         return found[order], np.concatenate(values)[order]
 
+    def member(self, keys: U64) -> Mask:
+        """See `Known`."""
+        found = np.zeros(len(keys), np.bool_)
+        found[self.find(keys)[0]] = True
+        return found
+
     def expire(self, horizon: float, most: int) -> None:
         """See `Known`."""
         before = len(self._generations)
@@ -214,11 +223,14 @@ class Index:
 
     def find(self, keys: U64) -> tuple[Rows, U64]:
         """See `Known`."""
-        places = np.empty(len(keys), np.int64)
-        if not self._walk.index_find(_own(keys), self._slots, self._keys, places):
-            return np.zeros(0, np.int64), np.zeros((0, self.width), np.uint64)
+        places = self._places_of(keys)
         rows = np.flatnonzero(places >= 0)
         return rows, self._values[places[rows]]
+
+    def member(self, keys: U64) -> Mask:
+        """See `Known`."""
+        found: Mask = self._places_of(keys) >= 0
+        return found
 
     def expire(self, horizon: float, most: int) -> None:
         """See `Known`."""
@@ -235,6 +247,12 @@ class Index:
             made.append((now, self._keys[mine], self._values[mine]))
             at += count
         return made
+
+    def _places_of(self, keys: U64) -> Rows:
+        """Places of keys, -1 where they are not here."""
+        places = np.empty(len(keys), np.int64)
+        self._walk.index_find(_own(keys), self._slots, self._keys, places)
+        return places
 
     def _places(self) -> Rows:
         """Places of the entries, the oldest first."""
