@@ -1,6 +1,6 @@
 """Spans per CPU-second from OTLP/gRPC to rows written, beside Rotel with its ClickHouse exporter into the same sink.
 
-    python tests/benchmarks/processor.py [--spans 400000]
+    python tests/benchmarks/processor.py [--spans 1000000] [--rounds 3]
 
 The sink answers ClickHouse's HTTP handshake and throws inserts away, in a process of its own. CPU time is that of the
 processor's process alone (getrusage of the child), from the end of a warm-up to exit after a drain: the warm-up (same
@@ -129,9 +129,9 @@ def rotel_agent() -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--spans", type=int, default=400_000)
+    parser.add_argument("--spans", type=int, default=1_000_000)
     parser.add_argument("--warm-up", type=int, help="spans sent before; half as many again by default")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     before = args.spans * 3 // 2 if args.warm_up is None else args.warm_up
     spans, warm = args.spans // 512 * 512, requests(before // 512 + 4)

@@ -9,7 +9,7 @@ is written again with a higher revision.
 In: the canonical columns of one batch. Out: a mask of roll-ups in this batch, and where the earlier rows stand that
 have to be corrected. State: for a bounded window of recent spans, key → parent key, which of them are known to have a
 token-bearing descendant, and where the billed ones stand in the ledger. `mark` only looks; `learn` takes a batch in,
-once its rows are written. Everything is sorted arrays; the one loop is over the depth of the tree.
+once its rows are written. Whole arrays at a time; the one loop is over the depth of the tree.
 
 The clock is the journal's: seconds of the instants at which batches were received. So a batch that comes again after a
 crash meets what it met the first time.
