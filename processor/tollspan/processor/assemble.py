@@ -223,7 +223,7 @@ class Assembler:
             (self.billed, billed, places),
             (self._ancestors, announced, np.empty((len(announced), 0), np.uint64)),
         ):
-            # First, so that what comes finds the room of what goes; else all would double for one batch's sake.
+            # First, so that what comes finds the room of what goes: a large batch would double all of it.
             known.expire(horizon, self.max_spans - len(more))
             known.add(more, values, now)
             known.expire(horizon, self.max_spans)
