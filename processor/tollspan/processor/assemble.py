@@ -103,7 +103,7 @@ class Assembler:
     spans: Known = field(default_factory=lambda: Generations(2))
     billed: Known = field(default_factory=lambda: Generations(4))
     since: float = np.inf
-    _ancestors: Known = field(default_factory=lambda: Generations(0))
+    _ancestors: Known = field(default_factory=lambda: Generations(0, 1 << 22))
     _embeds: bool = False
 
     def mark(

@@ -115,16 +115,16 @@ class Generations:
 
     Args:
         width: values beside a key.
+        slots: of the bitmap, a byte each, a power of two.
     """
 
     MOST: Final = 12
-    SLOTS: Final = 1 << 24
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, slots: int = 1 << 24) -> None:
         self.width = width
         self.forgotten = -np.inf
         self._generations: list[_Generation] = []
-        self._maybe = np.zeros(self.SLOTS, np.bool_)
+        self._maybe = np.zeros(slots, np.bool_)
 
     def __len__(self) -> int:
         return sum(len(each.keys) for each in self._generations)
@@ -146,7 +146,7 @@ class Generations:
 
     def find(self, keys: U64) -> tuple[Rows, U64]:
         """See `Known`."""
-        open_ = np.flatnonzero(self._maybe[keys & np.uint64(self.SLOTS - 1)])
+        open_ = np.flatnonzero(self._maybe[keys & np.uint64(len(self._maybe) - 1)])
         rows, values = [], []
         for each in reversed(self._generations):
             if not len(open_):
@@ -184,7 +184,7 @@ class Generations:
         return [(each.born, each.keys, each.values) for each in self._generations]
 
     def _mark(self, keys: U64) -> None:
-        self._maybe[keys & np.uint64(self.SLOTS - 1)] = True
+        self._maybe[keys & np.uint64(len(self._maybe) - 1)] = True
 
 
 class Index:
